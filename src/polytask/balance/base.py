@@ -1,0 +1,84 @@
+"""Balance: losses, a Gramian or a Jacobian, and a state -> one weight per task, and the next state.
+
+A method never calls `backward` and never sees a model; `engine.Balancer` does both, once, for all
+of them. Tasks absent from the batch never reach a method: it sees the K present tasks, and
+`index_K` says where they stand on axis T of its state.
+
+Shapes: T = tasks of the run, K = tasks present in this step, P = shared parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+"""What a method remembers: named tensors, so that a checkpoint holds it as it is."""
+
+Needs = Literal["losses", "gramian", "rows"]
+"""What a method must see: the K losses; their gradients' K x K products; the gradients."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a step tells a method.
+
+    losses_K: this step's mean losses, detached.
+    index_K: positions of the present tasks on axis T, int64.
+    tasks: T, how many tasks the run has.
+    step: how many updates came before this one.
+    epoch: how many whole epochs came before; None where the loop told nobody.
+    gram_KK: float64 products of the shared gradients, where the method needs them.
+    rows_KP: the shared gradients themselves, where the method needs them.
+    """
+
+    losses_K: Tensor
+    index_K: Tensor
+    tasks: int
+    step: int = 0
+    epoch: int | None = None
+    gram_KK: Tensor | None = None
+    rows_KP: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """A method's answer.
+
+    state: the next state.
+    weights_K: what multiplies each present task's loss. May carry a graph into the method's own
+        parameters (a method with trained parts is an nn.Module).
+    penalty: a scalar added to the weighted losses, with a graph into the method's own parameters.
+    direction_P: the shared update itself, from methods whose answer is no weighted sum of rows.
+        Exactly one of weights_K and direction_P drives the shared parameters.
+    """
+
+    state: State
+    weights_K: Tensor
+    penalty: Tensor | None = None
+    direction_P: Tensor | None = None
+
+
+@runtime_checkable
+class Balance(Protocol):
+    """The contract of this room.
+
+    needs: the least a method must see; the engine computes no more than that.
+    foresees: True where the weights do not depend on this step's losses, so that gradient
+        accumulation can weigh each micro-batch as it comes.
+    by_epoch: True where the method compares epochs and must be told of them.
+    """
+
+    needs: ClassVar[Needs]
+    foresees: ClassVar[bool]
+    by_epoch: ClassVar[bool]
+
+    def start(self, tasks: int) -> State:
+        """Return the state before the first step of a run with T = `tasks`."""
+        ...
+
+    def __call__(self, signal: Signal, state: State) -> Update:
+        """Return the weights for this step and the next state."""
+        ...

@@ -1,0 +1,184 @@
+"""The frozen record of a run, and the only way files are written: whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polytask import __version__
+from polytask.errors import RunError
+
+Values = dict[str, float]
+"""A number per task, or per metric."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One validation: what was known of a run at one step.
+
+    train: mean training loss per task since the last point (tasks not seen are left out).
+    val: per task, each metric's value. weights: mean weight per task since the last point.
+    score: what the best checkpoint is chosen by (up is better), in % where it is a delta-m.
+    """
+
+    step: int
+    epoch: int
+    seconds: float
+    train: Values
+    val: dict[str, Values]
+    weights: Values
+    score: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Gradients of the tasks in the shared parameters at one step, on one training batch.
+
+    cosines: T x T in the order of the record's tasks; None where a task was absent or its
+        gradient is 0. norms: one per task.
+    """
+
+    step: int
+    cosines: tuple[tuple[float | None, ...], ...]
+    norms: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost. seconds: training alone, validation apart. peak_memory: bytes above the
+    level before the run, None where the system cannot tell. waiting: share of the step's time spent
+    waiting for data."""
+
+    seconds: float
+    validation_seconds: float
+    steps: int
+    parameters: int
+    shared_parameters: int
+    peak_memory: int | None
+    waiting: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one training with one seed left behind.
+
+    best: the point whose weights were kept. best_per_task: per task, the step of its own best
+    point and that value of its primary metric on the validation split.
+    stopped: "epochs" (ran out of them) or "patience".
+    """
+
+    suite: str
+    method: str
+    tasks: tuple[str, ...]
+    seed: int
+    settings: dict[str, Any]
+    points: tuple[Point, ...]
+    probes: tuple[Probe, ...]
+    best: Point
+    best_per_task: dict[str, tuple[int, float]]
+    stopped: str
+    cost: Cost
+    engine: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        write_json(path, to_json(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        raw = read_json(path)
+        try:
+            points = tuple(Point(**p) for p in raw.pop("points"))
+            probes = tuple(
+                Probe(p["step"], tuple(tuple(row) for row in p["cosines"]), tuple(p["norms"]))
+                for p in raw.pop("probes")
+            )
+            best = Point(**raw.pop("best"))
+            per_task = {k: (int(s), _number(v)) for k, (s, v) in raw.pop("best_per_task").items()}
+            cost = Cost(**raw.pop("cost"))
+            return cls(
+                points=points,
+                probes=probes,
+                best=best,
+                best_per_task=per_task,
+                cost=cost,
+                tasks=tuple(raw.pop("tasks")),
+                **raw,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"{path} is not a record of a run ({error}); delete it and run again."
+            ) from error
+
+
+def versions() -> dict[str, str]:
+    """Return what a result depends on: versions of Python, polytask, torch and numpy."""
+    import numpy as np
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "polytask": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` as plain JSON types. NaN and infinities become null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    text = json.dumps(to_json(value), indent=1, allow_nan=False) + "\n"
+    write_atomic(path, text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or raise a RunError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; is {path.parent} the folder of a run?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` under `path`: the file is the old one or the new one, never half of it."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(
+            f"Cannot write {path}: {error.strerror or error}. What was there before is untouched; "
+            "free some space or choose another folder with --out."
+        ) from error

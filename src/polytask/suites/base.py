@@ -1,0 +1,117 @@
+"""Suites: tasks, the streams that label them in each split, and where the data came from.
+
+A stream is one data set: inputs with rows on dim 0, and targets for one or more tasks. A suite
+with one stream is the shared-input case; T streams are the one-data-set-per-task case; anything
+between is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from polytask.tasks import TaskSet
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""What an encoder takes: one tensor, or named tensors; rows on dim 0 of each."""
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a suite comes from: one paragraph a person needs before citing a number."""
+
+    title: str
+    source: str
+    licence: str
+    citation: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One data set of one split. A missing label is NaN, or -100 in integer targets.
+
+    inputs: a tensor or named tensors, N rows each.
+    targets: per task a tensor of N rows, in the task's own units.
+    ragged: names (of inputs and of tasks) padded along dim 1. A batch is cut to the longest of
+        its rows, by `lengths`.
+    lengths: (N,), how much of dim 1 each row uses; needed where anything is ragged.
+    """
+
+    name: str
+    inputs: Inputs
+    targets: Mapping[str, Tensor]
+    ragged: tuple[str, ...] = ()
+    lengths: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.targets.values())))
+
+    def take(self, rows_N: Tensor) -> Stream:
+        """Return the stream with only these rows (an index tensor)."""
+        if isinstance(self.inputs, Tensor):
+            inputs: Inputs = self.inputs[rows_N]
+        else:
+            inputs = {name: value[rows_N] for name, value in self.inputs.items()}
+        targets = {name: value[rows_N] for name, value in self.targets.items()}
+        lengths = None if self.lengths is None else self.lengths[rows_N]
+        return replace(self, inputs=inputs, targets=targets, lengths=lengths)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks and their streams, with an encoder to begin with.
+
+    tasks: fitted on the training labels (see `suites.check.fitted`).
+    encoder: builds a fresh encoder. It maps inputs to features: a tensor (B, width), or a dict
+        with "row" (B, width), "sequence" (B, L, width) or "map" (B, width, H, W), whichever the
+        tasks' kinds read.
+    width: channels of the features.
+    batch_size, epochs: what a run of this suite takes unless told otherwise.
+    """
+
+    name: str
+    tasks: TaskSet
+    train: tuple[Stream, ...]
+    val: tuple[Stream, ...]
+    test: tuple[Stream, ...]
+    encoder: Callable[[], nn.Module]
+    width: int
+    about: About
+    batch_size: int = 128
+    epochs: int = 50
+    notes: tuple[str, ...] = field(default=())
+
+    def split(self, name: Split) -> tuple[Stream, ...]:
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def only(self, names: Iterable[str]) -> Suite:
+        """Return the suite of the named tasks alone: rows that label none of them are left out."""
+        tasks = self.tasks.only(names)
+        train, val, test = (
+            tuple(s for stream in self.split(name) if (s := _only(stream, tasks)) is not None)
+            for name in SPLITS
+        )
+        return replace(self, tasks=tasks, train=train, val=val, test=test)
+
+
+def _only(stream: Stream, tasks: TaskSet) -> Stream | None:
+    targets = {n: stream.targets[n] for n in tasks.names if n in stream.targets}
+    if not targets:
+        return None
+    labelled_N = torch.zeros(len(stream), dtype=torch.bool)
+    for name, target in targets.items():
+        kind = tasks.named(name).kind
+        labelled_N |= kind.present(kind.encode(target)).flatten(1).any(1)
+    ragged = tuple(n for n in stream.ragged if n in targets or n not in stream.targets)
+    kept = replace(stream, targets=targets, ragged=ragged)
+    if bool(labelled_N.all()):
+        return kept
+    return kept.take(labelled_N.nonzero().squeeze(1)) if bool(labelled_N.any()) else None
