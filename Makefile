@@ -6,7 +6,11 @@ BIN := .venv/bin
 # It names the interpreter and this folder: scripts inside .venv hold its absolute path.
 STAMP := .venv/.ready
 IDENTITY = $(CURDIR) $$($(BIN)/python -V 2>&1)
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+# In the environment rather than as an option: so the build backends are pinned too.
+# (PIP_BUILD_CONSTRAINT is what pip 25.3 and later read for them.)
+setup: export PIP_CONSTRAINT = constraints.txt
+setup: export PIP_BUILD_CONSTRAINT = constraints.txt
 
 # In CI nothing is rewritten: code that is not formatted is a failure.
 FORMAT := $(if $(filter true 1,$(CI)),--check)
@@ -46,9 +50,7 @@ check: setup
 	@echo "Setting up .venv; the first time takes a few minutes."
 	$(PYTHON) -m venv --clear .venv
 
-# Two steps, so that the build backend is pinned too and no second one is fetched.
 .install:
 	@rm -f $(STAMP)
-	$(INSTALL) hatchling editables
-	$(INSTALL) --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
 	@echo "$(IDENTITY)" > $(STAMP)
