@@ -31,7 +31,10 @@ class SharedModel(nn.Module):
 
     @abstractmethod
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters more than one task reaches."""
+        """Return the parameters that tasks share: those a task added to the model would reach too.
+
+        So a model of one task has shared parameters as well, and the same loop trains both.
+        """
 
     @abstractmethod
     def task_parameters(self, task: str) -> list[nn.Parameter]:
