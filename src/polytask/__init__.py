@@ -1,7 +1,47 @@
 """polytask: one model that does many tasks, through its whole life.
 
-Rooms are imported by name (`from polytask.balance import Balancer, PCGrad`); importing the
-package itself loads nothing but this file, so it costs next to nothing.
+Rooms load when they are first used, so importing the package costs next to nothing:
+
+    from polytask.balance import Balancer, PCGrad
+
+    import polytask
+    polytask.balance.Balancer
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type checkers read
+    from types import ModuleType
+
+    from polytask import balance as balance
+    from polytask import catalog as catalog
+    from polytask import errors as errors
+    from polytask import evaluate as evaluate
+    from polytask import fit as fit
+    from polytask import mix as mix
+    from polytask import recipes as recipes
+    from polytask import records as records
+    from polytask import report as report
+    from polytask import share as share
+    from polytask import suites as suites
+    from polytask import tasks as tasks
+
 __version__ = "0.1.0"
+
+_ROOMS = (
+    "balance", "catalog", "errors", "evaluate", "fit", "mix", "recipes", "records", "report",
+    "share", "suites", "tasks",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> "ModuleType":
+    """Import the room called `name` when it is first used (PEP 562)."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'polytask' has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module(f"polytask.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

@@ -6,11 +6,12 @@ reports and the tests read this table; nothing registers itself.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from dataclasses import dataclass, fields
-from typing import Any
-
-import yaml
+import inspect
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from polytask.errors import UsageError, unknown
 
@@ -144,19 +145,52 @@ def parse(text: str) -> Recipe:
     return Recipe(text, chosen["share"], chosen["balance"], chosen["mix"])
 
 
+def settings_of(row: Method) -> dict[str, inspect.Parameter]:
+    """Return the settings a person may give: the target's parameters that have a default.
+
+    Holds for dataclasses and for modules with trained parts alike; a parameter without default
+    is something the loop passes in. Annotations are resolved.
+    """
+    parameters = inspect.signature(row.load(), eval_str=True).parameters
+    return {n: p for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+
 def _settings(row: Method, rest: str) -> tuple[tuple[str, Any], ...]:
     if not rest:
         return ()
-    target = row.load()
-    known = [f.name for f in fields(target)] if hasattr(target, "__dataclass_fields__") else []
-    given: list[tuple[str, Any]] = []
+    known = settings_of(row)
+    given: dict[str, Any] = {}
     for item in rest.split(","):
-        key, equals, value = item.partition("=")
+        key, equals, text = item.partition("=")
         key = key.strip()
         if not equals:
             raise UsageError(f"Setting {item!r} of {row.name!r} has no value; write key=value.")
         if key not in known:
             settings = ", ".join(known) or "none"
             raise unknown(f"setting of {row.name}", key, known, f"Its settings: {settings}.")
-        given.append((key, yaml.safe_load(value)))
-    return tuple(sorted(given))
+        if key in given:
+            raise UsageError(f"Setting {key!r} of {row.name!r} is given twice; give it once.")
+        given[key] = _value(text.strip(), known[key], f"Setting {key!r} of {row.name!r}")
+    return tuple(sorted(given.items()))
+
+
+def _value(text: str, parameter: inspect.Parameter, what: str) -> Any:
+    """Return `text` read as the parameter's type, or raise with what it should be."""
+    hint = parameter.annotation
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal and text in get_args(option):
+            return text
+        if option is NoneType and text.casefold() in ("none", "null"):
+            return None
+        if option is bool and text.casefold() in ("true", "false"):
+            return text.casefold() == "true"
+        if option in (int, float):
+            with contextlib.suppress(ValueError):  # not of this type; perhaps of the next
+                return option(text)
+        if option is str:
+            return text
+    wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+    raise UsageError(
+        f"{what} is {text!r}; give a value of type {wanted} (default {parameter.default!r})."
+    )

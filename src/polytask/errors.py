@@ -1,4 +1,4 @@
-"""The few kinds of error polytask raises. Each text says what was expected, what came, what to do."""
+"""The few errors polytask raises. Each text says what was expected, what came, what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DataError(PolytaskError, ValueError):
 
 
 class RunError(PolytaskError, RuntimeError):
-    """A run that cannot go on: non-finite loss, broken checkpoint, foreign run folder. Exit code 1."""
+    """A run that cannot go on: non-finite loss, broken checkpoint, other's folder. Exit code 1."""
 
 
 class MissingExtra(PolytaskError, ImportError):
@@ -36,13 +36,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(what: str, name: str, known: Iterable[str], see: str) -> UsageError:
-    """Return the error for an unknown name; `see` says where the known ones are listed."""
+    """Return the error for an unknown name; `see` says where the known ones are listed.
+
+    what: the sort of name, such as "merge method". The caller raises it.
+    """
     options = list(known)
     return UsageError(f"Unknown {what} {name!r}.{did_you_mean(name, options)} {see}")
 
 
 def need(module: str, extra: str, who: str) -> ModuleType:
-    """Import an optional module, or raise with the command that installs it.
+    """Return an optional module, or raise MissingExtra with the command that installs it.
 
     module: dotted name; extra: the extra of polytask that brings it; who: what needs it.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import platform
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,18 +90,23 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
+        """Write the record as JSON, atomically. Raises RunError where it cannot be written."""
         write_json(path, to_json(self))
 
     @classmethod
     def load(cls, path: Path) -> Record:
+        """Return the record that `save` wrote: numbers that were NaN or infinite are NaN.
+
+        Raises RunError where the file is missing, broken, or something else.
+        """
         raw = read_json(path)
         try:
-            points = tuple(Point(**p) for p in raw.pop("points"))
+            points = tuple(_point(p) for p in raw.pop("points"))
             probes = tuple(
                 Probe(p["step"], tuple(tuple(row) for row in p["cosines"]), tuple(p["norms"]))
                 for p in raw.pop("probes")
             )
-            best = Point(**raw.pop("best"))
+            best = _point(raw.pop("best"))
             per_task = {k: (int(s), _number(v)) for k, (s, v) in raw.pop("best_per_task").items()}
             cost = Cost(**raw.pop("cost"))
             return cls(
@@ -113,7 +120,8 @@ class Record:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
-                f"{path} is not a record of a run ({error}); delete it and run again."
+                f"{path} is not a record of a run ({type(error).__name__}: {error}); "
+                "delete it and run again."
             ) from error
 
 
@@ -150,6 +158,20 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+def _values(raw: dict[str, Any]) -> Values:
+    return {name: _number(value) for name, value in raw.items()}
+
+
+def _point(raw: dict[str, Any]) -> Point:
+    numbers: dict[str, Any] = {
+        "train": _values(raw["train"]),
+        "val": {task: _values(metrics) for task, metrics in raw["val"].items()},
+        "weights": _values(raw["weights"]),
+        "score": _number(raw["score"]),
+    }
+    return Point(**{**raw, **numbers})
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     text = json.dumps(to_json(value), indent=1, allow_nan=False) + "\n"
@@ -167,17 +189,25 @@ def read_json(path: Path) -> Any:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` under `path`: the file is the old one or the new one, never half of it."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    """Write `content` under `path`: the file is the old one or the new one, never half of it.
+
+    Of several writers at once the last one wins. Raises RunError where it cannot be written.
+    """
+    # A name of its own for every writer: threads share a process id, and machines that share
+    # a disk may too.
+    part = path.with_name(f".{path.name}.part-{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except BaseException as error:  # Ctrl-C too must leave nothing behind
+        with contextlib.suppress(OSError):  # there may be no such folder; the first error counts
+            part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise RunError(
             f"Cannot write {path}: {error.strerror or error}. What was there before is untouched; "
             "free some space or choose another folder with --out."

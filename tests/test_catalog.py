@@ -1,0 +1,163 @@
+"""The catalog: recipes as people write them, and every wrong one met with what to do."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from polytask import catalog
+from polytask.catalog import METHODS, ROOMS, Choice, Method, method, parse
+from polytask.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A method made of settings alone."""
+
+    temperature: float = 2.0
+    cap: int | None = None
+    often: bool = False
+    unit: Literal["step", "epoch"] = "step"
+    note: str = ""
+
+
+class Trained(nn.Module):
+    """A method with trained parts: its settings are arguments, not fields."""
+
+    def __init__(self, tasks: int, start: float = 0.0) -> None:
+        super().__init__()
+        self.log_T = nn.Parameter(torch.full((tasks,), start))
+
+
+ROWS = (
+    *METHODS,
+    Method("frozen", "mix", f"{__name__}:Frozen", "a frozen method", "this test"),
+    Method("trained", "balance", f"{__name__}:Trained", "a trained method", "this test"),
+)
+
+
+@pytest.fixture(autouse=True)
+def two_more_rows(monkeypatch):
+    monkeypatch.setattr(catalog, "METHODS", ROWS)
+    loaded = {row.name: globals()[row.target.split(":")[1]] for row in ROWS[-2:]}
+    load = Method.load
+    monkeypatch.setattr(Method, "load", lambda row: loaded.get(row.name) or load(row))
+
+
+def test_rows_are_named_once_and_live_in_known_rooms():
+    names = [row.name for row in METHODS]
+    assert len(names) == len(set(names))
+    assert {row.room for row in METHODS} <= set(ROOMS)
+    for row in METHODS:
+        assert row.summary
+        assert row.source
+        # "+", ":", "," and "=" have a meaning in recipes
+        assert row.name.replace("-", "").isalnum()
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("equal", ("hard", "equal", "proportional")),
+        ("pcgrad", ("hard", "pcgrad", "proportional")),
+        ("uniform", ("hard", "equal", "uniform")),
+        ("hard+pcgrad", ("hard", "pcgrad", "proportional")),
+        (" uniform + aligned-mtl ", ("hard", "aligned-mtl", "uniform")),
+    ],
+)
+def test_a_recipe_takes_the_baseline_of_rooms_it_does_not_name(text, names):
+    recipe = parse(text)
+    assert recipe.text == text
+    assert (recipe.share.method.name, recipe.balance.method.name, recipe.mix.method.name) == names
+
+
+def test_settings_are_read_as_the_type_the_method_declares():
+    recipe = parse("frozen:temperature=1e-1,cap=5,often=True,unit=epoch,note=1")
+    assert recipe.mix.settings == (
+        ("cap", 5),
+        ("note", "1"),
+        ("often", True),
+        ("temperature", 0.1),
+        ("unit", "epoch"),
+    )
+    assert recipe.mix.build() == Frozen(0.1, 5, True, "epoch", "1")
+    assert parse("frozen:cap=none").mix.build() == Frozen()
+    assert isinstance(parse("frozen:temperature=1").mix.build().temperature, float)
+
+
+def test_settings_in_another_order_are_the_same_choice():
+    assert parse("frozen:cap=5,often=true").mix == parse("frozen:often=true,cap=5").mix
+
+
+def test_settings_of_a_module_with_trained_parts_are_those_with_a_default():
+    choice = parse("trained:start=0.5+uniform").balance
+    assert choice == Choice(method("trained"), (("start", 0.5),))
+    built = choice.method.load()(tasks=3, **dict(choice.settings))
+    assert built.log_T.tolist() == [0.5, 0.5, 0.5]
+    with pytest.raises(UsageError, match=r"Unknown setting of trained 'tasks'.* start"):
+        parse("trained:tasks=3")
+
+
+def test_a_real_method_takes_its_setting():
+    recipe = parse("dwa:temperature=1+uniform")
+    assert recipe.balance.settings == (("temperature", 1.0),)
+    assert recipe.mix.method.name == "uniform"
+    assert recipe.balance.build().temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pcgard", "Unknown method 'pcgard'. Did you mean 'pcgrad'? See `polytask methods`."),
+        ("", "Unknown method ''. See `polytask methods`."),
+        ("pcgrad+", "Unknown method ''. See `polytask methods`."),
+        (
+            "pcgrad+equal",
+            "Recipe 'pcgrad+equal' names two methods of the room 'balance'; give one.",
+        ),
+        (
+            "frozen:temprature=1",
+            "Unknown setting of frozen 'temprature'. Did you mean 'temperature'? "
+            "Its settings: temperature, cap, often, unit, note.",
+        ),
+        (
+            "frozen:temperature",
+            "Setting 'temperature' of 'frozen' has no value; write key=value.",
+        ),
+        (
+            "frozen:temperature=hot",
+            "Setting 'temperature' of 'frozen' is 'hot'; give a value of type float (default 2.0).",
+        ),
+        (
+            "frozen:cap=1.5",
+            "Setting 'cap' of 'frozen' is '1.5'; give a value of type int | None (default None).",
+        ),
+        (
+            "frozen:often=1",
+            "Setting 'often' of 'frozen' is '1'; give a value of type bool (default False).",
+        ),
+        (
+            "frozen:cap=1,cap=2",
+            "Setting 'cap' of 'frozen' is given twice; give it once.",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_answered_with_what_to_do(text, message):
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert str(caught.value) == message
+
+
+def test_a_method_of_another_room_has_no_place_in_a_recipe(monkeypatch):
+    merge = Method("ties", "merge", "json:loads", "trim, elect, mean", "Yadav et al. 2023")
+    monkeypatch.setattr(catalog, "METHODS", (*ROWS, merge))
+    with pytest.raises(UsageError, match=r"'ties' is of the room 'merge'.*share, balance, mix"):
+        parse("hard+ties")
+
+
+def test_listing_loads_no_method(monkeypatch):
+    monkeypatch.setattr(Method, "load", lambda row: pytest.fail(f"{row.name} was loaded"))
+    assert [row.name for row in catalog.METHODS]
+    parse("pcgrad+uniform")
