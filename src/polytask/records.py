@@ -37,6 +37,17 @@ class Point:
     weights: Values
     score: float
 
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Point:
+        """Return the point that `to_json` wrote; null numbers are NaN."""
+        numbers: dict[str, Any] = {
+            "train": _values(raw["train"]),
+            "val": {task: _values(metrics) for task, metrics in raw["val"].items()},
+            "weights": _values(raw["weights"]),
+            "score": _number(raw["score"]),
+        }
+        return cls(**{**raw, **numbers})
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -49,6 +60,11 @@ class Probe:
     step: int
     cosines: tuple[tuple[float | None, ...], ...]
     norms: tuple[float | None, ...]
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Probe:
+        """Return the probe that `to_json` wrote."""
+        return cls(raw["step"], tuple(map(tuple, raw["cosines"])), tuple(raw["norms"]))
 
 
 @dataclass(frozen=True)
@@ -101,12 +117,9 @@ class Record:
         """
         raw = read_json(path)
         try:
-            points = tuple(_point(p) for p in raw.pop("points"))
-            probes = tuple(
-                Probe(p["step"], tuple(tuple(row) for row in p["cosines"]), tuple(p["norms"]))
-                for p in raw.pop("probes")
-            )
-            best = _point(raw.pop("best"))
+            points = tuple(Point.from_json(p) for p in raw.pop("points"))
+            probes = tuple(Probe.from_json(p) for p in raw.pop("probes"))
+            best = Point.from_json(raw.pop("best"))
             per_task = {k: (int(s), _number(v)) for k, (s, v) in raw.pop("best_per_task").items()}
             cost = Cost(**raw.pop("cost"))
             return cls(
@@ -160,16 +173,6 @@ def _number(value: Any) -> float:
 
 def _values(raw: dict[str, Any]) -> Values:
     return {name: _number(value) for name, value in raw.items()}
-
-
-def _point(raw: dict[str, Any]) -> Point:
-    numbers: dict[str, Any] = {
-        "train": _values(raw["train"]),
-        "val": {task: _values(metrics) for task, metrics in raw["val"].items()},
-        "weights": _values(raw["weights"]),
-        "score": _number(raw["score"]),
-    }
-    return Point(**{**raw, **numbers})
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,1 +1,31 @@
-"""fit"""
+"""A visible loop of plain functions: feed, step, validate, checkpoint, resume."""
+
+from polytask.fit.config import FitConfig
+from polytask.fit.data import Batch, Feed, Step
+from polytask.fit.loop import RECORD, WEIGHTS, Score, build_optimiser, fit, load_weights
+from polytask.fit.probe import probe
+from polytask.fit.progress import Bar, Progress, Silent
+from polytask.fit.step import task_losses, train_step
+from polytask.fit.validate import Meters, primary, validate
+
+__all__ = [
+    "RECORD",
+    "WEIGHTS",
+    "Bar",
+    "Batch",
+    "Feed",
+    "FitConfig",
+    "Meters",
+    "Progress",
+    "Score",
+    "Silent",
+    "Step",
+    "build_optimiser",
+    "fit",
+    "load_weights",
+    "primary",
+    "probe",
+    "task_losses",
+    "train_step",
+    "validate",
+]

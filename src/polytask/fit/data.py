@@ -1,0 +1,211 @@
+"""Streams become batches: tensors in memory are sliced, never collated row by row.
+
+Streams whose inputs look alike (same names, shapes and types) are joined into one table when the
+run starts, with missing labels where a stream does not label a task. A batch of rows from many
+streams is then one slice and one forward pass.
+
+Shapes: N = rows of a table, B = rows of a batch, T = tasks of the run, K = tasks of a block,
+S = streams, L = padded length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from polytask.fit import ranks
+from polytask.mix import Schedule
+from polytask.suites import Inputs, Stream
+from polytask.tasks import IGNORE, Block, TaskSet, blocks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one table. targets: one tensor per block of the table, encoded."""
+
+    inputs: Inputs
+    blocks: tuple[Block, ...]
+    targets: tuple[Tensor, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(task for block in self.blocks for task in block.tasks)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update is fed: micro-batches, each a batch per table, and the labels in all of them.
+
+    counts: labels per task over the whole update, all processes and micro-batches together.
+        A task that is not in it is absent.
+    """
+
+    micros: tuple[tuple[Batch, ...], ...]
+    counts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Joined streams. starts_S: where each stream's rows begin."""
+
+    inputs: Inputs
+    blocks: tuple[Block, ...]
+    ragged: frozenset[str]
+    lengths: Tensor | None
+    starts: tuple[int, ...]
+
+    def batch(self, rows_B: Tensor) -> Batch:
+        """Return the named rows, ragged tensors cut to the longest of them."""
+        device_rows = rows_B
+        sample = self.inputs if isinstance(self.inputs, Tensor) else None
+        device = (sample if sample is not None else self.blocks[0].target).device
+        if device.type != "cpu":
+            device_rows = rows_B.to(device, non_blocking=True)
+        longest = None
+        if self.lengths is not None:
+            longest = int(self.lengths[rows_B].max()) if len(rows_B) else 1
+
+        def take(name: str, value: Tensor) -> Tensor:
+            rows = value.index_select(0, device_rows)
+            return rows[:, :longest] if longest is not None and name in self.ragged else rows
+
+        if isinstance(self.inputs, Tensor):
+            inputs: Inputs = take("inputs", self.inputs)
+        else:
+            inputs = {name: take(name, value) for name, value in self.inputs.items()}
+        targets = tuple(take(block.tasks[0], block.target) for block in self.blocks)
+        return Batch(inputs, self.blocks, targets)
+
+    def counts(self, rows_B: Tensor) -> dict[str, float]:
+        """Return the labels per task in these rows; tasks without any are left out."""
+        found: dict[str, float] = {}
+        for block in self.blocks:
+            counts_K = block.counts_NK.index_select(0, rows_B).sum(0).tolist()
+            found.update((t, n) for t, n in zip(block.tasks, counts_K, strict=True) if n)
+        return found
+
+
+def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Table:
+    """Join streams of one signature; labels a stream does not have are missing."""
+    starts, at = [], 0
+    for stream in streams:
+        starts.append(at)
+        at += len(stream)
+    labelled = [t for t in tasks.names if any(t in stream.targets for stream in streams)]
+    targets: dict[str, Tensor] = {}
+    for t in labelled:
+        parts = [_target(s, t, streams) for s in streams]
+        targets[t] = _join(parts, _missing(parts[0]))
+    first = streams[0]
+    if isinstance(first.inputs, Tensor):
+        inputs: Inputs = _join([s.inputs for s in streams if isinstance(s.inputs, Tensor)], 0)
+        inputs = inputs.to(device)
+    else:
+        inputs = {
+            name: _join(
+                [s.inputs[name] for s in streams if not isinstance(s.inputs, Tensor)], 0
+            ).to(device)
+            for name in first.inputs
+        }
+    ragged = frozenset(name for s in streams for name in s.ragged)
+    lengths = None
+    if ragged:
+        lengths = torch.cat([s.lengths for s in streams if s.lengths is not None])
+    made = blocks(tasks.only(labelled), targets)
+    return Table(inputs, tuple(b.to(device) for b in made), ragged, lengths, tuple(starts))
+
+
+def _target(stream: Stream, task: str, streams: Sequence[Stream]) -> Tensor:
+    if task in stream.targets:
+        return stream.targets[task]
+    like = next(s.targets[task] for s in streams if task in s.targets)
+    return torch.full((len(stream), *like.shape[1:]), _missing(like), dtype=like.dtype)
+
+
+def _missing(target: Tensor) -> float:
+    return float("nan") if target.is_floating_point() else IGNORE
+
+
+def _join(parts: Sequence[Tensor], fill: float) -> Tensor:
+    """Concatenate rows; dim 1 is padded with `fill` where lengths differ."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max((p.shape[1] for p in parts if p.dim() > 1), default=0)
+    padded = [
+        F.pad(p, [0, 0] * (p.dim() - 2) + [0, longest - p.shape[1]], value=fill)
+        if p.dim() > 1 and p.shape[1] < longest
+        else p
+        for p in parts
+    ]
+    return torch.cat(padded)
+
+
+def _signature(stream: Stream) -> tuple[object, ...]:
+    """Return what two streams must have in common to share a table."""
+    inputs = {"inputs": stream.inputs} if isinstance(stream.inputs, Tensor) else stream.inputs
+    return (
+        isinstance(stream.inputs, Tensor),
+        stream.lengths is None,
+        tuple(
+            (name, value.dtype, tuple(value.shape[2 if name in stream.ragged else 1 :]))
+            for name, value in sorted(inputs.items())
+        ),
+    )
+
+
+class Feed:
+    """The training rows of a suite, in the order a schedule asks for.
+
+    One `Step` per update: the global batch, cut to this process's rows and into micro-batches.
+    waited: seconds spent making batches so far.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        tasks: TaskSet,
+        schedule: Schedule,
+        accumulate: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        self.schedule = schedule
+        self.accumulate = accumulate
+        self.waited = 0.0
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for s, stream in enumerate(streams):
+            groups.setdefault(_signature(stream), []).append(s)
+        self.tables = [table([streams[s] for s in at], tasks, device) for at in groups.values()]
+        self._place = {
+            s: (g, start)
+            for g, at in enumerate(groups.values())
+            for s, start in zip(at, self.tables[g].starts, strict=True)
+        }
+
+    def step(self, step: int, cursors_S: Tensor) -> tuple[Step, Tensor]:
+        """Return what update number `step` is fed, and the cursors for the next one."""
+        begun = time.perf_counter()
+        drawn, cursors_S = self.schedule.rows(step, cursors_S)
+        parts: list[list[Tensor]] = [[] for _ in self.tables]
+        for stream, rows in drawn:
+            g, start = self._place[stream]
+            parts[g].append(rows + start if start else rows)
+        rows_by_table = [torch.cat(p) if len(p) > 1 else p[0] if p else None for p in parts]
+        counts: dict[str, float] = {}
+        micros: list[list[Batch]] = [[] for _ in range(self.accumulate)]
+        for made, rows_B in zip(self.tables, rows_by_table, strict=True):
+            if rows_B is None:
+                continue
+            for task, n in made.counts(rows_B).items():
+                counts[task] = counts.get(task, 0.0) + n
+            mine_B = ranks.share(rows_B)
+            for m, chunk in enumerate(mine_B.tensor_split(self.accumulate)):
+                # A process may have no row of a short last batch; it still takes part, with none.
+                if len(chunk) or (m == 0 and ranks.world() > 1):
+                    micros[m].append(made.batch(chunk))
+        self.waited += time.perf_counter() - begun
+        return Step(tuple(tuple(m) for m in micros if m), counts), cursors_S

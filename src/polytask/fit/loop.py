@@ -1,0 +1,430 @@
+"""The loop: epochs of updates, a validation after each, the best weights kept, resumable.
+
+It is made of plain functions that anybody can call in a loop of their own: `Feed.step`,
+`train_step`, `validate`, `probe`.
+
+Shapes: T = tasks of the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balance import Balance, Balancer, Weights
+from polytask.errors import RunError
+from polytask.fit import checkpoint, ranks
+from polytask.fit.config import FitConfig
+from polytask.fit.cost import PeakMemory
+from polytask.fit.data import Feed
+from polytask.fit.probe import probe
+from polytask.fit.progress import Progress, Silent
+from polytask.fit.step import train_step
+from polytask.fit.validate import Meters, primary, validate
+from polytask.mix import Mix, Schedule
+from polytask.records import Cost, Point, Probe, Record, read_json, to_json, versions, write_json
+from polytask.records import write_atomic as write_bytes
+from polytask.share import SharedModel
+from polytask.suites import Suite
+
+Score = Callable[[Mapping[str, float]], float]
+"""Primary metrics per task -> one number, up is better. Chooses the best weights."""
+
+RECORD = "record.json"
+WEIGHTS = "best.safetensors"
+
+
+@dataclass
+class _State:
+    """What changes while a run trains; the JSON part of a checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    waited: float = 0.0
+    stale: int = 0
+    best: int | None = None
+    points: list[Point] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    best_per_task: dict[str, tuple[int, float]] = field(default_factory=dict)
+    stopped: str = ""
+
+
+class _Sums:
+    """Sums of losses and weights per task since the last validation, on the device.
+
+    Kept as tensors: reading a number back costs a wait for the device, once per validation.
+    """
+
+    names = ("losses", "weights", "updates")
+
+    def __init__(self, tasks: tuple[str, ...], device: str) -> None:
+        self._at = {task: i for i, task in enumerate(tasks)}
+        self._index: dict[tuple[str, ...], Tensor] = {}
+        self.tensors = {
+            name: torch.zeros(len(tasks), dtype=torch.float64, device=device) for name in self.names
+        }
+
+    def add(self, losses: Mapping[str, Tensor], weights: Weights) -> None:
+        if not weights.tasks:
+            return
+        if weights.tasks not in self._index:
+            self._index[weights.tasks] = torch.tensor([self._at[t] for t in weights.tasks])
+        at = self._index[weights.tasks].to(weights.weights_K.device)
+        losses_K = torch.stack([losses[task] for task in weights.tasks])
+        self.tensors["losses"].index_add_(0, at, losses_K.double())
+        self.tensors["weights"].index_add_(0, at, weights.weights_K.double())
+        self.tensors["updates"].index_add_(0, at, torch.ones_like(losses_K, dtype=torch.float64))
+
+    def means(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return mean loss and mean weight of every task seen."""
+        updates = self.tensors["updates"].tolist()
+        losses, weights = self.tensors["losses"].tolist(), self.tensors["weights"].tolist()
+        seen = {task: i for task, i in self._at.items() if updates[i]}
+        return (
+            {task: losses[i] / updates[i] for task, i in seen.items()},
+            {task: weights[i] / updates[i] for task, i in seen.items()},
+        )
+
+    def reset(self) -> None:
+        for tensor in self.tensors.values():
+            tensor.zero_()
+
+
+def fit(
+    suite: Suite,
+    model: SharedModel,
+    balance: Balance,
+    mix: Mix,
+    config: FitConfig,
+    score: Score,
+    *,
+    method: str,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """Train `model` on the suite's training streams; return the record, the best weights loaded.
+
+    score: chooses the best weights from the primary metrics on the validation streams; the
+        first validation is kept where no score is better.
+    method: the name the record carries.
+    folder: where checkpoints, `record.json` and `best.safetensors` go; None keeps nothing. A
+        folder of the same run is taken up where it was left, bit for bit; a finished one is
+        returned as it is. A folder of another run raises RunError.
+
+    Raises RunError where a loss is not finite, naming task and update.
+    """
+    progress = progress or Silent()
+    ranks.check_model(model)
+    identity = _identity(suite, config, method)
+    if folder is not None and _claim(folder, identity) and (folder / RECORD).exists():
+        record = Record.load(folder / RECORD)
+        model.load_state_dict(load_weights(folder))
+        return record
+    run = _Run(suite, model, balance, mix, config, score, folder)
+    run.resume()
+    progress.begin(run.last_step, run.state.step)
+    run.train(progress)
+    record = run.record(method, identity["settings"])
+    run.load_best()
+    if folder is not None and ranks.rank() == 0:
+        write_bytes(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
+        for task, tensors in run.best_of_task.items():
+            write_bytes(folder / "best" / f"{_file_name(task)}.safetensors", tensors)
+        record.save(folder / RECORD)
+        checkpoint.remove(folder)
+    ranks.barrier()
+    return record
+
+
+class _Run:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        model: SharedModel,
+        balance: Balance,
+        mix: Mix,
+        config: FitConfig,
+        score: Score,
+        folder: Path | None,
+    ) -> None:
+        self.suite, self.model, self.config, self.score = suite, model, config, score
+        self.folder = folder
+        self.memory = PeakMemory(config.device)
+        model.to(config.device)
+        sizes = [len(stream) for stream in suite.train]
+        self.schedule = Schedule(mix, sizes, config.batch_size, config.seed)
+        self.feed = Feed(suite.train, suite.tasks, self.schedule, config.accumulate, config.device)
+        self.epoch_steps = max(self.schedule.steps_per_epoch, config.min_epoch_steps)
+        self.last_step = self.epoch_steps * config.epochs
+        self.balancer = Balancer(
+            balance,
+            model.shared_parameters(),
+            tasks=suite.tasks.names,
+            steps_per_epoch=self.epoch_steps,
+        )
+        self.optimiser = build_optimiser(model, self.balancer, config)
+        self.meters = Meters(suite.tasks, primary_only=True)
+        self.sums = _Sums(suite.tasks.names, config.device)
+        self.cursors_S = self.schedule.start()
+        self.state = _State()
+        self.best: dict[str, Tensor] = {}
+        self.best_of_task: dict[str, bytes] = {}
+        torch.manual_seed(config.seed)
+        count = min(config.probes, config.epochs) if len(suite.tasks) > 1 else 0
+        self.probe_epochs = _spread(count, config.epochs)
+
+    def train(self, progress: Progress) -> None:
+        config, state = self.config, self.state
+        self.model.train()
+        saved = time.monotonic()
+        while state.step < self.last_step and not state.stopped:
+            begun, waited = time.perf_counter(), self.feed.waited
+            if config.schedule == "cosine":
+                self._set_lr()
+            fed, self.cursors_S = self.feed.step(state.step, self.cursors_S)
+            epoch, into = divmod(state.step, self.epoch_steps)
+            if into == 0 and epoch in self.probe_epochs:
+                paused = time.perf_counter()
+                state.probes.append(probe(self.model, fed, state.step))
+                begun += time.perf_counter() - paused
+            losses, weights = train_step(
+                self.model, self.balancer, self.optimiser, fed, config.precision, config.clip
+            )
+            self.sums.add(losses, weights)
+            state.step += 1
+            now = time.perf_counter()
+            state.seconds += now - begun
+            state.waited += self.feed.waited - waited
+            progress.step(state.step, lambda: self.sums.means()[0])
+            if state.step % self.epoch_steps == 0:
+                self._validate(progress)
+                state.validation_seconds += time.perf_counter() - now
+            due = time.monotonic() - saved >= config.checkpoint_seconds
+            if self.folder is not None and due:
+                self._save()
+                saved = time.monotonic()
+        if not state.stopped:
+            state.stopped = "epochs"
+
+    def _set_lr(self) -> None:
+        part = self.state.step / self.last_step
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * part))
+
+    def _validate(self, progress: Progress) -> None:
+        config, state = self.config, self.state
+        values = validate(
+            self.model,
+            self.suite.val,
+            self.meters,
+            max(config.batch_size, 256),
+            config.device,
+            config.precision,
+        )
+        chosen = primary(values, self.suite.tasks)
+        train, weights = self.sums.means()
+        self.sums.reset()
+        epoch = state.step // self.epoch_steps
+        point = Point(state.step, epoch, state.seconds, train, values, weights, self.score(chosen))
+        state.points.append(point)
+        best = None if state.best is None else state.points[state.best]
+        if (
+            best is None
+            or point.score > best.score
+            or math.isnan(best.score) > math.isnan(point.score)
+        ):
+            state.best = len(state.points) - 1
+            self.best = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
+            state.stale = 0
+        else:
+            state.stale += 1
+        for task in self.suite.tasks:
+            value = chosen[task.name]
+            _, before = state.best_per_task.get(task.name, (0, math.nan))
+            if task.name not in state.best_per_task or task.primary.better(value, before):
+                state.best_per_task[task.name] = (state.step, value)
+                if config.per_task_best:
+                    self.best_of_task[task.name] = checkpoint.pack(self._reached_by(task.name))
+        if config.patience and state.stale >= config.patience:
+            state.stopped = "patience"
+        progress.point(point)
+
+    def _reached_by(self, task: str) -> dict[str, Tensor]:
+        """Return the part of the model's state that the task's output can depend on."""
+        others = {
+            id(p) for t in self.model.tasks if t != task for p in self.model.task_parameters(t)
+        }
+        kept = self.model.state_dict(keep_vars=True)
+        return {name: value for name, value in kept.items() if id(value) not in others}
+
+    def record(self, method: str, settings: dict[str, Any]) -> Record:
+        state = self.state
+        assert state.best is not None
+        cost = Cost(
+            seconds=state.seconds,
+            validation_seconds=state.validation_seconds,
+            steps=state.step,
+            parameters=_count(self.model.parameters()),
+            shared_parameters=_count(self.model.shared_parameters()),
+            peak_memory=self.memory.bytes(),
+            waiting=state.waited / state.seconds if state.seconds else 0.0,
+        )
+        return Record(
+            suite=self.suite.name,
+            method=method,
+            tasks=self.suite.tasks.names,
+            seed=self.config.seed,
+            settings=settings,
+            points=tuple(state.points),
+            probes=tuple(state.probes),
+            best=state.points[state.best],
+            best_per_task=dict(state.best_per_task),
+            stopped=state.stopped,
+            cost=cost,
+            engine=self.balancer.engine,
+            versions=versions(),
+        )
+
+    def load_best(self) -> None:
+        self.model.load_state_dict(self.best)
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        if ranks.rank() != 0:
+            return
+        rng = {"cpu": torch.get_rng_state()}
+        if self.config.device.startswith("cuda"):
+            rng["device"] = torch.cuda.get_rng_state(self.config.device)
+        tensors = {
+            **checkpoint.named("model", dict(self.model.state_dict())),
+            **checkpoint.named("optimiser", checkpoint.optimiser_tensors(self.optimiser)),
+            **checkpoint.named("balance", self.balancer.state_dict()),
+            **checkpoint.named("sums", self.sums.tensors),
+            **checkpoint.named("rng", rng),
+            **checkpoint.named("best", self.best),
+            "cursors": self.cursors_S,
+        }
+        for task, content in self.best_of_task.items():
+            tensors[f"best_of_task/{task}"] = torch.frombuffer(
+                bytearray(content), dtype=torch.uint8
+            )
+        checkpoint.save(self.folder, self.state.step, tensors, to_json(self.state))
+
+    def resume(self) -> None:
+        """Take up the folder's checkpoint, if it has one."""
+        found = checkpoint.load(self.folder) if self.folder is not None else None
+        if found is None:
+            return
+        tensors, raw = found
+        try:
+            self.state = _state(raw)
+            self.model.load_state_dict(checkpoint.under("model", tensors))
+            checkpoint.restore_optimiser(self.optimiser, checkpoint.under("optimiser", tensors))
+            self.balancer.load_state_dict(checkpoint.under("balance", tensors))
+            for name, value in checkpoint.under("sums", tensors).items():
+                self.sums.tensors[name].copy_(value)
+            self.cursors_S = tensors["cursors"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"The checkpoint in {self.folder} does not fit this run ({error}). Delete "
+                f"{checkpoint.NAME} there to begin again."
+            ) from error
+        self.best = checkpoint.under("best", tensors)
+        self.best_of_task = {
+            task: value.numpy().tobytes()
+            for task, value in checkpoint.under("best_of_task", tensors).items()
+        }
+        rng = checkpoint.under("rng", tensors)
+        torch.set_rng_state(rng["cpu"])
+        if "device" in rng:
+            torch.cuda.set_rng_state(rng["device"], self.config.device)
+
+
+def build_optimiser(
+    model: nn.Module, balancer: Balancer, config: FitConfig
+) -> torch.optim.Optimizer:
+    """Return AdamW over the model and the balancer's own parameters, which do not decay."""
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    own = list(balancer.parameters())
+    if own:
+        groups.append({"params": own, "weight_decay": 0.0})
+    # Fused: one kernel for all tensors, so that many heads cost no more than one.
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the best weights of a finished run, as a state dict."""
+    return checkpoint.unpack(folder / WEIGHTS, None, f"Delete {folder / RECORD} to run it again.")
+
+
+def _identity(suite: Suite, config: FitConfig, method: str) -> dict[str, Any]:
+    settings = asdict(config)
+    # How often a run saves itself changes nothing in its result.
+    del settings["checkpoint_seconds"]
+    return {
+        "suite": suite.name,
+        "tasks": list(suite.tasks.names),
+        "rows": {s.name: len(s) for s in suite.train},
+        "method": method,
+        "settings": to_json(settings),
+    }
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> bool:
+    """Mark the folder as this run's; return whether it already was. Another run's: RunError."""
+    path = folder / "run.json"
+    if not path.exists():
+        if ranks.rank() == 0:
+            write_json(path, identity)
+        ranks.barrier()
+        return False
+    found = read_json(path)
+    for key, mine in identity.items():
+        other = found.get(key) if isinstance(found, dict) else None
+        if other != mine:
+            raise RunError(
+                f"{folder} holds another run: its {key} is {_short(other)}, this one's is "
+                f"{_short(mine)}. Give another folder, or delete that one."
+            )
+    return True
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _state(raw: dict[str, Any]) -> _State:
+    points = [Point.from_json(p) for p in raw.pop("points")]
+    probes = [Probe.from_json(p) for p in raw.pop("probes")]
+    best_per_task = {
+        task: (int(step), math.nan if value is None else float(value))
+        for task, (step, value) in raw.pop("best_per_task").items()
+    }
+    return _State(points=points, probes=probes, best_per_task=best_per_task, **raw)
+
+
+def _spread(count: int, epochs: int) -> frozenset[int]:
+    """Return `count` epochs from 0, denser at the start, where gradients change most."""
+    if count < 2:
+        return frozenset(range(count))
+    return frozenset(round(epochs ** (i / (count - 1))) - 1 for i in range(count))
+
+
+def _count(parameters: Any) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _file_name(task: str) -> str:
+    """Return the task's name with everything but letters, digits, - and _ written as %XX."""
+    return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):02X}" for c in task)

@@ -1,0 +1,72 @@
+"""One update, in the open: forward, losses with their own denominators, balance, step.
+
+Shapes: K = tasks of a block that are present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from polytask.balance import Balancer, Weights
+from polytask.fit import ranks
+from polytask.fit.data import Batch, Step
+from polytask.share import SharedModel
+
+
+def task_losses(
+    model: SharedModel, batches: Sequence[Batch], counts: Mapping[str, float], precision: str
+) -> dict[str, Tensor]:
+    """Return each present task's loss: the sum over its labels here over its labels in the update.
+
+    batches: one per table; counts: labels per task in the whole update. A task not in `counts`
+    is absent: its head does not run and it has no loss.
+    """
+    losses: dict[str, Tensor] = {}
+    for batch in batches:
+        present = [block.only(counts) for block in batch.blocks]
+        names = [task for block, _ in present for task in block.tasks]
+        device = batch.targets[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            outputs = model(batch.inputs, tasks=names)
+        for (block, columns), target in zip(present, batch.targets, strict=True):
+            if not block.tasks:
+                continue
+            here = target if columns is None else target[:, columns]
+            sums_K = block.loss_sums(outputs, here)
+            total_K = sums_K.new_tensor([counts[task] for task in block.tasks])
+            for task, loss in zip(block.tasks, (sums_K / total_K).unbind(), strict=True):
+                losses[task] = losses[task] + loss if task in losses else loss
+    return losses
+
+
+def train_step(
+    model: SharedModel,
+    balancer: Balancer,
+    optimiser: Optimizer,
+    fed: Step,
+    precision: str = "float32",
+    clip: float | None = None,
+) -> tuple[dict[str, Tensor], Weights]:
+    """Make one update; return each present task's loss, a detached scalar, and the weights.
+
+    Over several processes the losses are this process's share of the global ones.
+    """
+    optimiser.zero_grad(set_to_none=True)
+    total: dict[str, Tensor] = {}
+    weights: Weights | None = None
+    for m, batches in enumerate(fed.micros):
+        losses = task_losses(model, batches, fed.counts, precision)
+        weights = balancer.backward(losses, accumulate=m < len(fed.micros) - 1)
+        for task, loss in losses.items():
+            total[task] = total[task] + loss.detach() if task in total else loss.detach()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    ranks.sum_gradients(parameters)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    optimiser.step()
+    assert weights is not None, "an update is fed at least one batch"
+    return total, weights

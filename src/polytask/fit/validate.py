@@ -1,0 +1,131 @@
+"""A model's metrics on one split, task by task.
+
+Shapes: B = rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from polytask.share import SharedModel
+from polytask.suites import Inputs, Stream
+from polytask.tasks import Task, TaskSet
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric as TorchMetric
+
+
+class Meters:
+    """The metrics of some tasks, built once and reset for every validation.
+
+    primary_only: measure the primary metric alone, as training does.
+    """
+
+    def __init__(self, tasks: TaskSet, primary_only: bool = False) -> None:
+        self.tasks = tasks
+        self._meters: dict[str, dict[str, TorchMetric]] = {
+            task.name: {
+                metric.name: metric.build()
+                for metric in (task.kind.metrics()[:1] if primary_only else task.kind.metrics())
+            }
+            for task in tasks
+        }
+
+    def reset(self) -> None:
+        for meters in self._meters.values():
+            for meter in meters.values():
+                meter.reset()
+
+    def update(self, task: Task, output: Tensor, target: Tensor) -> None:
+        prediction, truth = task.kind.scores(output, target)
+        if len(truth):
+            for meter in self._meters[task.name].values():
+                meter.update(prediction, truth)
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Return every metric's value; NaN where a task had no label or the metric no value."""
+        return {
+            task: {
+                name: float(meter.compute()) if meter.update_called else math.nan
+                for name, meter in meters.items()
+            }
+            for task, meters in self._meters.items()
+        }
+
+
+def validate(
+    model: SharedModel,
+    streams: Sequence[Stream],
+    meters: Meters,
+    batch_size: int = 512,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> dict[str, dict[str, float]]:
+    """Return each task's metrics over the streams that label it. The model's mode is kept."""
+    was_training = model.training
+    model.eval()
+    meters.reset()
+    try:
+        with torch.no_grad():
+            for stream in streams:
+                _stream(model, stream, meters, batch_size, device, precision)
+    finally:
+        model.train(was_training)
+    return meters.compute()
+
+
+def _stream(
+    model: SharedModel,
+    stream: Stream,
+    meters: Meters,
+    batch_size: int,
+    device: str,
+    precision: str,
+) -> None:
+    tasks = [task for task in meters.tasks if task.name in stream.targets]
+    if not tasks:
+        return
+    names = tuple(task.name for task in tasks)
+    # Outputs of one row are kept and scored at once, which is cheaper; maps and sequences are
+    # scored chunk by chunk, because together they would not fit.
+    kept: dict[str, list[Tensor]] = {t.name: [] for t in tasks if t.kind.reads == "row"}
+    for at in range(0, len(stream), batch_size):
+        rows = slice(at, at + batch_size)
+        longest = None if stream.lengths is None else int(stream.lengths[rows].max())
+        inputs = _slice(stream.inputs, rows, stream.ragged, longest, device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            outputs = model(inputs, tasks=names)
+        for task in tasks:
+            output = outputs[task.name].float() if precision == "bf16" else outputs[task.name]
+            if task.name in kept:
+                kept[task.name].append(output)
+            else:
+                target = stream.targets[task.name][rows]
+                if longest is not None and task.name in stream.ragged:
+                    target = target[:, :longest]
+                meters.update(task, output.cpu(), target)
+    for task in tasks:
+        if kept.get(task.name):
+            meters.update(task, torch.cat(kept[task.name]).cpu(), stream.targets[task.name])
+
+
+def _slice(
+    inputs: Inputs, rows: slice, ragged: Sequence[str], longest: int | None, device: str
+) -> Inputs:
+    def cut(name: str, value: Tensor) -> Tensor:
+        part = value[rows]
+        return (part[:, :longest] if longest is not None and name in ragged else part).to(device)
+
+    if isinstance(inputs, Tensor):
+        return cut("inputs", inputs)
+    return {name: cut(name, value) for name, value in inputs.items()}
+
+
+def primary(values: Mapping[str, Mapping[str, float]], tasks: TaskSet) -> dict[str, float]:
+    """Return each task's primary metric from what `validate` returned."""
+    return {task.name: values[task.name][task.primary.name] for task in tasks}
