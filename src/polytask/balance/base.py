@@ -14,6 +14,8 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from polytask.errors import RunError
+
 State = dict[str, Tensor]
 """What a method remembers: named tensors, so that a checkpoint holds it as it is."""
 
@@ -61,13 +63,28 @@ class Update:
     direction_P: Tensor | None = None
 
 
+class TaskFault(RunError):
+    """A method's complaint about one task. The text may hold "{task}": the engine knows its name.
+
+    index: the task's position on axis T.
+    """
+
+    def __init__(self, text: str, index: int) -> None:
+        super().__init__(text.replace("{task}", f"number {index}"))
+        self.text, self.index = text, index
+
+    def named(self, task: str) -> RunError:
+        """Return the same complaint with the task's name."""
+        return RunError(self.text.replace("{task}", repr(task)))
+
+
 @runtime_checkable
 class Balance(Protocol):
     """The contract of this room.
 
     needs: the least a method must see; the engine computes no more than that.
-    foresees: True where the weights do not depend on this step's losses, so that gradient
-        accumulation can weigh each micro-batch as it comes.
+    foresees: True where a task's weight depends neither on this step's losses nor on which other
+        tasks are present, so that gradient accumulation can weigh each micro-batch as it comes.
     by_epoch: True where the method compares epochs and must be told of them.
     """
 
