@@ -1,5 +1,6 @@
 """Numbers from outputs: gains, intervals over seeds, verdicts, reasons, cost, and claims."""
 
+from polytask.evaluate.claims import Claim, Effect, Outcome, decide
 from polytask.evaluate.gain import delta_m, gains
 from polytask.evaluate.interval import LEVEL, interval
 from polytask.evaluate.result import (
@@ -15,12 +16,16 @@ from polytask.evaluate.result import (
 
 __all__ = [
     "LEVEL",
+    "Claim",
     "CostResult",
     "Counts",
+    "Effect",
     "MethodResult",
+    "Outcome",
     "TaskResult",
     "Verdict",
     "cost",
+    "decide",
     "delta_m",
     "gains",
     "interval",
