@@ -59,7 +59,8 @@ class Kind(ABC):
     reads: which of the encoder's features the head takes: "row" (B, width), "sequence"
         (B, L, width) or "map" (B, width, H, W).
     stacks: True where `loss` reduces dim 0 alone, so that K tasks of this kind can be computed
-        as one (B, K) problem. Their encoded targets must not depend on the kind's fields.
+        as one (B, K) problem. Once a target is encoded, their loss must not depend on the kind's
+        fields, and their head returns (B, 1).
     """
 
     name: ClassVar[str]
@@ -75,7 +76,7 @@ class Kind(ABC):
 
     @abstractmethod
     def check(self, target: Tensor, task: str, split: str) -> None:
-        """Raise DataError where `target` has a value that training never saw or no kind of this has."""
+        """Raise DataError where `target` has a value no such kind has, or train never saw."""
 
     @abstractmethod
     def encode(self, target: Tensor) -> Tensor:
