@@ -175,6 +175,16 @@ def _values(raw: dict[str, Any]) -> Values:
     return {name: _number(value) for name, value in raw.items()}
 
 
+def file_name(name: str) -> str:
+    """Return `name` as a file's name anywhere: letters, digits, dot, - and _ stay, the rest as %XX."""
+    return "".join(
+        c
+        if c.isascii() and (c.isalnum() or c in "-_.")
+        else "".join(f"%{b:02X}" for b in c.encode())
+        for c in name
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     text = json.dumps(to_json(value), indent=1, allow_nan=False) + "\n"

@@ -29,13 +29,24 @@ from polytask.fit.progress import Progress, Silent
 from polytask.fit.step import train_step
 from polytask.fit.validate import Meters, primary, validate
 from polytask.mix import Mix, Schedule
-from polytask.records import Cost, Point, Probe, Record, read_json, to_json, versions, write_json
-from polytask.records import write_atomic as write_bytes
+from polytask.records import (
+    Cost,
+    Point,
+    Probe,
+    Record,
+    file_name,
+    read_json,
+    to_json,
+    versions,
+    write_atomic,
+    write_json,
+)
 from polytask.share import SharedModel
 from polytask.suites import Suite
 
-Score = Callable[[Mapping[str, float]], float]
-"""Primary metrics per task -> one number, up is better. Chooses the best weights."""
+Score = Callable[[Mapping[str, float], Mapping[str, float]], float]
+"""Primary metrics per task, now and at the run's first validation -> one number, up is better.
+Chooses the best weights."""
 
 RECORD = "record.json"
 WEIGHTS = "best.safetensors"
@@ -112,8 +123,8 @@ def fit(
 ) -> Record:
     """Train `model` on the suite's training streams; return the record, the best weights loaded.
 
-    score: chooses the best weights from the primary metrics on the validation streams; the
-        first validation is kept where no score is better.
+    score: chooses the best weights from the primary metrics on the validation streams (and
+        those of the run's first validation); the first one is kept where no score is better.
     method: the name the record carries.
     folder: where checkpoints, `record.json` and `best.safetensors` go; None keeps nothing. A
         folder of the same run is taken up where it was left, bit for bit; a finished one is
@@ -135,9 +146,9 @@ def fit(
     record = run.record(method, identity["settings"])
     run.load_best()
     if folder is not None and ranks.rank() == 0:
-        write_bytes(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
+        write_atomic(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
         for task, tensors in run.best_of_task.items():
-            write_bytes(folder / "best" / f"{_file_name(task)}.safetensors", tensors)
+            write_atomic(folder / "best" / f"{file_name(task)}.safetensors", tensors)
         record.save(folder / RECORD)
         checkpoint.remove(folder)
     ranks.barrier()
@@ -235,14 +246,12 @@ class _Run:
         train, weights = self.sums.means()
         self.sums.reset()
         epoch = state.step // self.epoch_steps
-        point = Point(state.step, epoch, state.seconds, train, values, weights, self.score(chosen))
+        first = primary(state.points[0].val, self.suite.tasks) if state.points else chosen
+        score = self.score(chosen, first)
+        point = Point(state.step, epoch, state.seconds, train, values, weights, score)
         state.points.append(point)
-        best = None if state.best is None else state.points[state.best]
-        if (
-            best is None
-            or point.score > best.score
-            or math.isnan(best.score) > math.isnan(point.score)
-        ):
+        best = None if state.best is None else state.points[state.best].score
+        if best is None or score > best or (math.isnan(best) and not math.isnan(score)):
             state.best = len(state.points) - 1
             self.best = {n: v.detach().clone() for n, v in self.model.state_dict().items()}
             state.stale = 0
@@ -423,8 +432,3 @@ def _spread(count: int, epochs: int) -> frozenset[int]:
 
 def _count(parameters: Any) -> int:
     return sum(p.numel() for p in parameters)
-
-
-def _file_name(task: str) -> str:
-    """Return the task's name with everything but letters, digits, - and _ written as %XX."""
-    return "".join(c if c.isalnum() or c in "-_" else f"%{ord(c):02X}" for c in task)

@@ -1,0 +1,367 @@
+"""The main job: every task alone, one model for all tasks by each method, and what each gained.
+
+Fair or worthless: every method and every single-task model tries the same grid of settings on the
+validation split with the first seed, stops by the same rule, and is scored once on the test split
+with the setting it picked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from polytask.catalog import parse
+from polytask.errors import RunError, UsageError
+from polytask.evaluate import MethodResult, Scores, cost, judge, reference, why
+from polytask.fit import RECORD, FitConfig
+from polytask.recipes.train import TEST, Job, load_suite, test
+from polytask.recipes.workers import Watch, run_all
+from polytask.records import Record, file_name, read_json, to_json, versions, write_json
+from polytask.suites import SPLITS, Suite
+
+SINGLE = "single"
+"""The name under which the single-task models stand beside the methods."""
+
+RESULT = "result.json"
+
+METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
+"""What is compared unless methods are named."""
+
+GRID: tuple[tuple[float, float], ...] = (
+    (1e-3, 1e-2),
+    (3e-3, 1e-2),
+    (3e-4, 1e-2),
+    (1e-3, 1.0),
+    (3e-3, 1.0),
+    (1e-2, 1e-2),
+    (3e-4, 1.0),
+    (1e-2, 1.0),
+)
+"""Learning rate and weight decay of AdamW, the likeliest first; `tune` takes that many of them.
+Decay is decoupled: what acts per update is learning rate times decay, hence the step of 100."""
+
+STOPPING = (
+    "Each run trains at most {epochs} epochs (an epoch is one pass, at least {steps} updates) and "
+    "stops after {patience} epochs without a better validation score; the best weights are kept. "
+    "A single task is scored by its primary metric, a model of all tasks by delta-m against the "
+    "single-task models' validation scores."
+)
+
+RULE = (
+    "Every method and every single-task model tries the same {count} settings with seed {seed} on "
+    "the validation split and keeps the best one for all seeds. The test split is read once, by "
+    "the final runs."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `compare` is asked for.
+
+    suite: a name, or the path of a file that declares one. methods: recipes, see
+    `catalog.parse`. seeds: how many, from 0. tune: how many settings of `GRID` each model tries.
+    config: everything that is not tuned; lr, weight_decay and seed in it are not used.
+    processes: runs at a time.
+    """
+
+    suite: str
+    methods: tuple[str, ...] = METHODS
+    seeds: int = 3
+    tune: int = 3
+    config: FitConfig = field(default_factory=FitConfig)
+    out: Path = Path("runs")
+    processes: int = 1
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UsageError(f"seeds is {self.seeds}; give at least 1 (3 for an interval).")
+        if not 1 <= self.tune <= len(GRID):
+            raise UsageError(f"tune is {self.tune}; give 1 to {len(GRID)} settings.")
+        if self.processes < 1:
+            raise UsageError(f"The number of processes is {self.processes}; give at least 1.")
+        if not self.methods:
+            raise UsageError("No method was named; give at least one. See `polytask methods`.")
+        for name in self.methods:
+            if name == SINGLE:
+                raise UsageError("'single' is always trained; name only the methods beside it.")
+            parse(name)
+        if len(set(self.methods)) != len(self.methods):
+            raise UsageError(f"A method is named twice in {', '.join(self.methods)}; name it once.")
+
+
+class Show(Protocol):
+    """What a person sees meanwhile."""
+
+    def phase(self, name: str, runs: int) -> None:
+        """A group of runs starts."""
+
+    def step(self, job: Job, step: int, steps: int, losses: Mapping[str, float]) -> None:
+        """One of them made progress."""
+
+    def done(self, job: Job) -> None:
+        """One of them is done."""
+
+
+def compare(plan: Plan, show: Show) -> dict[str, Any]:
+    """Train, judge, and return the result, which is also `result.json` in the plan's folder.
+
+    A folder of the same comparison is taken up: finished runs are not trained again, and methods
+    or seeds can be added. Another comparison's folder raises RunError.
+    """
+    suite = load_suite(plan.suite)
+    _claim(plan, suite)
+    runs = _Runs(plan, suite, show)
+    runs.train()
+    return runs.result()
+
+
+class _Runs:
+    """The runs of one comparison: which there are, what each model picked."""
+
+    def __init__(self, plan: Plan, suite: Suite, show: Show) -> None:
+        self.plan, self.suite, self.show = plan, suite, show
+        self.tasks = suite.tasks
+        self.grid = GRID[: plan.tune]
+        self.seeds = tuple(range(plan.seeds))
+        # Who is trained: (method, task) for the single-task models, (method, None) otherwise.
+        self.singles = [(SINGLE, name) for name in self.tasks.names]
+        self.joint: list[tuple[str, str | None]] = [(name, None) for name in plan.methods]
+        self.picked: dict[tuple[str, str | None], tuple[float, float]] = {}
+        self.reference: dict[str, float] | None = None
+
+    def train(self) -> None:
+        first, rest = self.seeds[0], self.seeds[1:]
+        self._run("single-task models: tuning", self._jobs(self.singles, [first], self.grid))
+        self._pick(self.singles)
+        best = {task: self._record((SINGLE, task), first) for _, task in self.singles}
+        self.reference = {
+            task: record.best.val[task][self.tasks.named(task).primary.name]
+            for task, record in best.items()
+        }
+        self._run("methods: tuning", self._jobs(self.joint, [first], self.grid))
+        self._pick(self.joint)
+        final = [
+            self._job(who, seed, self.picked[who])
+            for who in [*self.singles, *self.joint]
+            for seed in rest
+        ]
+        self._run("other seeds", final)
+        self.finals = {
+            (who, seed): self._job(who, seed, self.picked[who])
+            for who in [*self.singles, *self.joint]
+            for seed in self.seeds
+        }
+        untested = [job for job in self.finals.values() if not (job.folder / TEST).exists()]
+        self.show.phase("test split", len(untested))
+        watch = Watch(done=self.show.done)
+        run_all("test", untested, self.plan.processes, watch)
+
+    def _jobs(
+        self,
+        models: Sequence[tuple[str, str | None]],
+        seeds: Sequence[int],
+        settings: Sequence[tuple[float, float]],
+    ) -> list[Job]:
+        return [self._job(who, s, setting) for setting in settings for who in models for s in seeds]
+
+    def _job(self, who: tuple[str, str | None], seed: int, setting: tuple[float, float]) -> Job:
+        method, task = who
+        lr, weight_decay = setting
+        name = f"{method}--{task}" if task is not None else method
+        folder = f"{file_name(name)}--lr{lr:g}-wd{weight_decay:g}--s{seed}"
+        return Job(
+            suite=self.plan.suite,
+            tasks=None if task is None else (task,),
+            recipe="equal" if task is not None else method,
+            config=replace(self.plan.config, lr=lr, weight_decay=weight_decay, seed=seed),
+            folder=self.plan.out / "runs" / folder,
+            reference=None if task is not None else self.reference,
+            label=method,
+        )
+
+    def _run(self, phase: str, jobs: Sequence[Job]) -> None:
+        left = [job for job in jobs if not (job.folder / RECORD).exists()]
+        self.show.phase(phase, len(left))
+        run_all("train", left, self.plan.processes, Watch(self.show.step, self.show.done))
+
+    def _pick(self, models: Sequence[tuple[str, str | None]]) -> None:
+        for who in models:
+            scores = {}
+            for setting in self.grid:
+                record = Record.load(self._job(who, self.seeds[0], setting).folder / RECORD)
+                scores[setting] = record.best.score
+            # A score that is not a number never wins; among equals the likelier setting does.
+            self.picked[who] = max(
+                self.grid, key=lambda s: -math.inf if math.isnan(scores[s]) else scores[s]
+            )
+
+    def _record(self, who: tuple[str, str | None], seed: int) -> Record:
+        return Record.load(self._job(who, seed, self.picked[who]).folder / RECORD)
+
+    def result(self) -> dict[str, Any]:
+        plan, suite, tasks = self.plan, self.suite, self.tasks
+        records = {key: Record.load(job.folder / RECORD) for key, job in self.finals.items()}
+        tests = {key: test(job) for key, job in self.finals.items()}
+
+        def score(who: tuple[str, str | None], task: str, seed: int) -> float | None:
+            return tests[who, seed][task][tasks.named(task).primary.name]
+
+        single: Scores = {
+            name: {seed: score((SINGLE, name), name, seed) for seed in self.seeds}
+            for name in tasks.names
+        }
+        single_cost = cost(
+            [[records[who, seed].cost for seed in self.seeds] for who in self.singles]
+        )
+        methods: dict[str, Any] = {}
+        methods[SINGLE] = {
+            **_method_json(reference(tasks, single, cost=single_cost)),
+            "runs": {
+                name: {str(s): self._relative((SINGLE, name), s) for s in self.seeds}
+                for name in tasks.names
+            },
+            "source": "one model per task, the reference",
+            "all_metrics": {
+                name: [tests[(SINGLE, name), s][name] for s in self.seeds] for name in tasks.names
+            },
+        }
+        for who in self.joint:
+            method = who[0]
+            of_method = {
+                name: {seed: score(who, name, seed) for seed in self.seeds} for name in tasks.names
+            }
+            reasons = {
+                name: why(
+                    tasks,
+                    name,
+                    [records[who, s] for s in self.seeds],
+                    [records[(SINGLE, name), s] for s in self.seeds],
+                )
+                for name in tasks.names
+            }
+            costs = cost([[records[who, s].cost for s in self.seeds]], single_cost)
+            judged = judge(tasks, single, of_method, why=reasons, cost=costs)
+            recipe = parse(method)
+            methods[method] = {
+                **_method_json(judged),
+                "runs": {str(s): self._relative(who, s) for s in self.seeds},
+                "source": "; ".join(
+                    choice.method.source
+                    for choice in (recipe.share, recipe.balance, recipe.mix)
+                    if choice.method.name in method
+                ),
+                "engine": records[who, self.seeds[0]].engine,
+                "all_metrics": {
+                    name: [tests[who, s][name] for s in self.seeds] for name in tasks.names
+                },
+            }
+        config = plan.config
+        result = {
+            "suite": suite.name,
+            "title": suite.about.title,
+            "about": asdict(suite.about),
+            "notes": list(suite.notes),
+            "seeds": list(self.seeds),
+            "command": plan.command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "rows": {split: {s.name: len(s) for s in suite.split(split)} for split in SPLITS},
+            "tasks": [
+                {
+                    "name": task.name,
+                    "kind": task.kind.name,
+                    "metric": task.primary.name,
+                    "direction": task.primary.direction,
+                    "unit": task.primary.unit,
+                }
+                for task in tasks
+            ],
+            "tuning": {
+                "grid": [{"lr": lr, "weight_decay": wd} for lr, wd in self.grid],
+                "rule": RULE.format(count=len(self.grid), seed=self.seeds[0]),
+                "stopping": STOPPING.format(
+                    epochs=config.epochs, steps=config.min_epoch_steps, patience=config.patience
+                ),
+                "picked": self._picked_json(),
+            },
+            "settings": asdict(config),
+            "methods": methods,
+        }
+        write_json(plan.out / RESULT, result)
+        answer: dict[str, Any] = read_json(plan.out / RESULT)
+        return answer
+
+    def _relative(self, who: tuple[str, str | None], seed: int) -> str:
+        return self.finals[who, seed].folder.relative_to(self.plan.out).as_posix()
+
+    def _picked_json(self) -> dict[str, dict[str, dict[str, float]]]:
+        picked: dict[str, dict[str, dict[str, float]]] = {}
+        for (method, task), (lr, weight_decay) in self.picked.items():
+            entry = {"lr": lr, "weight_decay": weight_decay}
+            picked.setdefault(method, {})[task or "*"] = entry
+        return picked
+
+
+def _method_json(judged: MethodResult) -> dict[str, Any]:
+    made: dict[str, Any] = to_json(judged)
+    gain = judged.tasks[judged.worst].gain if judged.worst is not None else None
+    made["worst"] = None if judged.worst is None else {"task": judged.worst, "gain": gain}
+    return made
+
+
+def _claim(plan: Plan, suite: Suite) -> None:
+    """Mark the folder as this comparison's, or raise RunError where it is another's."""
+    config = asdict(plan.config)
+    for free in ("lr", "weight_decay", "seed", "checkpoint_seconds"):
+        del config[free]
+    mine = to_json(
+        {
+            "suite": suite.name,
+            "tasks": list(suite.tasks.names),
+            "data": _fingerprint(suite),
+            "tune": plan.tune,
+            "config": config,
+        }
+    )
+    path = plan.out / "compare.json"
+    if not path.exists():
+        write_json(path, mine)
+        return
+    found = read_json(path)
+    for key, value in mine.items():
+        other = found.get(key) if isinstance(found, dict) else None
+        if other == value:
+            continue
+        if isinstance(value, dict) and isinstance(other, dict):
+            key, other, value = next(
+                (f"{key}.{k}", other.get(k), v) for k, v in value.items() if other.get(k) != v
+            )
+        raise RunError(
+            f"{plan.out} holds another comparison: its {key} is {_short(other)}, this one's is "
+            f"{_short(value)}. Give another folder with --out, or delete that one."
+        )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fingerprint(suite: Suite) -> str:
+    """Return a checksum of the training data, so that changed data is never mixed with old runs."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for stream in suite.split(split):
+            inputs = (
+                stream.inputs if isinstance(stream.inputs, Mapping) else {"inputs": stream.inputs}
+            )
+            for name, value in [*inputs.items(), *stream.targets.items()]:
+                digest.update(f"{split}/{stream.name}/{name}/{tuple(value.shape)}".encode())
+                digest.update(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"))
+    return digest.hexdigest()[:16]

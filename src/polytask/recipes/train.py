@@ -1,0 +1,152 @@
+"""One run from a plain description: what to train on, which methods, which settings, where to.
+
+A `Job` is made of text and numbers alone, so that another process can be handed it as JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polytask import suites
+from polytask.balance import Balance
+from polytask.catalog import Recipe, parse
+from polytask.errors import RunError
+from polytask.evaluate import delta_m
+from polytask.fit import (
+    WEIGHTS,
+    FitConfig,
+    Meters,
+    Progress,
+    Score,
+    fit,
+    load_weights,
+    validate,
+)
+from polytask.mix import Mix
+from polytask.records import Record, read_json, write_json
+from polytask.share import SharedModel
+from polytask.suites import Suite
+from polytask.tasks import TaskSet
+
+TEST = "test.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    suite: a suite's name, or the path of a file that declares one.
+    tasks: only these; None for all. recipe: methods joined by `+`, see `catalog.parse`.
+    reference: primary metrics on the validation split that delta-m is taken against while
+        training; None: see `score_for`.
+    """
+
+    suite: str
+    tasks: tuple[str, ...] | None
+    recipe: str
+    config: FitConfig
+    folder: Path
+    reference: Mapping[str, float] | None = None
+    label: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Job:
+        tasks = raw["tasks"]
+        return cls(
+            **{
+                **raw,
+                "tasks": None if tasks is None else tuple(tasks),
+                "config": FitConfig(**raw["config"]),
+                "folder": Path(raw["folder"]),
+            }
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def load_suite(name: str) -> Suite:
+    """Return the suite, loaded once per process."""
+    return suites.load(name)
+
+
+def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance, Mix]:
+    """Return a fresh model, balance and mix; the model's first weights depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = suite.encoder()
+        sharing = recipe.share.method.load()
+        settings = dict(recipe.share.settings)
+        model: SharedModel = sharing.build(encoder, suite.width, suite.tasks, **settings)
+    balance: Balance = recipe.balance.build()
+    mix: Mix = recipe.mix.build()
+    return model, balance, mix
+
+
+def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:
+    """Return how weights are chosen: by delta-m in % against `reference`.
+
+    Without one: a single task by its primary metric; several by delta-m against the run's own
+    first validation, so that every task counts alike whatever its unit.
+    """
+    if reference is not None:
+        return lambda values, first: delta_m(tasks, values, reference)
+    if len(tasks) == 1:
+        sign = 1.0 if tasks[0].primary.direction == "max" else -1.0
+        return lambda values, first: sign * values[tasks[0].name]
+    return lambda values, first: delta_m(tasks, values, first)
+
+
+def train(job: Job, progress: Progress | None = None) -> Record:
+    """Train one job; a finished folder is returned as it is, an unfinished one is taken up."""
+    suite = load_suite(job.suite)
+    if job.tasks is not None:
+        suite = suite.only(job.tasks)
+    model, balance, mix = build(suite, parse(job.recipe), job.config.seed)
+    return fit(
+        suite,
+        model,
+        balance,
+        mix,
+        job.config,
+        score_for(suite.tasks, job.reference),
+        method=job.label or job.recipe,
+        folder=job.folder,
+        progress=progress,
+    )
+
+
+def test(job: Job) -> dict[str, dict[str, float | None]]:
+    """Return the finished run's metrics on the test split, which is read once per run.
+
+    The answer is kept beside the run; asking again reads that file.
+    """
+    kept = job.folder / TEST
+    if kept.exists():
+        found: dict[str, dict[str, float | None]] = read_json(kept)
+        return found
+    if not (job.folder / WEIGHTS).exists():
+        raise RunError(f"{job.folder} holds no finished run; train it before testing it.")
+    suite = load_suite(job.suite)
+    if job.tasks is not None:
+        suite = suite.only(job.tasks)
+    model, _, _ = build(suite, parse(job.recipe), job.config.seed)
+    model.load_state_dict(load_weights(job.folder))
+    model.to(job.config.device)
+    values = validate(
+        model,
+        suite.test,
+        Meters(suite.tasks),
+        max(job.config.batch_size, 256),
+        job.config.device,
+        job.config.precision,
+    )
+    write_json(kept, values)
+    return read_json(kept)  # type: ignore[no-any-return]  # as anybody will read it later
