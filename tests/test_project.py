@@ -184,6 +184,41 @@ def test_no_data_set_and_no_large_file_is_part_of_the_project():
     assert large == {}
 
 
+@pytest.mark.parametrize(
+    ("ci", "outcome", "because"),
+    [
+        ("", "1 passed, 2 skipped", ""),
+        ("true", "2 failed, 1 passed", "(CI is set: skipping is not allowed)"),
+    ],
+)
+def test_missing_data_skips_a_test_here_and_fails_it_in_ci(tmp_path, ci, outcome, because):
+    (tmp_path / "data" / "school").mkdir(parents=True)
+    (tmp_path / "data" / "school" / "yes.mat").touch()
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(
+        "def test_all_there(data_root, require_data):\n"
+        "    assert require_data('school', 'school/yes.mat') == data_root\n"
+        "def test_one_file_absent(require_data):\n"
+        "    require_data('school/yes.mat', 'school/no.mat')\n"
+        "def test_all_absent(monkeypatch, request):\n"
+        "    monkeypatch.setenv('POLYTASK_DATA', 'nowhere')\n"
+        "    request.getfixturevalue('data_root')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        env={**os.environ, "POLYTASK_DATA": str(tmp_path / "data"), "CI": ci},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome in ran.stdout
+    assert f"lacks school/no.mat {because}".rstrip() in ran.stdout
+    assert f"set POLYTASK_DATA to the folder that holds the data sets {because}".rstrip() in (
+        ran.stdout
+    )
+
+
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # CI changes what `make check` does, and this test may itself run below make
     hidden = ("CI", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
