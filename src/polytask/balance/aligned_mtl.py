@@ -1,0 +1,92 @@
+"""Aligned-MTL: give the gradient matrix equal singular values, then add the tasks up.
+
+Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learning", CVPR 2023,
+    https://arxiv.org/abs/2305.19000, algorithm 1; authors' code https://github.com/SamsungLabs/MTL
+Differs from the source: the Gramian is float64, not float32. Singular directions are dropped by
+    the authors' rule, eigenvalue <= largest x K x float32 epsilon: with the smallest kept one as
+    the common scale, a finer rule would let rounding errors shrink the whole update. A Gramian
+    that is zero, of which the source says nothing, gives the preference itself.
+Shapes: T = tasks of the run, K = tasks present, R = rank of the Gramian.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from polytask.balance.base import Needs, Signal, State, Update
+from polytask.errors import UsageError
+
+ScaleMode = Literal["min", "median", "rmse"]
+
+
+@dataclass(frozen=True)
+class AlignedMTL:
+    """Weights s V diag(1 / sigma) V' w, with G = V diag(sigma^2) V' and the common scale s.
+
+    scale_mode: s is the smallest singular value ("min", the paper's), the lower median of them
+        ("median"), or the root of the mean of their squares ("rmse").
+    preference: w, one number >= 0 per task in the order of axis T; None: all 1. Absent tasks
+        leave the others' preference as it is.
+    """
+
+    needs: ClassVar[Needs] = "gramian"
+    foresees: ClassVar[bool] = False
+    by_epoch: ClassVar[bool] = False
+
+    scale_mode: ScaleMode = "min"
+    preference: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale_mode not in ("min", "median", "rmse"):
+            raise UsageError(
+                f"AlignedMTL: scale_mode is {self.scale_mode!r}; give 'min', 'median' or 'rmse'."
+            )
+        if self.preference is not None and not (
+            all(0 <= w < math.inf for w in self.preference) and any(self.preference)
+        ):
+            raise UsageError(
+                f"AlignedMTL: preference is {self.preference}; give finite numbers >= 0, not all 0."
+            )
+
+    def start(self, tasks: int) -> State:
+        """Return an empty state; raise where the preference is for another number of tasks."""
+        if self.preference is not None and len(self.preference) != tasks:
+            raise UsageError(
+                f"AlignedMTL: preference has {len(self.preference)} numbers for {tasks} tasks; "
+                "give one per task."
+            )
+        return {}
+
+    def __call__(self, signal: Signal, state: State) -> Update:
+        """Return weights of shape (K,), float64."""
+        assert signal.gram_KK is not None
+        # A K x K eigenproblem is a matter of microseconds on the host, of a millisecond elsewhere.
+        gram_KK = signal.gram_KK.cpu()
+        if self.preference is None:
+            preference_K = gram_KK.new_ones(len(gram_KK))
+        else:
+            preference_K = gram_KK.new_tensor(self.preference)[signal.index_K.cpu()]
+        weights_K = aligned(gram_KK, preference_K, self.scale_mode)
+        return Update(state, weights_K.to(signal.gram_KK.device))
+
+
+def aligned(gram_KK: Tensor, preference_K: Tensor, scale_mode: ScaleMode) -> Tensor:
+    """Return the balance matrix times the preference, (K,)."""
+    squares_K, basis_KK = torch.linalg.eigh(gram_KK)  # ascending
+    kept_K = squares_K > squares_K[-1] * len(gram_KK) * torch.finfo(torch.float32).eps
+    if not bool(kept_K.any()):
+        return preference_K
+    sigma_R, basis_KR = squares_K[kept_K].sqrt(), basis_KK[:, kept_K]
+    if scale_mode == "min":
+        scale = sigma_R[0]
+    elif scale_mode == "median":
+        scale = sigma_R.median()
+    else:
+        scale = sigma_R.square().mean().sqrt()
+    aligned_K: Tensor = basis_KR @ (scale / sigma_R * (basis_KR.T @ preference_K))
+    return aligned_K
