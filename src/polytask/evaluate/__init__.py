@@ -13,6 +13,7 @@ from polytask.evaluate.result import (
     judge,
     reference,
 )
+from polytask.evaluate.why import why
 
 __all__ = [
     "LEVEL",
@@ -31,4 +32,5 @@ __all__ = [
     "interval",
     "judge",
     "reference",
+    "why",
 ]
