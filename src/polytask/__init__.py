@@ -25,12 +25,13 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import share as share
     from polytask import suites as suites
     from polytask import tasks as tasks
+    from polytask import testing as testing
 
 __version__ = "0.1.0"
 
 _ROOMS = (
     "balance", "catalog", "errors", "evaluate", "fit", "mix", "recipes", "records", "report",
-    "share", "suites", "tasks",
+    "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 
