@@ -38,12 +38,14 @@ class Target:
 
     columns: one name, or for a multilabel task one per label.
     positive: the cell that means 1 in a binary task; None: guessed from the two values.
+    unit: of a regression task, in which its errors are reported.
     """
 
     task: str
     kind: TargetKind
     columns: tuple[str, ...]
     positive: str | None = None
+    unit: str = "target units"
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,15 @@ class DeclaredTable:
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """width: channels of the features; depth: layers; dropout: probability in [0, 1)."""
+    """width: channels of the features; depth: layers; dropout: probability in [0, 1).
+
+    words: the most words a row keeps; longer texts are cut.
+    """
 
     width: int = 128
     depth: int = 2
     dropout: float = 0.1
+    words: int = 256
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,7 @@ class Fields(dict[str, Node]):
 
 
 def _encoder(node: Node) -> EncoderSize:
-    given = node.fields("width", "depth", "dropout")
+    given = node.fields("width", "depth", "dropout", "words")
     default = EncoderSize()
     return EncoderSize(
         width=given["width"].integer(1) if "width" in given else default.width,
@@ -267,6 +273,7 @@ def _encoder(node: Node) -> EncoderSize:
         dropout=given["dropout"].number(-1e-9, 1.0, "a probability in [0, 1)")
         if "dropout" in given
         else default.dropout,
+        words=given["words"].integer(1) if "words" in given else default.words,
     )
 
 
@@ -371,7 +378,7 @@ def _target(task: str, node: Node) -> Target:
         if kind == "multilabel":
             raise node.wrong("{kind: multilabel, columns: [...]}, one column per label")
         return Target(task, kind, (task,))  # type: ignore[arg-type]
-    every = node.fields("kind", "column", "columns", "positive")
+    every = node.fields("kind", "column", "columns", "positive", "unit")
     kind = every.need("kind", f"one of {', '.join(kinds)}").option("kind of target", kinds)
     if kind == "multilabel":
         given = node.fields("kind", "columns")
@@ -379,12 +386,14 @@ def _target(task: str, node: Node) -> Target:
         if len(set(columns)) != len(columns):
             raise given["columns"].wrong("each column once")
         return Target(task, "multilabel", columns)
-    given = node.fields("kind", "column", *(["positive"] if kind == "binary" else []))
+    own = {"binary": ("positive",), "regression": ("unit",)}
+    given = node.fields("kind", "column", *own.get(kind, ()))
     return Target(
         task,
         kind,  # type: ignore[arg-type]  # option() returned one of kinds
         (given["column"].text() if "column" in given else task,),
         given["positive"].text() if "positive" in given else None,
+        given["unit"].text() if "unit" in given else Target.unit,
     )
 
 
@@ -406,7 +415,7 @@ def _agree(path: Path, tables: tuple[DeclaredTable, ...]) -> None:
         _same_inputs(path, first, table)
         for target in table.targets:
             where, known = tasks.setdefault(target.task, (table.name, target))
-            if known.kind != target.kind or known.positive != target.positive:
+            if _spoken(known) != _spoken(target):
                 raise UsageError(
                     f"{path}: the task {target.task!r} is {_spoken(known)} in table {where!r} and "
                     f"{_spoken(target)} in {table.name!r}; one task has one kind. Make them equal, "
@@ -421,7 +430,8 @@ def _agree(path: Path, tables: tuple[DeclaredTable, ...]) -> None:
 
 
 def _spoken(target: Target) -> str:
-    return target.kind + (f" (positive {target.positive!r})" if target.positive else "")
+    said = f" (positive {target.positive!r})" if target.positive else ""
+    return f"{target.kind}{said}" + (f" in {target.unit}" if target.unit != Target.unit else "")
 
 
 def _same_inputs(path: Path, one: DeclaredTable, two: DeclaredTable) -> None:
