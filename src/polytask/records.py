@@ -176,7 +176,8 @@ def _values(raw: dict[str, Any]) -> Values:
 
 
 def file_name(name: str) -> str:
-    """Return `name` as a file's name anywhere: letters, digits, dot, - and _ stay, the rest as %XX."""
+    """Return `name` as a file's name for any system: letters, digits, dot, - and _ stay as they
+    are, anything else is written as %XX."""
     return "".join(
         c
         if c.isascii() and (c.isalnum() or c in "-_.")

@@ -119,6 +119,13 @@ class Balancer:
         """The names on axis T; empty before they are known."""
         return self._tasks
 
+    @property
+    def engine(self) -> str:
+        """Return how gradients are computed, in words, for the record of a run."""
+        if self.method.needs == "losses":
+            return "one backward of the weighted losses"
+        return "exact: one backward per task present"
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the method's trained parameters, for the optimiser; most methods have none."""
         if not isinstance(self.method, nn.Module):

@@ -103,8 +103,8 @@ def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Tab
         targets[t] = _join(parts, _missing(parts[0]))
     first = streams[0]
     if isinstance(first.inputs, Tensor):
-        inputs: Inputs = _join([s.inputs for s in streams if isinstance(s.inputs, Tensor)], 0)
-        inputs = inputs.to(device)
+        joined = _join([s.inputs for s in streams if isinstance(s.inputs, Tensor)], 0)
+        inputs: Inputs = joined.to(device)
     else:
         inputs = {
             name: _join(

@@ -26,7 +26,7 @@ def probe(model: SharedModel, fed: Step, step: int) -> Probe:
         losses = task_losses(model, fed.micros[0], fed.counts, "float32")
         shared = model.shared_parameters()
         rows_KP = gradients.empty_rows(len(losses), shared)
-        gradients.add_rows(list(losses.values()), shared, rows_KP)
+        gradients.add_rows(list(losses.values()), shared, rows_KP.unbind(0))
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)

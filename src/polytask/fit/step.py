@@ -6,6 +6,7 @@ Shapes: K = tasks of a block that are present.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from polytask.balance import Balancer, Weights
 from polytask.fit import ranks
 from polytask.fit.data import Batch, Step
 from polytask.share import SharedModel
+from polytask.tasks import Block
 
 
 def task_losses(
@@ -27,20 +29,31 @@ def task_losses(
     """
     losses: dict[str, Tensor] = {}
     for batch in batches:
-        present = [block.only(counts) for block in batch.blocks]
+        present = [
+            _present(block, target, counts)
+            for block, target in zip(batch.blocks, batch.targets, strict=True)
+        ]
         names = [task for block, _ in present for task in block.tasks]
         device = batch.targets[0].device.type
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             outputs = model(batch.inputs, tasks=names)
-        for (block, columns), target in zip(present, batch.targets, strict=True):
+        for block, target in present:
             if not block.tasks:
                 continue
-            here = target if columns is None else target[:, columns]
-            sums_K = block.loss_sums(outputs, here)
+            sums_K = block.loss_sums(outputs, target)
             total_K = sums_K.new_tensor([counts[task] for task in block.tasks])
             for task, loss in zip(block.tasks, (sums_K / total_K).unbind(), strict=True):
                 losses[task] = losses[task] + loss if task in losses else loss
     return losses
+
+
+def _present(block: Block, target: Tensor, counts: Mapping[str, float]) -> tuple[Block, Tensor]:
+    """Return the block and its batch of targets without the tasks that are absent."""
+    columns = [k for k, task in enumerate(block.tasks) if task in counts]
+    if len(columns) == len(block.tasks):
+        return block, target
+    left = replace(block, tasks=tuple(block.tasks[k] for k in columns))
+    return left, target[:, columns] if block.kind.stacks else target
 
 
 def train_step(

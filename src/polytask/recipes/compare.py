@@ -237,13 +237,12 @@ class _Runs:
                 name: {seed: score(who, name, seed) for seed in self.seeds} for name in tasks.names
             }
             reasons = {
-                name: why(
-                    tasks,
-                    name,
+                task.name: why(
                     [records[who, s] for s in self.seeds],
-                    [records[(SINGLE, name), s] for s in self.seeds],
+                    [records[(SINGLE, task.name), s] for s in self.seeds],
+                    task,
                 )
-                for name in tasks.names
+                for task in tasks
             }
             costs = cost([[records[who, s].cost for s in self.seeds]], single_cost)
             judged = judge(tasks, single, of_method, why=reasons, cost=costs)
@@ -363,5 +362,5 @@ def _fingerprint(suite: Suite) -> str:
             )
             for name, value in [*inputs.items(), *stream.targets.items()]:
                 digest.update(f"{split}/{stream.name}/{name}/{tuple(value.shape)}".encode())
-                digest.update(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"))
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

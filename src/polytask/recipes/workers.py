@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Literal
 
 from polytask import errors
-from polytask.errors import PolytaskError, RunError
+from polytask.errors import PolytaskError
 from polytask.recipes.train import Job
 
 Verb = Literal["train", "test"]
@@ -48,19 +48,19 @@ def run_all(verb: Verb, jobs: Sequence[Job], processes: int, watch: Watch) -> No
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
-    events: queue.SimpleQueue[tuple[Job | None, dict[str, Any]]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[Job, dict[str, Any]]] = queue.SimpleQueue()
     workers = [_Worker(verb, threads, waiting, events) for _ in range(count)]
     left = len(jobs)
     try:
         while left:
-            job, event = events.get()
-            if event["event"] == "step" and job is not None:
-                watch.step(job, event["step"], event["steps"], event["losses"])
-            elif event["event"] == "done" and job is not None:
+            told, event = events.get()
+            if event["event"] == "step":
+                watch.step(told, event["step"], event["steps"], event["losses"])
+            elif event["event"] == "done":
                 left -= 1
-                watch.done(job)
+                watch.done(told)
             else:
-                raise _error(job, event)
+                raise _error(told, event)
     finally:
         for worker in workers:
             worker.stop()
@@ -74,7 +74,7 @@ class _Worker:
         verb: Verb,
         threads: int,
         waiting: queue.SimpleQueue[Job],
-        events: queue.SimpleQueue[tuple[Job | None, dict[str, Any]]],
+        events: queue.SimpleQueue[tuple[Job, dict[str, Any]]],
     ) -> None:
         self._verb, self._waiting, self._events = verb, waiting, events
         # A session of its own: Ctrl-C reaches the parent alone, which then ends its workers.
@@ -122,8 +122,7 @@ class _Worker:
         return False
 
 
-def _error(job: Job | None, event: dict[str, Any]) -> PolytaskError:
-    kind = getattr(errors, str(event.get("kind")), RunError)
-    where = f"Run {job.folder.name}: " if job is not None else ""
-    error: PolytaskError = kind(f"{where}{event.get('text')}")
+def _error(job: Job, event: dict[str, Any]) -> PolytaskError:
+    kind = getattr(errors, event["kind"])
+    error: PolytaskError = kind(f"Run {job.folder.name}: {event['text']}")
     return error

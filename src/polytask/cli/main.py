@@ -1,0 +1,392 @@
+"""The commands. Each is a thin layer: read the options, call a recipe, print.
+
+Heavy imports happen inside the commands, so that `--help` and listings answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from polytask import __version__, catalog
+from polytask.errors import PolytaskError, UsageError, did_you_mean
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
+
+class _Group(click.Group):
+    """A group that suggests the nearest command and keeps the order commands are defined in."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            near = did_you_mean(name, self.commands)
+            ctx.fail(f"Unknown command {name!r}.{near} See `polytask --help`.")
+        return super().resolve_command(ctx, args)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = commands.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("Stopped. Give the same command again to go on from the last checkpoint.")
+    except KeyboardInterrupt:
+        _stop("Stopped. Give the same command again to go on from the last checkpoint.")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except PolytaskError as error:
+        click.echo(f"polytask: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:
+        # The reader of our output has left (`polytask methods | head`): nothing to say, nobody
+        # to say it to. Without this the interpreter complains once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(text: str) -> NoReturn:
+    click.echo(f"\n{text}", err=True)
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)  # at once: no thread, no process group is waited for
+
+
+def _print_json(value: Any) -> None:
+    from polytask.records import to_json
+
+    click.echo(json.dumps(to_json(value), indent=1, allow_nan=False))
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Begin with: polytask compare digits2",
+)
+@click.version_option(__version__, prog_name="polytask")
+def commands() -> None:
+    """Multi-task learning in PyTorch: what does each task gain or lose in one model for all?"""
+
+
+@commands.command(epilog="Example: polytask suites --json")
+@_json
+def suites(as_json: bool) -> None:
+    """List the suites: tasks, and whether their data is on this machine."""
+    from polytask.suites import SUITES, absent, task_names
+
+    rows = [(row, absent(row)) for row in SUITES]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": row.name,
+                    "tasks": task_names(row),
+                    "available": not missing,
+                    "summary": row.summary,
+                    "missing": missing,
+                }
+                for row, missing in rows
+            ]
+        )
+        return
+    from polytask.cli.show import suites_table
+
+    suites_table(rows)
+
+
+@commands.command(epilog="Example: polytask methods balance")
+@click.argument("room", required=False)
+@_json
+def methods(room: str | None, as_json: bool) -> None:
+    """List the methods, of one ROOM or of all, with their sources."""
+    if room is not None and room not in catalog.ROOMS:
+        near = did_you_mean(room, catalog.ROOMS)
+        raise UsageError(f"Unknown room {room!r}.{near} The rooms: {', '.join(catalog.ROOMS)}.")
+    rows = [row for row in catalog.METHODS if room in (None, row.room)]
+    if as_json:
+        _print_json(
+            [
+                {"name": r.name, "room": r.room, "source": r.source, "summary": r.summary}
+                for r in rows
+            ]
+        )
+        return
+    from polytask.cli.show import methods_table
+
+    if not rows:
+        click.echo(f"The room {room!r} has no method yet; its place is kept.")
+        return
+    methods_table(rows)
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that `compare` and `fit` have in common."""
+    for option in reversed(
+        [
+            click.option("--epochs", type=int, help="At most this many. Default: the suite's."),
+            click.option(
+                "--batch-size", type=int, help="Rows of one update. Default: the suite's."
+            ),
+            click.option(
+                "--patience",
+                type=int,
+                help="Stop after this many epochs without a better score; 0: never. Default: 10.",
+            ),
+            click.option(
+                "--schedule",
+                type=click.Choice(["constant", "cosine"]),
+                help="Of the learning rate. Default: constant.",
+            ),
+            click.option("--clip", type=float, help="Largest gradient norm. Default: none."),
+            click.option("--accumulate", type=int, help="Micro-batches of one update. Default: 1."),
+            click.option(
+                "--precision",
+                type=click.Choice(["float32", "bf16"]),
+                help="bf16: autocast of the forward pass. Default: float32.",
+            ),
+            click.option("--device", help="cpu, cuda, cuda:1. Default: cpu."),
+            click.option(
+                "--checkpoint-seconds",
+                type=float,
+                help="Save whenever this much time has passed; 0: every update. Default: 30.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@commands.command(
+    epilog="Examples:  polytask compare digits2   |   polytask compare my.yaml --methods "
+    "equal,pcgrad --seeds 5"
+)
+@click.argument("suite", default="digits2")
+@click.option(
+    "--methods",
+    "names",
+    help="Recipes, comma-separated, each methods joined by +: pcgrad,dwa+uniform. Default: equal, "
+    "uncertainty, dwa, pcgrad and aligned-mtl.",
+)
+@click.option("--seeds", default=3, show_default=True, help="How many; 3 or more give intervals.")
+@click.option(
+    "--tune",
+    default=3,
+    show_default=True,
+    help="Settings (learning rate, weight decay) every model tries on the validation split.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/SUITE.")
+@click.option("--jobs", type=int, help="Runs at a time. Default: one per core.")
+@_training_options
+@_json
+def compare(
+    suite: str,
+    names: str | None,
+    seeds: int,
+    tune: int,
+    out: Path | None,
+    jobs: int | None,
+    as_json: bool,
+    **training: Any,
+) -> None:
+    """Train every task of SUITE alone and all together by each method; say who gained and lost.
+
+    SUITE is a name (see `polytask suites`) or a YAML file that declares your own data (see
+    `polytask init`). Giving the same command again goes on where it was stopped.
+    """
+    from polytask.cli.show import Live, result_tables
+    from polytask.recipes import METHODS, Plan
+    from polytask.recipes import compare as run
+    from polytask.report import write_report
+
+    config = _config(suite, training)
+    plan = Plan(
+        suite=suite,
+        methods=_split(names) if names is not None else METHODS,
+        seeds=seeds,
+        tune=tune,
+        config=config,
+        out=out or Path("runs") / Path(suite).stem,
+        processes=jobs if jobs is not None else os.cpu_count() or 1,
+        command=_command(),
+    )
+    with Live(f"{suite}") as live:
+        result = run(plan, live)
+    page = write_report([plan.out], plan.out / "report.html")
+    if as_json:
+        _print_json(result)
+    else:
+        result_tables(result, page)
+
+
+@commands.command(
+    epilog="Examples:  polytask fit digits2 --method pcgrad --lr 3e-3   |   torchrun "
+    "--nproc-per-node 2 -m polytask fit my-run.yaml"
+)
+@click.argument("config")
+@click.option("--method", help="A recipe: methods joined by +. Default: equal.")
+@click.option("--tasks", help="Only these, comma-separated. Default: all.")
+@click.option("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
+@click.option("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
+@click.option("--seed", type=int, help="Default: 0.")
+@click.option(
+    "--per-task-best", is_flag=True, help="Also keep each task's own best weights (in best/)."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME-METHOD-sSEED."
+)
+@_training_options
+@_json
+def fit(
+    config: str,
+    method: str | None,
+    tasks: str | None,
+    out: Path | None,
+    as_json: bool,
+    **training: Any,
+) -> None:
+    """Train one model and keep its best weights.
+
+    CONFIG is a suite (a name, or a YAML file of your own data), or a YAML file with the keys
+    suite, method, tasks, out and settings; options given here win over the file.
+    """
+    from polytask.cli.config import read
+    from polytask.cli.show import fit_summary
+    from polytask.fit import Bar, Silent, ranks
+    from polytask.recipes import Job, test, train
+
+    asked = read(config)
+    method = method or asked.method
+    names = _split(tasks) if tasks is not None else asked.tasks
+    settings = _config(asked.suite, {**asked.settings, **_given(training)})
+    folder = out or asked.out or _default_folder(asked.suite, method, settings.seed)
+    job = Job(asked.suite, names, method, settings, folder)
+    ranks.start(settings.device)
+    try:
+        if ranks.rank() == 0 and sys.stderr.isatty():
+            with Bar(f"{asked.suite} {method}") as bar:
+                record = train(job, bar)
+        else:
+            record = train(job, Silent())
+        if ranks.rank() != 0:
+            return
+        scores = test(job)
+    finally:
+        ranks.stop()
+    if as_json:
+        _print_json({"folder": str(folder), "test": scores, "record": record})
+    else:
+        fit_summary(record, scores, folder)
+
+
+@commands.command(epilog="Example: polytask report runs/digits2 runs/tox21 --out both.html")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: report.html in the first folder."
+)
+@_json
+def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write one HTML page about finished RUNS: comparisons or single fits, side by side."""
+    from polytask.report import write_report
+
+    page = write_report(list(runs), out or runs[0] / "report.html")
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        click.echo(f"Wrote {page}")
+
+
+@commands.command(
+    epilog="Example: polytask init patients.csv  (then: polytask compare patients.yaml)"
+)
+@click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: the first table's name with .yaml."
+)
+@_json
+def init(tables: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write a first YAML file for your own TABLES (CSV, TSV, Parquet), with guesses to correct."""
+    from polytask.suites.guess import write_draft
+
+    path = out or Path(tables[0].name.split(".")[0] + ".yaml")
+    write_draft(list(tables), path)
+    if as_json:
+        _print_json({"file": str(path)})
+    else:
+        click.echo(f"Wrote {path}. Correct the guesses in it, then: polytask compare {path}")
+
+
+@commands.command(epilog="Example: polytask claims --json")
+@click.option(
+    "--experiments",
+    type=click.Path(path_type=Path),
+    default=Path("experiments"),
+    show_default=True,
+    help="Where the experiments' claims.json files are.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("docs/claims.md"),
+    show_default=True,
+    help="The page to write.",
+)
+@_json
+def claims(experiments: Path, out: Path, as_json: bool) -> None:
+    """Print the claims ledger (papers' claims, re-run here) and write its page."""
+    from polytask.cli.show import claims_table
+    from polytask.evaluate.claims import load, markdown
+    from polytask.records import write_atomic
+
+    ledger = load(experiments)
+    write_atomic(out, markdown(ledger).encode())
+    if as_json:
+        _print_json(list(ledger))
+    else:
+        claims_table(ledger)
+        click.echo(f"Wrote {out}")
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given: neither absent nor an unset flag."""
+    return {name: value for name, value in options.items() if value not in (None, False)}
+
+
+def _config(suite: str, options: dict[str, Any]) -> Any:
+    """Return the settings of a run: what was asked for, else the suite's, else the defaults."""
+    from polytask.fit import FitConfig
+    from polytask.recipes import load_suite
+
+    loaded = load_suite(suite)
+    base = FitConfig(epochs=loaded.epochs, batch_size=loaded.batch_size)
+    return replace(base, **_given(options))
+
+
+def _default_folder(suite: str, method: str, seed: int) -> Path:
+    from polytask.records import file_name
+
+    return Path("runs") / f"{Path(suite).stem}-{file_name(method)}-s{seed}"
+
+
+def _command() -> str:
+    return shlex.join(["polytask", *sys.argv[1:]])
