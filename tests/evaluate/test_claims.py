@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polytask.errors import DataError, RunError, UsageError
@@ -62,6 +62,7 @@ def test_differences_without_spread():
     assert decide([0.0, 0.0], "equal", 0.1) == "seen"
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.randoms(), st.floats(0.01, 3))
 def test_equality_has_no_side_and_seeds_no_order(differences, random, margin):
     shuffled = list(differences)

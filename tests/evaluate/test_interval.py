@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -13,18 +13,18 @@ from polytask.evaluate import interval
 from polytask.evaluate.interval import discoveries, p_value
 
 seeds = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
+tame = st.lists(st.floats(-1e3, 1e3).map(lambda v: round(v, 6)), min_size=2, max_size=8)
+"""Numbers whose squares numpy and scipy do not lose."""
 
 
-@given(seeds, st.floats(0.5, 0.999))
+@settings(deadline=None)
+@given(tame, st.floats(0.5, 0.999))
 def test_equals_scipy(values, level):
     low, high = interval(values, level)
     if len(set(values)) == 1:
         assert (low, high) == (values[0], values[0])
         return
-    with np.errstate(all="ignore"):
-        spread = stats.sem(values)
-    if spread < 1e-9 * max(map(abs, values)):
-        return  # numpy's own sum of squares has lost the spread here
+    spread = stats.sem(values)
     expected = stats.t.interval(level, len(values) - 1, np.mean(values), spread)
     assert (low, high) == pytest.approx(expected, rel=1e-7, abs=1e-7 * spread)
 
@@ -35,6 +35,7 @@ def test_the_table_of_student():
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
 
 
+@settings(deadline=None)
 @given(seeds, st.randoms())
 def test_order_of_seeds_does_not_matter_and_signs_mirror(values, random):
     low, high = interval(values)
@@ -80,16 +81,24 @@ def test_a_level_outside_0_and_1_is_refused(level):
         interval([1.0, 2.0], level)
 
 
+@settings(deadline=None)
 @given(seeds)
-def test_p_value_equals_scipy_and_agrees_with_the_interval(values):
+def test_p_value_agrees_with_the_interval(values):
     p = p_value(values)
     low, high = interval(values)
     if abs(p - 0.05) > 1e-9:
         assert (p < 0.05) == (low > 0 or high < 0)
-    if np.std(values) > 1e-6 * max(map(abs, values)):
-        assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-12)
 
 
+@settings(deadline=None)
+@given(tame.filter(lambda values: len(set(values)) > 1))
+def test_p_value_equals_scipy(values):
+    assume(np.std(values) > 1e-6 * max(map(abs, values)))  # else scipy warns of lost digits
+    expected = stats.ttest_1samp(values, 0).pvalue
+    assert p_value(values) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_discoveries_equal_scipys_benjamini_hochberg(p_values):
     adjusted = stats.false_discovery_control(p_values, method="bh")
