@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from polytask import catalog
-from polytask.catalog import METHODS, ROOMS, Choice, Method, method, parse
+from polytask.catalog import METHODS, ROOMS, Choice, Method, method, parse, split
 from polytask.errors import UsageError
 
 
@@ -21,6 +21,7 @@ class Frozen:
     often: bool = False
     unit: Literal["step", "epoch"] = "step"
     note: str = ""
+    shares: tuple[float, ...] | None = None
 
 
 class Trained(nn.Module):
@@ -128,15 +129,24 @@ def test_a_real_method_takes_its_setting():
         ),
         (
             "frozen:temperature=hot",
-            "Setting 'temperature' of 'frozen' is 'hot'; give a value of type float (default 2.0).",
+            "Setting 'temperature' of 'frozen' is 'hot'; give a number (default 2.0).",
         ),
         (
             "frozen:cap=1.5",
-            "Setting 'cap' of 'frozen' is '1.5'; give a value of type int | None (default None).",
+            "Setting 'cap' of 'frozen' is '1.5'; give a whole number or none (default None).",
         ),
         (
             "frozen:often=1",
-            "Setting 'often' of 'frozen' is '1'; give a value of type bool (default False).",
+            "Setting 'often' of 'frozen' is '1'; give true or false (default False).",
+        ),
+        (
+            "frozen:unit=year",
+            "Setting 'unit' of 'frozen' is 'year'; give step or epoch (default 'step').",
+        ),
+        (
+            "frozen:shares=1",  # a tuple: for Python alone
+            "Unknown setting of frozen 'shares'. "
+            "Its settings: temperature, cap, often, unit, note.",
         ),
         (
             "frozen:cap=1,cap=2",
@@ -155,6 +165,36 @@ def test_a_method_of_another_room_has_no_place_in_a_recipe(monkeypatch):
     monkeypatch.setattr(catalog, "METHODS", (*ROWS, merge))
     with pytest.raises(UsageError, match=r"'ties' is of the room 'merge'.*share, balance, mix"):
         parse("hard+ties")
+
+
+@pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])
+def test_every_setting_of_every_method_can_be_written(row: Method):
+    for name, parameter in catalog.settings_of(row).items():
+        choice = getattr(parse(f"{row.name}:{name}={parameter.default}"), row.room)
+        assert dict(choice.settings) == {name: parameter.default}
+
+
+@pytest.mark.parametrize(
+    ("text", "recipes"),
+    [
+        ("pcgrad", ("pcgrad",)),
+        ("pcgrad, hard+dwa ,equal", ("pcgrad", "hard+dwa", "equal")),
+        (
+            "temperature:temperature=5,cap=1000,dwa:temperature=1+uniform,equal",
+            ("temperature:temperature=5,cap=1000", "dwa:temperature=1+uniform", "equal"),
+        ),
+        (
+            "temperature:temperature=5,cap=1000+dwa:temperature=1,pcgrad",
+            ("temperature:temperature=5,cap=1000+dwa:temperature=1", "pcgrad"),
+        ),
+        ("pcgrad,,", ("pcgrad",)),
+        ("", ()),
+    ],
+)
+def test_a_list_of_recipes_keeps_settings_with_their_method(text, recipes):
+    assert split(text) == recipes
+    for recipe in recipes:
+        parse(recipe)
 
 
 def test_listing_loads_no_method(monkeypatch):

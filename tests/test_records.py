@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from polytask.errors import RunError
-from polytask.records import Cost, Point, Probe, Record, read_json, to_json, write_atomic
+from polytask.records import Cost, Point, Probe, Record, file_name, read_json, to_json, write_atomic
 
 POINT = Point(
     step=10,
@@ -105,6 +105,13 @@ def test_bytes_that_are_no_text_and_a_missing_file_are_named(tmp_path):
 
 def test_to_json_knows_paths_tuples_and_keys_that_are_numbers():
     assert to_json({1: (Path("a/b"), math.nan)}) == {"1": ["a/b", None]}
+
+
+def test_a_file_name_is_plain_whatever_the_task_is_called_and_differs_where_names_do():
+    assert file_name("SR-p53_v1.0") == "SR-p53_v1.0"
+    assert file_name("a/b c:é%") == "a%2Fb%20c%3A%C3%A9%25"
+    names = ["a/b", "a%2Fb", "a b", "a_b", "ä", "a"]
+    assert len({file_name(name) for name in names}) == len(names)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -116,6 +116,22 @@ class Recipe:
     mix: Choice
 
 
+def split(text: str) -> tuple[str, ...]:
+    """Return the recipes of a comma-separated list: `pcgrad,temperature:temperature=5,cap=1000`.
+
+    Commas also part the settings of a method; a piece that begins with `key=` belongs to the
+    recipe before it.
+    """
+    recipes: list[str] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        begins_with_key = "=" in piece and ":" not in piece.partition("=")[0]
+        if begins_with_key and recipes:
+            recipes[-1] += f",{piece}"
+        elif piece:
+            recipes.append(piece)
+    return tuple(recipes)
+
+
 def parse(text: str) -> Recipe:
     """Read a recipe: method names joined by `+`, at most one per room, settings after a colon.
 
@@ -146,13 +162,26 @@ def parse(text: str) -> Recipe:
 
 
 def settings_of(row: Method) -> dict[str, inspect.Parameter]:
-    """Return the settings a person may give: the target's parameters that have a default.
+    """Return the settings a person may write in a recipe, by name, annotations resolved.
 
-    Holds for dataclasses and for modules with trained parts alike; a parameter without default
-    is something the loop passes in. Annotations are resolved.
+    They are the target's parameters with a default that one word can give: a number, a flag, a
+    text, None. The others are for Python alone. Holds for dataclasses and for modules alike.
     """
     parameters = inspect.signature(row.load(), eval_str=True).parameters
-    return {n: p for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+        and all(o in _WORDS or get_origin(o) is Literal for o in _options(parameter))
+    }
+
+
+_WORDS = (bool, int, float, str, NoneType)
+
+
+def _options(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    hint = parameter.annotation
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
 def _settings(row: Method, rest: str) -> tuple[tuple[str, Any], ...]:
@@ -176,21 +205,26 @@ def _settings(row: Method, rest: str) -> tuple[tuple[str, Any], ...]:
 
 def _value(text: str, parameter: inspect.Parameter, what: str) -> Any:
     """Return `text` read as the parameter's type, or raise with what it should be."""
-    hint = parameter.annotation
-    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for option in options:
-        if get_origin(option) is Literal and text in get_args(option):
+    wanted: list[str] = []
+    for option in _options(parameter):
+        if get_origin(option) is Literal:
+            if text in get_args(option):
+                return text
+            wanted += get_args(option)
+        elif option is NoneType:
+            if text.casefold() == "none":
+                return None
+            wanted.append("none")
+        elif option is bool:
+            if text.casefold() in ("true", "false"):
+                return text.casefold() == "true"
+            wanted += ["true", "false"]
+        elif option is str:
             return text
-        if option is NoneType and text.casefold() in ("none", "null"):
-            return None
-        if option is bool and text.casefold() in ("true", "false"):
-            return text.casefold() == "true"
-        if option in (int, float):
+        else:
             with contextlib.suppress(ValueError):  # not of this type; perhaps of the next
                 return option(text)
-        if option is str:
-            return text
-    wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            wanted.append("a whole number" if option is int else "a number")
     raise UsageError(
-        f"{what} is {text!r}; give a value of type {wanted} (default {parameter.default!r})."
+        f"{what} is {text!r}; give {' or '.join(wanted)} (default {parameter.default!r})."
     )
