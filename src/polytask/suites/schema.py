@@ -233,13 +233,14 @@ class Node:
             raise self.wrong(expected)
         return number
 
-    def integer(self, low: int) -> int:
-        expected = f"a whole number of at least {low}"
+    def integer(self, low: int, high: int = 2**32 - 1) -> int:
+        """Return a whole number with low <= number <= high; by default what a seed may be."""
+        expected = f"a whole number from {low} to {high}"
         try:
             number = int(self.text())
         except ValueError:
             raise self.wrong(expected) from None
-        if number < low:
+        if not low <= number <= high:
             raise self.wrong(expected)
         return number
 

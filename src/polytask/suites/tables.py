@@ -22,9 +22,9 @@ from polytask.errors import DataError
 from polytask.suites.base import SPLITS, About, Split, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.suites.encoders import Standardise, TableEncoder
+from polytask.suites.parts import Part, Parts, as_value, split_tables
 from polytask.suites.readers import Cell
 from polytask.suites.schema import ByColumn, Declaration, DeclaredTable, Target, parse
-from polytask.suites.splits import Part, Parts, as_value, split_tables
 from polytask.tasks import (
     IGNORE,
     Binary,
@@ -83,7 +83,7 @@ def load_yaml(path: str | Path) -> Suite:
 # Inputs
 
 
-def _number(cell: Cell) -> float:
+def as_number(cell: Cell) -> float:
     """Return the number in a cell, NaN for a missing one; ValueError for anything else."""
     if cell is None:
         return math.nan
@@ -99,7 +99,7 @@ def _numbers(part: Part, column: str, remedy: str) -> np.ndarray:
     numbers_N = np.empty(len(cells))
     for row, cell in enumerate(cells):
         try:
-            numbers_N[row] = _number(cell)
+            numbers_N[row] = as_number(cell)
         except ValueError:
             raise DataError(
                 f"{part.where(row, column)}: {cell!r} is not a finite number below "
@@ -173,7 +173,7 @@ def in_order(values: Iterable[str]) -> list[str]:
     """Return distinct values in sorted order: by number where all are numbers, else by text."""
     values = list(values)
     try:
-        return sorted(values, key=lambda value: (_number(value), value))
+        return sorted(values, key=lambda value: (as_number(value), value))
     except ValueError:
         return sorted(values)
 
