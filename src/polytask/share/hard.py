@@ -75,10 +75,11 @@ class HardSharing(SharedModel):
         features = self.encoder(inputs)
         outputs: dict[str, Tensor] = dict.fromkeys(asked, _NOTHING)  # fixes the order
         linear: dict[tuple[str, bool], dict[str, nn.Linear]] = {}
+        heads = self.heads
         for task in asked:
-            head, read = self.heads[self._keys[task]], self._reads[task]
+            head, read = heads[self._keys[task]], self._reads[task]
             if _is_plain_linear(head):
-                linear.setdefault((read, head.bias is None), {})[task] = head
+                linear.setdefault((read, head._parameters["bias"] is None), {})[task] = head
             else:
                 outputs[task] = head(self._feature(features, read, task))
         for (read, _), layers in linear.items():
@@ -133,7 +134,7 @@ def _linear_together(feature: Tensor, layers: Sequence[nn.Linear]) -> Sequence[T
     weight_OF = torch.cat(weights)
     bias_O = torch.cat(biases) if biases else None
     outputs = functional.linear(feature, weight_OF, bias_O)
-    return torch.split(outputs, [len(weight) for weight in weights], dim=-1)
+    return torch.split(outputs, [weight.shape[0] for weight in weights], dim=-1)
 
 
 def _own(layers: Sequence[nn.Linear], name: str) -> list[Tensor]:

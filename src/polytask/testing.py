@@ -1,0 +1,291 @@
+"""Checkers for plug-ins: a contract, tried on an object of yours.
+
+    from polytask.testing import check_kind
+    check_kind(MyKind(), target, width=8)
+
+Each returns nothing where the contract holds, and raises AssertionError with the broken rule where
+it does not.
+
+Shapes: B = rows of the target given, L = positions, H, W = height and width;
+    T = tasks, K = tasks present, P = shared parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from polytask.balance import Balance, Signal, State, Update
+from polytask.errors import UsageError
+from polytask.tasks import IGNORE, Kind
+
+
+def check_kind(kind: Kind, target: Tensor, width: int = 8, seed: int = 0) -> None:
+    """Return nothing if `kind` keeps the contract of `polytask.tasks.Kind` on this target.
+
+    kind: not fitted yet. target: a raw target as a training split has it, 4 rows or more, at least
+        two rows with a label in each half. width: channels of the features its head is tried on.
+    seed: of the features.
+
+    Raises AssertionError that names the broken rule, and UsageError where the target is too small
+    to try the rules on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fitted = _check_fit(kind, target)
+    encoded = _check_encode(fitted, target)
+    half = len(target) // 2
+    if half < 2 or not all(
+        bool(fitted.present(part).any()) for part in (encoded[:half], encoded[half:])
+    ):
+        raise UsageError(
+            f"check_kind needs 4 rows or more with labels in both halves; got {len(target)} rows."
+        )
+    head = fitted.head(width)
+    with torch.no_grad():
+        output = head(_features(fitted, target, width, generator))
+    _expect(len(output) == len(target), f"the head returns {len(output)} rows of {len(target)}")
+    _check_loss(fitted, output, target, half)
+    if fitted.stacks:
+        _check_stacks(fitted, output, encoded)
+    _check_metrics(fitted, output, target, half)
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(f"The contract of a kind is broken: {otherwise}.")
+
+
+def _near(value: Tensor, reference: Tensor) -> bool:
+    return torch.allclose(value, reference, rtol=1e-4, atol=1e-6)
+
+
+def _check_fit(kind: Kind, target: Tensor) -> Kind:
+    _expect(dataclasses.is_dataclass(kind), "it is no dataclass")
+    fitted = kind.fit(target, "checked")
+    _expect(type(fitted) is type(kind), f"fit returns a {type(fitted).__name__}")
+    _expect(fitted.fit(target, "checked") == fitted, "a second fit learns something else")
+    _expect(hash(fitted) == hash(fitted), "it cannot be hashed; its fields must be frozen")
+    fitted.check(target, "checked", "train")
+    return fitted
+
+
+def _check_encode(kind: Kind, target: Tensor) -> Tensor:
+    before = target.clone()
+    encoded = kind.encode(target)
+    present = kind.present(encoded)
+    _expect(torch.equal(target.nan_to_num(), before.nan_to_num()), "encode changes its argument")
+    _expect(len(encoded) == len(target), "encode changes the number of rows")
+    _expect(present.dtype == torch.bool, f"present returns {present.dtype}, not bool")
+    _expect(present.shape == encoded.shape, "present differs in shape from the encoded target")
+    gone = kind.present(kind.encode(_erased(target, slice(None))))
+    _expect(not bool(gone.any()), "present finds labels where all are missing")
+    return encoded
+
+
+def _check_loss(kind: Kind, output: Tensor, target: Tensor, half: int) -> None:
+    encoded = kind.encode(target)
+    whole, count = kind.loss(output, encoded)
+    labels = kind.present(encoded)
+    expected = labels.sum(0) if kind.stacks else labels.sum()
+    _expect(whole.shape == count.shape == expected.shape, "the loss's sum has the wrong shape")
+    _expect(torch.equal(count.long(), expected), "the loss's count is not that of labels present")
+    _expect(bool(whole.isfinite().all()), "the loss of finite outputs is not finite")
+
+    first, second = (kind.loss(output[r], encoded[r]) for r in (slice(half), slice(half, None)))
+    added = _near(first[0] + second[0], whole)
+    _expect(added, "the losses of two halves do not add up to that of all rows; return a sum")
+
+    leaf = output.clone().requires_grad_()
+    partly = kind.encode(_erased(target, slice(half, None)))
+    total, count = kind.loss(leaf, partly)
+    (gradient,) = torch.autograd.grad(total.sum(), leaf)
+    _expect(_near(total, first[0]), "rows without a label change the loss of the others")
+    _expect(torch.equal(count, first[1]), "rows without a label are counted")
+    _expect(not bool(gradient[half:].any()), "rows without a label have a gradient")
+    _expect(bool(gradient[:half].any()), "rows with labels have no gradient")
+
+    nothing, none = kind.loss(leaf, kind.encode(_erased(target, slice(None))))
+    (gradient,) = torch.autograd.grad(nothing.sum(), leaf)
+    _expect(not bool(nothing.any()) and not bool(none.any()), "no label at all is not a loss of 0")
+    _expect(not bool(gradient.any()), "no label at all has a gradient")
+
+    reduced = kind.loss(output.bfloat16(), encoded)[0]
+    _expect(reduced.dtype == torch.float32, f"bfloat16 outputs are summed in {reduced.dtype}")
+
+
+def _check_stacks(kind: Kind, output: Tensor, encoded: Tensor) -> None:
+    _expect(output.shape == (len(encoded), 1), "it stacks, but its head does not return (B, 1)")
+    _expect(encoded.ndim == 1, "it stacks, but its encoded target is not (B,)")
+    side = kind.loss(torch.cat([output, -output], 1), torch.stack([encoded, encoded.flip(0)], 1))
+    alone = [kind.loss(output, encoded), kind.loss(-output, encoded.flip(0))]
+    for at, name in ((0, "sums"), (1, "counts")):
+        same = _near(side[at], torch.stack([one[at] for one in alone]))
+        _expect(same, f"the loss's {name} of two columns are not those of each alone")
+
+
+def _check_metrics(kind: Kind, output: Tensor, target: Tensor, half: int) -> None:
+    metrics = kind.metrics()
+    _expect(len(metrics) > 0, "it has no metric")
+    names = [metric.name for metric in metrics]
+    _expect(len(set(names)) == len(names), f"two of its metrics share a name: {names}")
+
+    nothing = kind.scores(output, _erased(target, slice(None)))
+    _expect(len(nothing[0]) == len(nothing[1]) == 0, "scores keep rows that have no label")
+    # Rows without a label must not reach a metric, whatever the model says of them.
+    partly = _erased(target, slice(half, None))
+    louder = torch.cat([output[:half], output[half:].flip(0) * -3])
+    for metric in metrics:
+        _expect(metric.direction in ("max", "min"), f"{metric.name} has no direction")
+        _expect(bool(metric.unit), f"{metric.name} has no unit")
+        _expect(metric.build() is not metric.build(), f"{metric.name} is not built anew")
+        values = []
+        for predictions in (output, louder):
+            meter = metric.build()
+            meter.update(*kind.scores(predictions, partly))
+            meter.update(*nothing)
+            value = meter.compute()
+            _expect(value.ndim == 0, f"{metric.name} is no scalar")
+            values.append(float(value))
+        same = values[0] == values[1] or all(map(math.isnan, values))
+        _expect(same, f"{metric.name} depends on outputs whose labels are missing")
+        meter = metric.build()
+        meter.update(*nothing)
+        _expect(bool(meter.compute().isnan()), f"{metric.name} of no labels is not NaN")
+
+
+def _features(kind: Kind, target: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    rows, rest = len(target), tuple(target.shape[1:])
+    shapes = {
+        "row": (rows, width),
+        "sequence": (rows, *rest[:1], width),
+        "map": (rows, width, *rest),
+    }
+    return torch.randn(shapes[kind.reads], generator=generator)
+
+
+def _erased(target: Tensor, rows: slice) -> Tensor:
+    """Return a copy of the raw target without the labels of these rows."""
+    erased = target.long() if target.dtype == torch.bool else target.clone()
+    erased[rows] = torch.nan if erased.is_floating_point() else IGNORE
+    return erased
+
+
+def check_balance(method: Balance, tasks: int = 4, seed: int = 0) -> None:
+    """Return nothing if `method` keeps the contract of `polytask.balance.Balance`.
+
+    method: fresh; one with trained parts is started anew, so do not check one that is in use.
+    tasks: T >= 3 of the made-up problems. seed: of their gradients.
+
+    Tried on gradients that conflict, agree, depend on each other, vanish, and span scales from
+    1e-10 to 1e15, with every set of tasks present. Raises AssertionError that names the broken
+    rule and the problem.
+    """
+    if tasks < 3:
+        raise UsageError(f"check_balance: tasks is {tasks}; give at least 3.")
+    name = type(method).__name__
+    _hold(isinstance(method, Balance), name, "it lacks a member of Balance")
+    _hold(method.needs in ("losses", "gramian", "rows"), name, f"needs is {method.needs!r}")
+    _hold(
+        isinstance(method, torch.nn.Module) or dataclasses.is_dataclass(method),
+        name,
+        "it is neither an nn.Module nor a dataclass of settings",
+    )
+    for problem, rows_TP in _gradients(tasks, seed):
+        state = method.start(tasks)
+        for step in range(6):  # three epochs of two steps
+            losses_T = _losses(tasks, seed + step)
+            before = {key: value.clone() for key, value in state.items()}
+            for present in _subsets(tasks):
+                signal = _signal(method, losses_T, rows_TP, present, step)
+                update = method(signal, state)
+                where = f"{name}, {problem} gradients, tasks {present} of {tasks}, step {step}"
+                _check_update(method, signal, state, update, where)
+                again = method(signal, state)
+                _hold(torch.equal(update.weights_K, again.weights_K), where, "it is not repeatable")
+                _hold(_same(state, before), where, "it changed the state it was given")
+                if method.foresees:
+                    full = _signal(method, losses_T * 3, rows_TP, tuple(range(tasks)), step)
+                    foreseen_K = method(full, state).weights_K[list(present)]
+                    _hold(
+                        torch.allclose(update.weights_K, foreseen_K),
+                        where,
+                        "it says foresees, but weights depend on the losses or on who is present",
+                    )
+            state = update.state  # of the last subset, all tasks
+
+
+def _check_update(
+    method: Balance, signal: Signal, state: State, update: Update, where: str
+) -> None:
+    present = len(signal.index_K)
+    shape = tuple(update.weights_K.shape)
+    _hold(shape == (present,), where, f"weights have shape {shape}, expected ({present},)")
+    _hold(bool(torch.isfinite(update.weights_K).all()), where, "a weight is not finite")
+    _hold(
+        isinstance(method, torch.nn.Module) or not update.weights_K.requires_grad,
+        where,
+        "the weights carry a graph, but the method is no nn.Module",
+    )
+    layout = {key: (value.shape, value.dtype) for key, value in state.items()}
+    after = {key: (value.shape, value.dtype) for key, value in update.state.items()}
+    _hold(layout == after, where, f"the state's layout changed from {layout} to {after}")
+    direction_P = update.direction_P
+    if direction_P is not None:
+        _hold(signal.rows_KP is not None, where, "a direction needs rows; say needs = 'rows'")
+        _hold(bool(torch.isfinite(direction_P).all()), where, "the direction is not finite")
+
+
+def _signal(
+    method: Balance, losses_T: Tensor, rows_TP: Tensor, present: tuple[int, ...], step: int
+) -> Signal:
+    index_K = torch.tensor(present)
+    rows_KP = rows_TP[index_K]
+    return Signal(
+        losses_T[index_K],
+        index_K,
+        tasks=len(losses_T),
+        step=step,
+        epoch=step // 2 if method.by_epoch else None,
+        gram_KK=rows_KP @ rows_KP.T if method.needs != "losses" else None,
+        rows_KP=rows_KP if method.needs == "rows" else None,
+    )
+
+
+def _gradients(tasks: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    rows_TP = torch.randn(tasks, 3 * tasks, generator=generator, dtype=torch.float64)
+    yield "random", rows_TP
+    yield "agreeing", rows_TP.abs()
+    yield "opposed", rows_TP[:1] * (-1.0) ** torch.arange(tasks)[:, None]
+    yield "low-rank", rows_TP[:, :2] @ torch.ones(2, 3 * tasks, dtype=torch.float64).tril()
+    yield "partly zero", rows_TP * (torch.arange(tasks) > 0)[:, None]
+    yield "zero", torch.zeros_like(rows_TP)
+    yield "tiny", rows_TP * 1e-10
+    yield "huge", rows_TP * 1e15
+    yield "unlike", rows_TP * torch.logspace(-10, 15, tasks, dtype=torch.float64)[:, None]
+
+
+def _losses(tasks: int, seed: int) -> Tensor:
+    return torch.rand(tasks, generator=torch.Generator().manual_seed(seed)) + 0.1
+
+
+def _subsets(tasks: int) -> Iterator[tuple[int, ...]]:
+    for size in range(1, tasks + 1):
+        yield from combinations(range(tasks), size)
+
+
+def _same(state: State, other: State) -> bool:
+    return state.keys() == other.keys() and all(
+        torch.equal(value.nan_to_num(nan=-1.0), other[key].nan_to_num(nan=-1.0))
+        for key, value in state.items()
+    )
+
+
+def _hold(holds: bool, where: str, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(f"The contract of a balance is broken ({where}): {otherwise}.")
