@@ -30,12 +30,11 @@ def check_kind(kind: Kind, target: Tensor, width: int = 8, seed: int = 0) -> Non
 
     kind: not fitted yet. target: a raw target as a training split has it, 4 rows or more, at least
         two rows with a label in each half. width: channels of the features its head is tried on.
-    seed: of the features.
+    seed: of the features and the head; the caller's random state is left as it was.
 
     Raises AssertionError that names the broken rule, and UsageError where the target is too small
     to try the rules on.
     """
-    generator = torch.Generator().manual_seed(seed)
     fitted = _check_fit(kind, target)
     encoded = _check_encode(fitted, target)
     half = len(target) // 2
@@ -45,9 +44,9 @@ def check_kind(kind: Kind, target: Tensor, width: int = 8, seed: int = 0) -> Non
         raise UsageError(
             f"check_kind needs 4 rows or more with labels in both halves; got {len(target)} rows."
         )
-    head = fitted.head(width)
-    with torch.no_grad():
-        output = head(_features(fitted, target, width, generator))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        output = fitted.head(width)(_features(fitted, target, width))
     _expect(len(output) == len(target), f"the head returns {len(output)} rows of {len(target)}")
     _check_loss(fitted, output, target, half)
     if fitted.stacks:
@@ -158,14 +157,14 @@ def _check_metrics(kind: Kind, output: Tensor, target: Tensor, half: int) -> Non
         _expect(bool(meter.compute().isnan()), f"{metric.name} of no labels is not NaN")
 
 
-def _features(kind: Kind, target: Tensor, width: int, generator: torch.Generator) -> Tensor:
+def _features(kind: Kind, target: Tensor, width: int) -> Tensor:
     rows, rest = len(target), tuple(target.shape[1:])
     shapes = {
         "row": (rows, width),
         "sequence": (rows, *rest[:1], width),
         "map": (rows, width, *rest),
     }
-    return torch.randn(shapes[kind.reads], generator=generator)
+    return torch.randn(shapes[kind.reads])
 
 
 def _erased(target: Tensor, rows: slice) -> Tensor:
