@@ -42,7 +42,7 @@ SUITES: tuple[SuiteRow, ...] = (
     SuiteRow(
         "digits2", "polytask.suites.digits2:digits2",
         "two handwritten digits in one picture: two classes, two regressions (embedded)",
-        ("left", "right", "offset", "share"),
+        ("left", "right", "offset", "overlap"),
     ),
     SuiteRow(
         "tox21", "polytask.suites.molecules:tox21",

@@ -99,19 +99,20 @@ def _fit(task: Task, splits: Mapping[Split, Sequence[Stream]]) -> Task:
 
 
 def _joined(targets: Sequence[Tensor], task: str) -> Tensor:
-    """Return the targets of several streams as one; sequences are padded as missing."""
+    """Return the targets of several streams as one; a shorter dim 1 is padded as missing."""
     if len(targets) == 1:
         return targets[0]
-    if len({target.dtype for target in targets}) > 1 or len({t.ndim for t in targets}) > 1:
+    if len({(target.dtype, target.ndim, target.shape[2:]) for target in targets}) > 1:
         raise DataError(
-            f"Task {task!r}: its targets differ in type or dimensions between streams: "
-            + ", ".join(f"{t.dtype} with {t.ndim} dimensions" for t in targets)
+            f"Task {task!r}: its targets must have one type and size in every stream; got "
+            + ", ".join(f"{target.dtype} {tuple(target.shape)}" for target in targets)
             + "."
         )
-    if targets[0].ndim == 2:
+    if targets[0].ndim >= 2:
         longest = max(target.shape[1] for target in targets)
         missing = float("nan") if targets[0].is_floating_point() else IGNORE
-        targets = [pad(t, (0, longest - t.shape[1]), value=missing) for t in targets]
+        behind = (0, 0) * (targets[0].ndim - 2)  # pad names the last dimension first
+        targets = [pad(t, (*behind, 0, longest - t.shape[1]), value=missing) for t in targets]
     return torch.cat(list(targets))
 
 
