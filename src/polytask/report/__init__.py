@@ -1,1 +1,5 @@
-"""report"""
+"""Records become a page: one HTML file that needs nothing but a browser."""
+
+from polytask.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,272 @@
+"""Write the page: run folders -> one JSON block -> one HTML file.
+
+The template, the style and the two scripts lie in `assets/`. The page may run only them: its
+content security policy names their hashes and forbids every request, so a report is safe to open
+and to pass on, whatever the names inside it say.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from polytask import __version__
+from polytask.errors import RunError, UsageError
+from polytask.records import Record, to_json, write_atomic
+from polytask.report import words
+from polytask.report.curves import (
+    Lines,
+    digits,
+    mean,
+    pack_lines,
+    pack_probes,
+    points_per_line,
+    probes_per_method,
+    seed_mean,
+    spread,
+)
+from polytask.report.sources import (
+    SINGLE,
+    Compared,
+    Fitted,
+    MethodResult,
+    TaskInfo,
+    read_folder,
+)
+
+ASSETS = resources.files("polytask.report") / "assets"
+
+
+def write_report(folders: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained HTML page about the runs in `folders`; return `out`.
+
+    folders: of `polytask compare` (result.json and its runs) or of one training (record.json); two
+    or more are set side by side. out: the HTML file; replaced whole or not at all.
+
+    Raises RunError where a folder is missing, foreign or broken, or `out` cannot be written;
+    UsageError without folders.
+    """
+    if not folders:
+        raise UsageError("A report needs at least one run folder; `polytask report RUN...`.")
+    runs = [read_folder(folder) for folder in folders]
+    labels = _labels([run.folder for run in runs])
+    blocks = [
+        compare_block(run, label) if isinstance(run, Compared) else fit_block(run, label)
+        for run, label in zip(runs, labels, strict=True)
+    ]
+    write_atomic(out, render(blocks).encode())
+    return out
+
+
+def render(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the HTML page that shows the blocks."""
+    style = _asset("page.css")
+    script = f"{_asset('plots.js')}\n{_asset('page.js')}"
+    title = " · ".join(block["title"] for block in blocks)
+    parts = {
+        "policy": (
+            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+            "img-src data:; base-uri 'none'; form-action 'none'"
+        ),
+        "title": html.escape(f"{title} · polytask report"),
+        "summary": html.escape(" ".join(blocks[0]["verdict"])),
+        "style": style,
+        "data": embed({"polytask": __version__, "runs": blocks}),
+        "script": script,
+    }
+    # One pass: what is put in is never searched for further slots.
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], _asset("page.html"))
+
+
+def embed(value: Any) -> str:
+    """Return `value` as JSON that is safe inside a <script> element, whatever texts it holds."""
+    text = json.dumps(to_json(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def compare_block(run: Compared, label: str) -> dict[str, Any]:
+    """Return all that the page shows of a comparison, as JSON types."""
+    names = [task.name for task in run.tasks]
+    metrics = {task.name: task.metric for task in run.tasks}
+    trained = [method for method in run.methods if method.runs]
+    # A joint method has three lines per task (loss, metric, weight), a single-task model two.
+    most = points_per_line(len(names) * sum(2 + (m.name != SINGLE) for m in trained))
+    probes = probes_per_method(sum(m.name != SINGLE for m in trained), len(names))
+    curves: dict[str, Any] = {}
+    conflicts: dict[str, Any] = {}
+    for method in trained:
+        if method.name == SINGLE:
+            curves[method.name] = [
+                pack_lines(lines, most) for lines in _single_lines(method, run.tasks)
+            ]
+            continue
+        records = [_load(by_task["*"], names) for by_task in method.runs.values()]
+        curves[method.name] = pack_lines(seed_mean(records, metrics), most)
+        packed = pack_probes(records[0], names, probes)
+        if packed:
+            conflicts[method.name] = packed
+    best = words.best_method(run)
+    return {
+        "kind": "compare",
+        "label": label,
+        "title": run.title,
+        "suite": run.suite,
+        "verdict": words.verdict(run),
+        "best": best.name if best else None,
+        "created": run.created,
+        "command": run.command,
+        "versions": run.versions,
+        "seeds": run.seeds,
+        "tasks": [to_json(task) for task in run.tasks],
+        "methods": [_method_row(method, names) for method in _ranked(run)],
+        "curves": curves,
+        "probes": conflicts,
+        "tuning": run.tuning,
+        "about": run.about,
+        "notes": run.notes,
+    }
+
+
+def fit_block(run: Fitted, label: str) -> dict[str, Any]:
+    """Return all that the page shows of one training, as JSON types.
+
+    A record names no primary metric; the first of each task's metrics is drawn, which is the
+    primary one wherever polytask wrote the record.
+    """
+    record = run.record
+    metrics = {task: next(iter(record.best.val.get(task, {})), "") for task in record.tasks}
+    probes = pack_probes(record, record.tasks, probes_per_method(1, len(record.tasks)))
+    cost = record.cost
+    stopped = {
+        "patience": "stopped early, when validation no longer improved",
+        "epochs": "ran through all its epochs",
+    }.get(record.stopped, record.stopped)
+    return {
+        "kind": "fit",
+        "label": label,
+        "title": f"{record.suite}: {record.method}",
+        "suite": record.suite,
+        "verdict": [
+            f"One training of {record.method} on {record.suite} with seed {record.seed}: "
+            f"{cost.steps} steps in {cost.seconds:.1f} s.",
+            f"It {stopped}; the weights of step {record.best.step} were kept.",
+        ],
+        "created": "",
+        "command": "",
+        "versions": record.versions,
+        "seeds": [record.seed],
+        "tasks": [
+            {"name": task, "kind": "", "metric": metrics[task], "direction": "", "unit": ""}
+            for task in record.tasks
+        ],
+        "methods": [{"name": record.method, "cost": to_json(cost)}],
+        "curves": {
+            record.method: pack_lines(
+                seed_mean([record], metrics), points_per_line(3 * len(record.tasks))
+            )
+        },
+        "probes": {record.method: probes} if probes else {},
+        "settings": record.settings,
+        "engine": record.engine,
+        "kept": [
+            {
+                "task": task,
+                "metric": metrics[task],
+                "value": digits(record.best.val.get(task, {}).get(metrics[task])),
+                "best_step": record.best_per_task.get(task, (None, None))[0],
+                "best_value": digits(record.best_per_task.get(task, (None, None))[1]),
+            }
+            for task in record.tasks
+        ],
+        "kept_step": record.best.step,
+        "score": digits(record.best.score),
+    }
+
+
+def _method_row(method: MethodResult, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "reference": method.name == SINGLE,
+        "delta_m": digits(method.delta_m),
+        "interval": _ends(method.interval),
+        "worst": {"task": method.worst[0], "gain": digits(method.worst[1])}
+        if method.worst
+        else None,
+        "counts": method.counts,
+        "cost": {key: digits(value) for key, value in vars(method.cost).items()},
+        "source": method.source,
+        "cells": [
+            {
+                "mean": digits(mean(outcome.values)),
+                "spread": digits(spread(outcome.values)),
+                "gain": digits(outcome.gain),
+                "interval": _ends(outcome.interval),
+                "verdict": outcome.verdict,
+                "why": outcome.why,
+            }
+            for outcome in (method.outcomes[name] for name in names)
+        ],
+    }
+
+
+def _ranked(run: Compared) -> list[MethodResult]:
+    """Return the methods: single-task models first, then by delta-m, undefined ones last."""
+    return sorted(
+        run.methods,
+        key=lambda m: (m.name != SINGLE, m.delta_m is None, -(m.delta_m or 0.0)),
+    )
+
+
+def _single_lines(method: MethodResult, tasks: Sequence[TaskInfo]) -> list[Lines]:
+    """Return one set of lines per task: every single-task model has its own steps."""
+    return [
+        seed_mean(
+            [
+                _load(by_task[task.name], [task.name])
+                for by_task in method.runs.values()
+                if task.name in by_task
+            ],
+            {task.name: task.metric},
+        )
+        for task in tasks
+    ]
+
+
+def _load(folder: Path, tasks: Sequence[str]) -> Record:
+    record = Record.load(folder / "record.json")
+    if set(record.tasks) != set(tasks):
+        raise RunError(
+            f"{folder} trained {words.listing(record.tasks)}, but the result expects "
+            f"{words.listing(tasks)}; the folder belongs to another comparison."
+        )
+    return record
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Return a short name per folder: its last part, the whole path where that is not unique."""
+    names = [folder.resolve().name for folder in folders]
+    return [
+        name if names.count(name) == 1 else str(folder)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _ends(interval: tuple[float, float] | None) -> list[float | None] | None:
+    return [digits(end) for end in interval] if interval else None
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

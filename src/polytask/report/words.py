@@ -1,0 +1,94 @@
+"""The verdict in words: what a reader should know before the first table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polytask.report.sources import Compared, Interval, MethodResult, Number
+
+
+def verdict(run: Compared) -> list[str]:
+    """Return two or three sentences: the best method, what its tasks gained, what it cost."""
+    best = best_method(run)
+    if best is None:
+        if not list(run.joint()):
+            return ["Only the single-task models were trained, so there is nothing to compare yet."]
+        return ["No method has a defined mean gain, so no winner can be named."]
+    sentences = [_headline(run, best), _tasks(run, best)]
+    cost = _cost(run, best)
+    return [*sentences, cost] if cost else sentences
+
+
+def best_method(run: Compared) -> MethodResult | None:
+    """Return the joint method with the highest delta-m, None where none has one."""
+    defined = [method for method in run.joint() if method.delta_m is not None]
+    return max(defined, key=lambda method: method.delta_m or 0.0, default=None)
+
+
+def _headline(run: Compared, best: MethodResult) -> str:
+    gain = f"{percent(best.delta_m)}{_bracket(best.interval)}"
+    over = "one task" if len(run.tasks) == 1 else f"{len(run.tasks)} tasks"
+    seeds, doubt = "", ""
+    if len(run.seeds) < 2:
+        doubt = " With a single seed there is no interval: take it as a hint."
+    elif best.interval is None:
+        doubt = " No interval could be computed."
+    elif best.interval[0] <= 0 <= best.interval[1]:
+        doubt = f" The interval over {len(run.seeds)} seeds includes 0, so this is not settled."
+    else:
+        seeds = f" and {len(run.seeds)} seeds"
+    if best.delta_m is not None and best.delta_m < 0:
+        return (
+            f"On average over {over}{seeds}, no method reaches the single-task models; "
+            f"{best.name} comes nearest with {gain}.{doubt}"
+        )
+    return f"{best.name} does best: a mean gain of {gain} over {over}{seeds}.{doubt}"
+
+
+def _tasks(run: Compared, best: MethodResult) -> str:
+    parts = []
+    for kind in ("gained", "lost", "undecided"):
+        names = [task.name for task in run.tasks if best.outcomes[task.name].verdict == kind]
+        named = f" ({listing(names)})" if 1 <= len(names) <= 3 and len(run.tasks) <= 12 else ""
+        parts.append(f"{len(names) or 'none'} {kind}{named}")
+    return f"Against their own single-task models, {listing(parts)}."
+
+
+def _cost(run: Compared, best: MethodResult) -> str:
+    cost = best.cost
+    shares = [
+        f"{ratio:.2f} × {what}" if ratio >= 0.1 else f"{ratio:.2g} × {what}"
+        for ratio, what in (
+            (cost.seconds_ratio, "the training time"),
+            (cost.parameters_ratio, "the parameters"),
+        )
+        if ratio is not None
+    ]
+    if not shares:
+        return ""
+    return f"It took {listing(shares)} of the {len(run.tasks)} single-task models together."
+
+
+def percent(value: Number) -> str:
+    """Return a signed percentage with one decimal and a true minus sign; "n/a" for None."""
+    if value is None:
+        return "n/a"
+    return f"{_signed(value)} %"
+
+
+def _bracket(interval: Interval) -> str:
+    if interval is None:
+        return ""
+    return f" [{_signed(interval[0])}, {_signed(interval[1])}]"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def listing(parts: Sequence[str]) -> str:
+    """Return "a", "a and b", or "a, b and c"."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,303 @@
+"""Run folders with plausible numbers, written through the real record, and a headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polytask.records import Cost, Point, Probe, Record
+
+METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
+TASKS = ("left", "right", "sum", "ink")
+ENGINES = {"pcgrad": "gramian", "aligned-mtl": "gramian"}
+
+
+def record(
+    rng: random.Random,
+    method: str,
+    tasks: Sequence[str],
+    *,
+    seed: int = 0,
+    points: int = 30,
+    probes: int = 8,
+    level: float = 0.9,
+) -> Record:
+    """Return a record whose curves fall and rise as training does."""
+    made = []
+    for k in range(points):
+        share = (k + 1) / points
+        made.append(
+            Point(
+                step=20 * (k + 1),
+                epoch=k + 1,
+                seconds=0.3 * (k + 1),
+                train={
+                    task: 2.3 * math.exp(-(2 + i % 3 + len(method) % 5 / 4) * share) + 0.02 * rng.random()
+                    for i, task in enumerate(tasks)
+                },
+                val={
+                    task: {
+                        "accuracy": level * (1 - 0.5 * math.exp(-5 * share)) + 0.01 * rng.random(),
+                        "f1": level * 0.9 * share,
+                    }
+                    for task in tasks
+                },
+                weights={
+                    task: 1 + 0.4 * math.sin(i + 3 * share) * share
+                    if method not in ("equal", "single")
+                    else 1.0
+                    for i, task in enumerate(tasks)
+                },
+                score=100 * share,
+            )
+        )
+    size = len(tasks)
+    found = []
+    for k in range(probes if size > 1 else 0):
+        cosines: list[list[float | None]] = [[1.0] * size for _ in range(size)]
+        for i in range(size):
+            for j in range(i):
+                value = math.cos(i - j) * (0.8 - 0.6 * k / probes) + 0.1 * rng.random() - 0.1
+                cosines[i][j] = cosines[j][i] = value
+        found.append(
+            Probe(
+                step=1 + 80 * k,
+                cosines=tuple(map(tuple, cosines)),
+                norms=tuple(math.exp(-0.2 * k) * (1 + i % 4) for i in range(size)),
+            )
+        )
+    best = made[-3] if points > 3 else made[-1]
+    return Record(
+        suite="digits2",
+        method=method,
+        tasks=tuple(tasks),
+        seed=seed,
+        settings={"lr": 0.003, "weight_decay": 0.0, "epochs": points},
+        points=tuple(made),
+        probes=tuple(found),
+        best=best,
+        best_per_task={task: (best.step, best.val[task]["accuracy"]) for task in tasks},
+        stopped="patience",
+        cost=Cost(
+            seconds=9.5 + rng.random(),
+            validation_seconds=0.7,
+            steps=20 * points,
+            parameters=30_000 + 2_000 * size,
+            shared_parameters=30_000,
+            peak_memory=41_000_000,
+            waiting=0.012,
+        ),
+        engine=ENGINES.get(method, "sum"),
+        versions={"python": "3.11.2", "polytask": "0.1.0", "torch": "2.13.0"},
+    )
+
+
+def interval(values: Sequence[float]) -> list[float] | None:
+    if len(values) < 2:
+        return None
+    half = 4.30 * statistics.stdev(values) / math.sqrt(len(values))
+    centre = statistics.mean(values)
+    return [centre - half, centre + half]
+
+
+def comparison(
+    folder: Path,
+    *,
+    tasks: Sequence[str] = TASKS,
+    methods: Sequence[str] = METHODS,
+    seeds: Sequence[int] = (0, 1, 2),
+    points: int = 30,
+    probes: int = 8,
+) -> Path:
+    """Write the folder of a comparison and return it."""
+    rng = random.Random(f"{len(tasks)} {methods}")
+    single: dict[str, Any] = {"tasks": {}, "runs": {}, "delta_m": None, "source": "the baseline"}
+    base = {}
+    for i, task in enumerate(tasks):
+        values = [0.82 + 0.03 * math.sin(i) + 0.006 * rng.random() for _ in seeds]
+        base[task] = values
+        single["tasks"][task] = {
+            "metric": "accuracy",
+            "values": values,
+            "gains": [0.0 for _ in seeds],
+            "gain": 0.0,
+            "interval": None,
+            "verdict": "reference",
+            "why": None,
+        }
+        for seed in seeds:
+            name = f"runs/single-{i}-{seed}"
+            record(rng, "single", [task], seed=seed, points=points).save(
+                folder / name / "record.json"
+            )
+            single["runs"].setdefault(task, {})[str(seed)] = name
+    single |= {"delta_m_interval": None, "worst": None, "counts": None}
+    single["cost"] = {
+        "seconds": 9.0 * len(tasks),
+        "steps": 600 * len(tasks),
+        "parameters": 32_000 * len(tasks),
+        "peak_memory": 39_000_000,
+        "seconds_ratio": None,
+        "parameters_ratio": None,
+        "memory_ratio": None,
+    }
+    written: dict[str, Any] = {"single": single}
+    for m, method in enumerate(methods):
+        outcomes = {}
+        per_seed = [[] for _ in seeds]
+        for i, task in enumerate(tasks):
+            shift = 2.2 * math.sin(1.7 * i + 0.5 * m) + 0.9 * m - 1.2
+            gains = [shift + 0.5 * rng.gauss(0, 1) for _ in seeds]
+            for k, gain in enumerate(gains):
+                per_seed[k].append(gain)
+            ends = interval(gains)
+            verdict = "undecided"
+            if ends and ends[0] > 0:
+                verdict = "gained"
+            if ends and ends[1] < 0:
+                verdict = "lost"
+            outcomes[task] = {
+                "metric": "accuracy",
+                "values": [v * (1 + g / 100) for v, g in zip(base[task], gains, strict=True)],
+                "gains": gains,
+                "gain": statistics.mean(gains),
+                "interval": ends,
+                "verdict": verdict,
+                "why": None
+                if verdict == "undecided"
+                else f"Its gradient points against that of {tasks[0]!r} at 7 of 8 probes (mean "
+                "cosine −0.31), and its loss is the smallest of all, so the others lead the step.",
+            }
+        deltas = [statistics.mean(gains) for gains in per_seed]
+        worst = min(outcomes, key=lambda name: outcomes[name]["gain"])
+        runs = {}
+        for seed in seeds:
+            name = f"runs/{method}-{seed}"
+            record(rng, method, tasks, seed=seed, points=points, probes=probes).save(
+                folder / name / "record.json"
+            )
+            runs[str(seed)] = name
+        found = [outcome["verdict"] for outcome in outcomes.values()]
+        written[method] = {
+            "tasks": outcomes,
+            "delta_m": statistics.mean(deltas),
+            "delta_m_interval": interval(deltas),
+            "worst": {"task": worst, "gain": outcomes[worst]["gain"]},
+            "counts": {kind: found.count(kind) for kind in ("gained", "lost", "undecided")},
+            "cost": {
+                "seconds": 12.0 + 2 * m,
+                "steps": 600,
+                "parameters": 38_000,
+                "peak_memory": 45_000_000 + 1e6 * m,
+                "seconds_ratio": (12.0 + 2 * m) / (9 * len(tasks)),
+                "parameters_ratio": 38 / (32 * len(tasks)),
+                "memory_ratio": 45 / 39,
+            },
+            "runs": runs,
+            "source": "Yu et al., NeurIPS 2020, https://arxiv.org/abs/2001.06782",
+        }
+    result = {
+        "suite": "digits2",
+        "title": "Two digits in one picture",
+        "about": {
+            "title": "Two overlaid digits",
+            "source": "https://archive.ics.uci.edu/dataset/80",
+            "licence": "CC BY 4.0",
+            "citation": "Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, 1998",
+            "protocol": "70/15/15 by picture, seed 0",
+        },
+        "notes": ["Pictures are 16 x 16 pixels."],
+        "seeds": list(seeds),
+        "command": "polytask compare digits2 --methods equal,uncertainty,dwa,pcgrad,aligned-mtl",
+        "created": "2026-05-04T10:11:12+00:00",
+        "versions": {"python": "3.11.2", "polytask": "0.1.0", "torch": "2.13.0"},
+        "tasks": [
+            {
+                "name": task,
+                "kind": "multiclass",
+                "metric": "accuracy",
+                "direction": "max",
+                "unit": "",
+            }
+            for task in tasks
+        ],
+        "tuning": {
+            "grid": [{"lr": 0.001, "weight_decay": 0.0}, {"lr": 0.003, "weight_decay": 0.0001}],
+            "rule": "The best validation score of seed 0 decides.",
+            "stopping": "At most 30 epochs; 8 epochs without a better score end a run.",
+            "picked": {
+                "single": {task: {"lr": 0.001, "weight_decay": 0.0} for task in tasks},
+                **{method: {"*": {"lr": 0.003, "weight_decay": 0.0001}} for method in methods},
+            },
+        },
+        "methods": written,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_comparison() -> Callable[..., Path]:
+    return comparison
+
+
+@pytest.fixture(scope="session")
+def make_record() -> Callable[..., Record]:
+    return record
+
+
+@pytest.fixture
+def edit_result() -> Callable[[Path, Callable[[dict[str, Any]], None]], Path]:
+    """Return a function that changes the result.json of a folder in place."""
+
+    def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+        path = folder / "result.json"
+        raw = json.loads(path.read_text())
+        change(raw)
+        path.write_text(json.dumps(raw))
+        return folder
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium with its console and network logs on. In CI its absence is a failure."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        reason = "Chromium or its driver is absent: apt-get install chromium chromium-driver"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1280,900",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    running = webdriver.Chrome(options=options, service=Service(driver))
+    yield running
+    running.quit()
