@@ -108,12 +108,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `compare` trains under one name: a sharing, a balance and a mix."""
+    """What `compare` trains under one name: a sharing, a balance and a mix.
+
+    named: the methods that the text names; the other rooms take their baseline.
+    """
 
     text: str
     share: Choice
     balance: Choice
     mix: Choice
+    named: tuple[Method, ...] = ()
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -143,7 +147,7 @@ def parse(text: str) -> Recipe:
         "balance": Choice(method("equal")),
         "mix": Choice(method("proportional")),
     }
-    seen: set[str] = set()
+    named: dict[str, Method] = {}
     for part in text.split("+"):
         name, _, rest = part.strip().partition(":")
         row = method(name)
@@ -152,13 +156,28 @@ def parse(text: str) -> Recipe:
                 f"Method {name!r} is of the room {row.room!r}; a recipe joins methods of "
                 f"{', '.join(chosen)}. See `polytask methods`."
             )
-        if row.room in seen:
+        if row.room in named:
             raise UsageError(
                 f"Recipe {text!r} names two methods of the room {row.room!r}; give one."
             )
-        seen.add(row.room)
+        named[row.room] = row
         chosen[row.room] = Choice(row, _settings(row, rest))
-    return Recipe(text, chosen["share"], chosen["balance"], chosen["mix"])
+    rows = tuple(named.values())
+    return Recipe(text, chosen["share"], chosen["balance"], chosen["mix"], rows)
+
+
+def recipes(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list of recipes; commas between a method's settings stay.
+
+    `pcgrad,temperature:temperature=5,cap=1000` holds two recipes.
+    """
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if found and "=" in part.partition(":")[0]:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def settings_of(row: Method) -> dict[str, inspect.Parameter]:

@@ -69,8 +69,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run cost. seconds: training alone, validation apart. peak_memory: bytes above the
-    level before the run, None where the system cannot tell. waiting: share of the step's time spent
+    """What a run cost. seconds: training alone, validation apart. peak_memory: bytes an update
+    needs (see `fit.cost.Memory`), None where not known. waiting: share of the training time spent
     waiting for data."""
 
     seconds: float

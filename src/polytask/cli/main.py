@@ -136,33 +136,38 @@ def methods(room: str | None, as_json: bool) -> None:
     methods_table(rows)
 
 
+def _setting(*names: str, type: Any = None, help: str) -> Callable[..., Any]:
+    """Return an option whose value, where given, is put among the command's settings."""
+
+    def keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+        if value is not None:
+            ctx.ensure_object(dict)[option.name] = value
+
+    return click.option(*names, type=type, help=help, expose_value=False, callback=keep)
+
+
 def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that `compare` and `fit` have in common."""
+    """Add the settings that `compare` and `fit` have in common."""
+    schedules, precisions = click.Choice(["constant", "cosine"]), click.Choice(["float32", "bf16"])
     for option in reversed(
         [
-            click.option("--epochs", type=int, help="At most this many. Default: the suite's."),
-            click.option(
-                "--batch-size", type=int, help="Rows of one update. Default: the suite's."
-            ),
-            click.option(
+            _setting("--epochs", type=int, help="At most this many. Default: the suite's."),
+            _setting("--batch-size", type=int, help="Rows of an update. Default: the suite's."),
+            _setting(
                 "--patience",
                 type=int,
                 help="Stop after this many epochs without a better score; 0: never. Default: 10.",
             ),
-            click.option(
-                "--schedule",
-                type=click.Choice(["constant", "cosine"]),
-                help="Of the learning rate. Default: constant.",
-            ),
-            click.option("--clip", type=float, help="Largest gradient norm. Default: none."),
-            click.option("--accumulate", type=int, help="Micro-batches of one update. Default: 1."),
-            click.option(
+            _setting("--schedule", type=schedules, help="Of the learning rate. Default: constant."),
+            _setting("--clip", type=float, help="Largest gradient norm. Default: none."),
+            _setting("--accumulate", type=int, help="Micro-batches of an update. Default: 1."),
+            _setting(
                 "--precision",
-                type=click.Choice(["float32", "bf16"]),
+                type=precisions,
                 help="bf16: autocast of the forward pass. Default: float32.",
             ),
-            click.option("--device", help="cpu, cuda, cuda:1. Default: cpu."),
-            click.option(
+            _setting("--device", help="cpu, cuda, cuda:1. Default: cpu."),
+            _setting(
                 "--checkpoint-seconds",
                 type=float,
                 help="Save whenever this much time has passed; 0: every update. Default: 30.",
@@ -195,7 +200,9 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--jobs", type=int, help="Runs at a time. Default: one per core.")
 @_training_options
 @_json
+@click.pass_context
 def compare(
+    ctx: click.Context,
     suite: str,
     names: str | None,
     seeds: int,
@@ -203,7 +210,6 @@ def compare(
     out: Path | None,
     jobs: int | None,
     as_json: bool,
-    **training: Any,
 ) -> None:
     """Train every task of SUITE alone and all together by each method; say who gained and lost.
 
@@ -215,10 +221,10 @@ def compare(
     from polytask.recipes import compare as run
     from polytask.report import write_report
 
-    config = _config(suite, training)
+    config = _config(suite, ctx.ensure_object(dict))
     plan = Plan(
         suite=suite,
-        methods=_split(names) if names is not None else METHODS,
+        methods=catalog.recipes(names) if names is not None else METHODS,
         seeds=seeds,
         tune=tune,
         config=config,
@@ -242,24 +248,26 @@ def compare(
 @click.argument("config")
 @click.option("--method", help="A recipe: methods joined by +. Default: equal.")
 @click.option("--tasks", help="Only these, comma-separated. Default: all.")
-@click.option("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
-@click.option("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
-@click.option("--seed", type=int, help="Default: 0.")
-@click.option(
-    "--per-task-best", is_flag=True, help="Also keep each task's own best weights (in best/)."
+@_setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
+@_setting("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
+@_setting("--seed", type=int, help="Default: 0.")
+@_setting(
+    "--per-task-best/--no-per-task-best",
+    help="Also keep each task's own best weights (in best/). Default: no.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME-METHOD-sSEED."
 )
 @_training_options
 @_json
+@click.pass_context
 def fit(
+    ctx: click.Context,
     config: str,
     method: str | None,
     tasks: str | None,
     out: Path | None,
     as_json: bool,
-    **training: Any,
 ) -> None:
     """Train one model and keep its best weights.
 
@@ -274,7 +282,7 @@ def fit(
     asked = read(config)
     method = method or asked.method
     names = _split(tasks) if tasks is not None else asked.tasks
-    settings = _config(asked.suite, {**asked.settings, **_given(training)})
+    settings = _config(asked.suite, {**asked.settings, **ctx.ensure_object(dict)})
     folder = out or asked.out or _default_folder(asked.suite, method, settings.seed)
     job = Job(asked.suite, names, method, settings, folder)
     ranks.start(settings.device)
@@ -355,7 +363,8 @@ def claims(experiments: Path, out: Path, as_json: bool) -> None:
     from polytask.records import write_atomic
 
     ledger = load(experiments)
-    write_atomic(out, markdown(ledger).encode())
+    links = Path(os.path.relpath(experiments, out.parent)).as_posix()
+    write_atomic(out, markdown(ledger, experiments=links).encode())
     if as_json:
         _print_json(list(ledger))
     else:
@@ -367,11 +376,6 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given: neither absent nor an unset flag."""
-    return {name: value for name, value in options.items() if value not in (None, False)}
-
-
 def _config(suite: str, options: dict[str, Any]) -> Any:
     """Return the settings of a run: what was asked for, else the suite's, else the defaults."""
     from polytask.fit import FitConfig
@@ -379,7 +383,7 @@ def _config(suite: str, options: dict[str, Any]) -> Any:
 
     loaded = load_suite(suite)
     base = FitConfig(epochs=loaded.epochs, batch_size=loaded.batch_size)
-    return replace(base, **_given(options))
+    return replace(base, **options)
 
 
 def _default_folder(suite: str, method: str, seed: int) -> Path:

@@ -1,50 +1,66 @@
-"""What a run costs: the process's peak memory, where the system can tell."""
+"""What a run costs in memory, counted and not sampled, so that it is the same on every machine."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+from polytask.balance import Balancer
 
 
-class PeakMemory:
-    """Peak memory in bytes above the level at construction.
+class Memory:
+    """Counts the bytes an update needs.
 
-    On CUDA, torch's own count of the device's memory. On Linux, the kernel's high-water mark of
-    resident memory, reset at construction: it includes everything the process does meanwhile.
-    Elsewhere `bytes()` is None.
+    On CUDA: the device's own high-water mark. Elsewhere the sum of what an update holds at once:
+    parameters, gradients, optimiser state, what autograd keeps for the backward pass, and the
+    tasks' gradients where the balance holds them. The process's own size would say less: it
+    depends on what the process did before, and on when the allocator gives memory back.
     """
 
     def __init__(self, device: str) -> None:
-        self._cuda = device.startswith("cuda")
-        self._before: int | None = None
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_allocated(device)
-            self._device = device
+        self._device = device if device.startswith("cuda") else None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._kept: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count what autograd keeps for the backward pass of the update made inside."""
+        if self._device is not None:
+            yield
             return
-        try:
-            _CLEAR.write_text("5")  # resets VmHWM to the current resident size
-        except OSError:
-            return
-        self._before = _resident("VmRSS")
+        self._kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
+            yield
 
-    def bytes(self) -> int | None:
-        """Return the peak so far, None where it cannot be known."""
-        if self._before is None:
-            return None
-        peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else _resident("VmHWM")
-        return None if peak is None else max(0, peak - self._before)
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self._kept[storage.data_ptr()] = storage.nbytes()  # views of one storage count once
+        return tensor
+
+    def bytes(self, model: nn.Module, optimiser: Optimizer, balancer: Balancer) -> int:
+        """Return the bytes one update needs; call it after the watched one."""
+        if self._device is not None:
+            return torch.cuda.max_memory_allocated(self._device)
+        weights = [*model.parameters(), *model.buffers(), *balancer.parameters()]
+        own = {w.untyped_storage().data_ptr() for w in weights}
+        state = [
+            entry
+            for entries in optimiser.state.values()
+            for entry in entries.values()
+            if isinstance(entry, Tensor)
+        ]
+        gradients = [w for w in weights if w.requires_grad]
+        rows = 0
+        if balancer.method.needs != "losses":
+            rows = len(balancer.tasks) * sum(_bytes(p) for p in balancer.shared)
+        activations = sum(size for at, size in self._kept.items() if at not in own)
+        return sum(map(_bytes, [*weights, *gradients, *state])) + rows + activations
 
 
-def _resident(entry: str) -> int | None:
-    try:
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(f"{entry}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

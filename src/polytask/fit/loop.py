@@ -8,6 +8,7 @@ Shapes: T = tasks of the run.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from polytask.balance import Balance, Balancer, Weights
 from polytask.errors import RunError
 from polytask.fit import checkpoint, ranks
 from polytask.fit.config import FitConfig
-from polytask.fit.cost import PeakMemory
+from polytask.fit.cost import Memory
 from polytask.fit.data import Feed
 from polytask.fit.probe import probe
 from polytask.fit.progress import Progress, Silent
@@ -60,6 +61,7 @@ class _State:
     seconds: float = 0.0
     validation_seconds: float = 0.0
     waited: float = 0.0
+    peak_memory: int = 0
     stale: int = 0
     best: int | None = None
     points: list[Point] = field(default_factory=list)
@@ -170,7 +172,7 @@ class _Run:
     ) -> None:
         self.suite, self.model, self.config, self.score = suite, model, config, score
         self.folder = folder
-        self.memory = PeakMemory(config.device)
+        self.memory = Memory(config.device)
         model.to(config.device)
         sizes = [len(stream) for stream in suite.train]
         self.schedule = Schedule(mix, sizes, config.batch_size, config.seed)
@@ -197,7 +199,7 @@ class _Run:
     def train(self, progress: Progress) -> None:
         config, state = self.config, self.state
         self.model.train()
-        saved = time.monotonic()
+        saved, counted = time.monotonic(), False
         while state.step < self.last_step and not state.stopped:
             begun, waited = time.perf_counter(), self.feed.waited
             if config.schedule == "cosine":
@@ -208,9 +210,15 @@ class _Run:
                 paused = time.perf_counter()
                 state.probes.append(probe(self.model, fed, state.step))
                 begun += time.perf_counter() - paused
-            losses, weights = train_step(
-                self.model, self.balancer, self.optimiser, fed, config.precision, config.clip
-            )
+            # The first update of this process is counted: its batch is as large as any.
+            watch = contextlib.nullcontext() if counted else self.memory.watch()
+            with watch:
+                losses, weights = train_step(
+                    self.model, self.balancer, self.optimiser, fed, config.precision, config.clip
+                )
+            if not counted:
+                counted = True
+                self._count_memory()
             self.sums.add(losses, weights)
             state.step += 1
             now = time.perf_counter()
@@ -226,6 +234,10 @@ class _Run:
                 saved = time.monotonic()
         if not state.stopped:
             state.stopped = "epochs"
+
+    def _count_memory(self) -> None:
+        needed = self.memory.bytes(self.model, self.optimiser, self.balancer)
+        self.state.peak_memory = max(self.state.peak_memory, needed)
 
     def _set_lr(self) -> None:
         part = self.state.step / self.last_step
@@ -277,6 +289,7 @@ class _Run:
         return {name: value for name, value in kept.items() if id(value) not in others}
 
     def record(self, method: str, settings: dict[str, Any]) -> Record:
+        self._count_memory()
         state = self.state
         assert state.best is not None
         cost = Cost(
@@ -285,7 +298,7 @@ class _Run:
             steps=state.step,
             parameters=_count(self.model.parameters()),
             shared_parameters=_count(self.model.shared_parameters()),
-            peak_memory=self.memory.bytes(),
+            peak_memory=state.peak_memory,
             waiting=state.waited / state.seconds if state.seconds else 0.0,
         )
         return Record(

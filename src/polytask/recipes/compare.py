@@ -250,11 +250,7 @@ class _Runs:
             methods[method] = {
                 **_method_json(judged),
                 "runs": {str(s): self._relative(who, s) for s in self.seeds},
-                "source": "; ".join(
-                    choice.method.source
-                    for choice in (recipe.share, recipe.balance, recipe.mix)
-                    if choice.method.name in method
-                ),
+                "source": "; ".join(row.source for row in recipe.named),
                 "engine": records[who, self.seeds[0]].engine,
                 "all_metrics": {
                     name: [tests[who, s][name] for s in self.seeds] for name in tasks.names

@@ -101,7 +101,18 @@ def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:
     if len(tasks) == 1:
         sign = 1.0 if tasks[0].primary.direction == "max" else -1.0
         return lambda values, first: sign * values[tasks[0].name]
-    return lambda values, first: delta_m(tasks, values, first)
+    return lambda values, first: _progress(tasks, values, first)
+
+
+def _progress(tasks: TaskSet, values: Mapping[str, float], first: Mapping[str, float]) -> float:
+    """Return delta-m of a run against its own first validation.
+
+    A task that scored exactly 0 there (an F1 before anything is found) has no relative change; it
+    counts by its points, so that what it learns later is not left out.
+    """
+    zero = {name for name in tasks.names if first[name] == 0}
+    moved = {n: values[n] + 1 if n in zero else values[n] for n in tasks.names}
+    return delta_m(tasks, moved, {n: 1.0 if n in zero else first[n] for n in tasks.names})
 
 
 def train(job: Job, progress: Progress | None = None) -> Record:
