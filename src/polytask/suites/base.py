@@ -109,7 +109,7 @@ def _only(stream: Stream, tasks: TaskSet) -> Stream | None:
     labelled_N = torch.zeros(len(stream), dtype=torch.bool)
     for name, target in targets.items():
         kind = tasks.named(name).kind
-        labelled_N |= kind.present(kind.encode(target)).flatten(1).any(1)
+        labelled_N |= kind.present(kind.encode(target)).reshape(len(stream), -1).any(1)
     ragged = tuple(n for n in stream.ragged if n in targets or n not in stream.targets)
     kept = replace(stream, targets=targets, ragged=ragged)
     if bool(labelled_N.all()):
