@@ -19,6 +19,8 @@ from torch import Tensor
 from polytask.errors import UsageError
 from polytask.mix.base import Mix
 
+Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -68,7 +70,7 @@ class Schedule:
         fed = [(s, self._walk(s, given, n)) for s, (given, n) in enumerate(steps) if n]
         return fed, state + torch.from_numpy(counts_S)
 
-    def counts(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def counts(self, step: int) -> Counts:
         """Return how many rows each stream gives to a step: (S,) int64, summing to batch_size.
 
         Systematic rounding: the shares lie end to end on a line of length batch_size, and each
@@ -78,11 +80,8 @@ class Schedule:
         """
         shares_S = self.mix(self._sizes_S, step).numpy()
         edges_S = np.cumsum(shares_S)
-        if (
-            shares_S.shape != (len(self.sizes),)
-            or shares_S.min() < 0
-            or abs(edges_S[-1] - 1) > 1e-6
-        ):
+        sums_to_one = len(shares_S) == len(self.sizes) and abs(edges_S[-1] - 1) <= 1e-6
+        if not (sums_to_one and shares_S.min() >= 0):
             raise UsageError(
                 f"{type(self.mix).__name__} gave shares {shares_S.tolist()} for step {step}; "
                 f"expected {len(self.sizes)} numbers >= 0 that sum to 1."
@@ -91,12 +90,11 @@ class Schedule:
             # The stream number S is no stream's, so these are no permutation's numbers.
             own = np.random.default_rng((self.seed, len(self.sizes), 0))
             self._offset = float(own.random())
-        edges_S *= self.batch_size / edges_S[-1]
-        # The last edge to the last bit, and no point beyond it: the total is exact.
-        edges_S[-1] = self.batch_size
+        edges_S = edges_S / edges_S[-1] * self.batch_size  # the last one exactly batch_size
         points_S = np.floor(edges_S + (self._offset + step * GOLDEN) % 1).astype(np.int64)
-        np.minimum(points_S, self.batch_size, out=points_S)
-        return np.diff(points_S, prepend=0)
+        np.minimum(points_S, self.batch_size, out=points_S)  # where edge + offset was rounded up
+        counts_S: Counts = np.diff(points_S, prepend=0)
+        return counts_S
 
     def _walk(self, stream: int, given: int, count: int) -> Tensor:
         """Return the next `count` rows of a stream that has given `given` rows so far."""

@@ -1,0 +1,92 @@
+"""What the balance tests share: a toy model, hard gradients, and signals made from rows."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polytask.balance import Signal
+
+HARD = {
+    "random": torch.randn(4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    "opposed": torch.tensor([[1.0, 2], [-1, -2], [2, 4], [-3, -6]], dtype=torch.float64),
+    "low-rank": torch.tensor([[1.0, 0, 1], [0, 1, -1], [1, 1, 0], [2, -1, 3]], dtype=torch.float64),
+    "one zero": torch.tensor([[0.0, 0], [1, -2], [-2, 1], [1, 1]], dtype=torch.float64),
+    "zero": torch.zeros(4, 5, dtype=torch.float64),
+    "one task": torch.tensor([[3.0, -4.0]], dtype=torch.float64),
+}
+HARD |= {f"random x {s:g}": HARD["random"] * s for s in (1e-10, 1e15)}
+HARD["unlike"] = HARD["random"] * torch.tensor([[1e-10], [1], [1e7], [1e15]], dtype=torch.float64)
+
+
+@pytest.fixture(params=list(HARD))
+def rows_KP(request: pytest.FixtureRequest) -> Tensor:
+    return HARD[request.param].clone()
+
+
+@pytest.fixture
+def signal() -> Callable[..., Signal]:
+    def build(rows_KP: Tensor, step: int = 0, at: tuple[int, ...] | None = None) -> Signal:
+        tasks = len(rows_KP) if at is None else max(at) + 1
+        index_K = torch.arange(len(rows_KP)) if at is None else torch.tensor(at)
+        losses_K = torch.ones(len(rows_KP))
+        return Signal(losses_K, index_K, tasks, step, gram_KK=rows_KP @ rows_KP.T)
+
+    return build
+
+
+class Toy(nn.Module):
+    """Two shared layers, one that no task reaches, and a head per task."""
+
+    def __init__(self, tasks: tuple[str, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4))
+        self.idle = nn.Linear(2, 2)
+        self.heads = nn.ModuleDict({name: nn.Linear(4, 1) for name in tasks})
+        self.to(dtype)
+
+    def shared(self) -> list[nn.Parameter]:
+        return [*self.encoder.parameters(), *self.idle.parameters()]
+
+    def losses(self, inputs: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the mean squared error of each task over the rows whose target is no NaN."""
+        return self.shares(
+            inputs, targets, {n: int((~t.isnan()).sum()) for n, t in targets.items()}
+        )
+
+    def shares(
+        self, inputs: Tensor, targets: Mapping[str, Tensor], counts: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Return each task's sum of squared errors over the count given; absent tasks left out."""
+        features = self.encoder(inputs)
+        result = {}
+        for name, target in targets.items():
+            here = ~target.isnan()
+            if bool(here.any()):
+                error = self.heads[name](features[here])[:, 0] - target[here]
+                result[name] = error.square().sum() / counts[name]
+        return result
+
+    def grads(self) -> dict[str, Tensor | None]:
+        """Return a copy of every gradient, and clear them."""
+        kept = {n: None if p.grad is None else p.grad.clone() for n, p in self.named_parameters()}
+        self.zero_grad(set_to_none=True)
+        return kept
+
+
+@pytest.fixture
+def toy() -> Callable[..., tuple[Toy, Tensor, dict[str, Tensor]]]:
+    """A function -> (model, inputs, targets); targets of task i miss every (i + 2)-th row."""
+
+    def build(tasks: int = 3, rows: int = 12, dtype: torch.dtype = torch.float32):
+        torch.manual_seed(0)
+        names = tuple(f"task {i}" for i in range(tasks))
+        model = Toy(names, dtype)
+        inputs = torch.randn(rows, 5, dtype=dtype)
+        targets = {name: torch.randn(rows, dtype=dtype) * (1 + i) for i, name in enumerate(names)}
+        for i, target in enumerate(targets.values()):
+            target[:: i + 2] = torch.nan
+        return model, inputs, targets
+
+    return build
