@@ -166,20 +166,6 @@ def parse(text: str) -> Recipe:
     return Recipe(text, chosen["share"], chosen["balance"], chosen["mix"], rows)
 
 
-def recipes(text: str) -> tuple[str, ...]:
-    """Split a comma-separated list of recipes; commas between a method's settings stay.
-
-    `pcgrad,temperature:temperature=5,cap=1000` holds two recipes.
-    """
-    found: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if found and "=" in part.partition(":")[0]:
-            found[-1] += f",{part}"
-        else:
-            found.append(part)
-    return tuple(found)
-
-
 def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     """Return the settings a person may write in a recipe, by name, annotations resolved.
 

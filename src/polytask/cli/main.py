@@ -224,7 +224,7 @@ def compare(
     config = _config(suite, ctx.ensure_object(dict))
     plan = Plan(
         suite=suite,
-        methods=catalog.recipes(names) if names is not None else METHODS,
+        methods=catalog.split(names) if names is not None else METHODS,
         seeds=seeds,
         tune=tune,
         config=config,
