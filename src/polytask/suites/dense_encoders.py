@@ -1,0 +1,88 @@
+"""Encoders of pictures that give features for every pixel.
+
+Shapes: B = rows, C = channels of the picture, H, W = its height and width, D = width of the
+features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polytask.errors import UsageError
+
+GROUP = 8
+"""Channels that GroupNorm normalises together. Never BatchNorm, for the reason in `encoders`."""
+
+
+class UNet(nn.Module):
+    """Features of every pixel: bytes (B, C, H, W) -> {"map": (B, D, H, W)}; D = channels[0].
+
+    Source: Ronneberger, Fischer & Brox, MICCAI 2015, arXiv:1505.04597.
+    Differs from the source: made for processors without an accelerator. The first convolution
+    already halves the picture and the last features are interpolated up to it, so that no
+    convolution runs at full size; GroupNorm; padded convolutions; bilinear steps up.
+
+    mean_C, scale_C: of the training pictures, in the unit of the input (0 to 255 for bytes).
+    channels: of each halving, from fine to coarse, multiples of 8. H and W may be any size: a
+    step up goes to the size that its step down came from.
+    """
+
+    mean_C11: Tensor
+    scale_C11: Tensor
+
+    def __init__(
+        self,
+        mean_C: Sequence[float],
+        scale_C: Sequence[float],
+        channels: Sequence[int] = (16, 32, 64, 128),
+    ) -> None:
+        super().__init__()
+        if len(mean_C) != len(scale_C) or not mean_C or min(scale_C) <= 0:
+            raise UsageError(
+                "UNet: give one mean and one scale > 0 per channel of the picture; got means "
+                f"{list(mean_C)} and scales {list(scale_C)}."
+            )
+        if len(channels) < 2 or any(c < GROUP or c % GROUP for c in channels):
+            raise UsageError(
+                f"UNet: channels must be at least two multiples of {GROUP}; got {list(channels)}."
+            )
+        self.register_buffer("mean_C11", torch.tensor(mean_C)[:, None, None])
+        self.register_buffer("scale_C11", torch.tensor(scale_C)[:, None, None])
+        self.down = nn.ModuleList(
+            nn.Sequential(_block(before, after, stride=2), _block(after, after))
+            for before, after in zip((len(mean_C), *channels), channels, strict=False)
+        )
+        coarse_first = channels[::-1]
+        self.up = nn.ModuleList(
+            _block(below + beside, beside) for below, beside in pairwise(coarse_first)
+        )
+        self.width = channels[0]
+
+    def forward(self, pictures_BCHW: Tensor) -> dict[str, Tensor]:
+        x = (pictures_BCHW.float() - self.mean_C11) / self.scale_C11
+        # Channels last: a fifth less time for these convolutions on a CPU, and no more elsewhere.
+        x = x.contiguous(memory_format=torch.channels_last)
+        beside = []
+        for down in self.down:
+            x = down(x)
+            beside.append(x)
+        for up, finer in zip(self.up, beside[-2::-1], strict=True):
+            x = up(torch.cat([_sized(x, finer), finer], dim=1))
+        return {"map": _sized(x, pictures_BCHW)}
+
+
+def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(after // GROUP, after),
+        nn.ReLU(),
+    )
+
+
+def _sized(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
