@@ -1,0 +1,174 @@
+"""Two processes that split a batch make the updates of one process that has it whole.
+
+This file is also the program of each process.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from polytask.balance import DWA, AlignedMTL, Balancer, Equal, PCGrad, Uncertainty
+from polytask.errors import RunError, UsageError
+
+METHODS = {
+    "equal": Equal,
+    "uncertainty": Uncertainty,
+    "dwa": DWA,
+    "pcgrad": PCGrad,
+    "aligned-mtl": AlignedMTL,
+}
+STEPS = 6
+TASKS = ("a", "b", "c")
+
+
+def data() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    targets = {t: torch.randn(8, generator=generator, dtype=torch.float64) for t in TASKS}
+    targets["b"][4:] = torch.nan  # only in the first process
+    targets["c"][:4] = torch.nan  # only in the second
+    return inputs, targets
+
+
+def model() -> tuple[nn.Module, nn.ModuleDict]:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    return encoder, nn.ModuleDict({t: nn.Linear(4, 1).double() for t in TASKS})
+
+
+def losses(encoder, heads, inputs, targets, counts, rows) -> dict[str, torch.Tensor]:
+    features, result = encoder(inputs[rows]), {}
+    for name, target in targets.items():
+        here = ~target[rows].isnan()
+        if bool(here.any()):
+            error = heads[name](features[here])[:, 0] - target[rows][here]
+            result[name] = error.square().sum() / counts[name]
+    return result
+
+
+def train(name: str, rank: int, world: int, parts: int) -> dict[str, list[float]]:
+    """Return the weights after a few steps on this process's rows, and the weights used."""
+    inputs, targets = data()
+    counts = {t: int((~target.isnan()).sum()) for t, target in targets.items()}
+    encoder, heads = model()
+    balancer = Balancer(METHODS[name](), encoder.parameters(), TASKS, steps_per_epoch=2)
+    trained = [*encoder.parameters(), *heads.parameters(), *balancer.parameters()]
+    optimiser = torch.optim.SGD(trained, lr=0.1)
+    mine = torch.arange(8).chunk(world)[rank]
+    used = []
+    for _ in range(STEPS):
+        optimiser.zero_grad()
+        for i, rows in enumerate(mine.chunk(parts)):
+            part = losses(encoder, heads, inputs, targets, counts, rows)
+            weights = balancer.backward(part, accumulate=i + 1 < parts)
+        used.append([weights[t] for t in TASKS])
+        if world > 1:
+            for parameter in trained:
+                parameter.grad = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
+                dist.all_reduce(parameter.grad)
+        optimiser.step()
+    state = torch.cat([v.double().flatten() for v in balancer.state_dict().values()])
+    return {
+        "parameters": torch.cat([p.detach().flatten() for p in trained]).tolist(),
+        "used": torch.tensor(used).flatten().tolist(),
+        "state": state.nan_to_num().tolist(),
+    }
+
+
+def refusals() -> list[str]:
+    """Return what processes are told when they do wrong, in step with each other."""
+    rank = dist.get_rank()
+    leaf = torch.ones((), requires_grad=True)
+    told = []
+    try:
+        Balancer(Equal(), [leaf]).backward({"a": leaf * 1})
+    except UsageError as error:
+        told.append(str(error))
+    # Not finite in the second process alone: both are told, so that neither waits for the other.
+    for method in (Equal(), PCGrad()):
+        try:
+            broken = leaf * (torch.nan if rank else 1.0)
+            Balancer(method, [leaf], ["a"]).backward({"a": broken})
+        except RunError as error:
+            told.append(str(error))
+    # Without any label anywhere nobody waits either, and no gradient appears.
+    if not Balancer(PCGrad(), [leaf], ["a"]).backward({}) and leaf.grad is None:
+        told.append("nothing")
+    return told
+
+
+def run_pair() -> list[dict]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__)],
+            env=os.environ | common | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    results = []
+    try:
+        for process in pair:
+            out, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+            results.append(json.loads(out))
+    finally:
+        for process in pair:
+            process.kill()
+    return results
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[dict]:
+    return run_pair()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one(pair, name, parts):
+    whole = train(name, 0, 1, 1)
+    for result in pair:
+        half = result[f"{name} {parts}"]
+        for what in ("parameters", "state") + (("used",) if parts == 1 else ()):
+            torch.testing.assert_close(
+                torch.tensor(half[what]), torch.tensor(whole[what]), rtol=1e-6, atol=1e-7
+            )
+    assert pair[0][f"{name} {parts}"]["parameters"] == pair[1][f"{name} {parts}"]["parameters"]
+
+
+def test_processes_are_told_together_what_went_wrong(pair):
+    for result in pair:
+        told = result["refusals"]
+        assert "a run of several processes needs the tasks' order beforehand" in told[0]
+        assert "At step 0 the loss of task 'a' is nan" in told[1]
+        assert told[2] == told[1]
+        assert told[3:] == ["nothing"]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    result = {f"{n} {parts}": train(n, rank, 2, parts) for n in METHODS for parts in (1, 2)}
+    print(json.dumps(result | {"refusals": refusals()}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
