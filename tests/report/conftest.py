@@ -41,7 +41,8 @@ def record(
                 epoch=k + 1,
                 seconds=0.3 * (k + 1),
                 train={
-                    task: 2.3 * math.exp(-(2 + i % 3 + len(method) % 5 / 4) * share) + 0.02 * rng.random()
+                    task: 2.3 * math.exp(-(2 + i % 3 + len(method) % 5 / 4) * share)
+                    + 0.02 * rng.random()
                     for i, task in enumerate(tasks)
                 },
                 val={

@@ -50,13 +50,13 @@ const methodOptions = (names) => names.map((name) => ({ value: name, name: shown
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const arrow = (task) => (task.direction ? (task.direction === "max" ? "↑" : "↓") : "");
 const metricName = (task) => [task.metric, task.unit && `(${task.unit})`, arrow(task)].filter(Boolean).join(" ");
-const badge = (verdict, text) => h("span", { class: `badge ${verdict}`, title: verdict }, `${SIGNS[verdict]} ${text}`.trim());
+const badge = (verdict, text, said = `${verdict}, ${text}`) => h("span", { class: `badge ${verdict}`, role: "img", title: said, "aria-label": said }, `${SIGNS[verdict]} ${text}`.trim());
 
 // Tables ------------------------------------------------------------------------------------------
 
 function countsCell(counts) {
   const parts = ["gained", "lost", "undecided"].filter((kind) => counts[kind]);
-  return h("span", {}, parts.length ? parts.flatMap((kind) => [badge(kind, `${counts[kind]} ${kind}`), " "]) : "–");
+  return h("span", {}, parts.length ? parts.flatMap((kind) => [badge(kind, String(counts[kind]), `${counts[kind]} ${kind}`), " "]) : "–");
 }
 const gainCell = (value, interval) => h("span", {}, pct(value), interval ? h("span", { class: "under", text: bracket(interval) }) : null);
 

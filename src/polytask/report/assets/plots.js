@@ -291,7 +291,7 @@ function linePlot({ width, height = 220, series, log, yName, xName = "step", fix
     svg.append(s("path", { class: "gridline", d: `M${left},${y(tick)}H${width - right}` }),
       s("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end", text: fmt(tick, 4) }));
   }
-  for (const tick of x.ticks(Math.max(2, Math.floor((width - left - right) / 80)))) {
+  for (const tick of x.ticks(Math.max(2, Math.floor((width - left - right) / 65)))) {
     svg.append(s("text", { x: x(tick), y: height - bottom + 16, "text-anchor": "middle", text: count(tick).replace(" ", "") }));
   }
   svg.append(s("text", { x: width - right, y: height - 3, "text-anchor": "end", text: xName }));
@@ -357,7 +357,7 @@ function dotPlot({ width, rows, zeroName, label, dense }) {
     const top = i * rowHeight;
     if (i) svg.append(s("path", { class: "rowline", d: `M0,${top}H${width}` }));
     svg.append(stacked
-      ? s("text", { class: "name", x: 10, y: top + 15, text: clip(row.name, width - 20) })
+      ? s("text", { class: "name halo", x: 10, y: top + 15, text: clip(row.name, width - 20) })
       : s("text", { class: "name", x: names - 10, y: top + rowHeight / 2 + 4, "text-anchor": "end", text: clip(row.name, names - 12) }));
     const block = row.dots.length * gap;
     const start = top + (stacked ? 16 : 0) + (rowHeight - (stacked ? 16 : 0) - block) / 2 + gap / 2;
@@ -393,16 +393,18 @@ function barPlot({ width, bars, at, atName, label }) {
   const height = head + bars.length * rowHeight;
   const x = linear(0, high, names, width - after);
   const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}` });
+  const texts = [];
   const marks = bars.map((bar, k) => {
     const y = head + k * rowHeight;
     svg.append(s("text", { class: "name", x: names - 8, y: y + 19, "text-anchor": "end", text: clip(bar.name, names - 10) }));
     const end = isNumber(bar.value) ? x(bar.value) : names;
     if (isNumber(bar.value)) svg.append(s("rect", { class: `bar-fill ${bar.style.tone}`, x: names, y: y + 6, width: Math.max(1.5, end - names), height: rowHeight - 12, rx: 3 }));
-    svg.append(s("text", { x: end + 6, y: y + 19, text: bar.shown }));
+    texts.push(s("text", { class: "halo", x: end + 6, y: y + 19, text: bar.shown }));
     return [{ x: end, y: y + rowHeight / 2, text: bar.text }];
   });
   if (at) svg.append(s("path", { class: "zero", d: `M${x(at)},${head - 4}V${height}` }),
     s("text", { x: x(at), y: 11, "text-anchor": x(at) > width * 0.6 ? "end" : "middle", text: atName }));
+  svg.append(...texts); // over the line, so that it does not cross them out
   return { nodes: [svg], target: svg, pick: picker(marks), label };
 }
 
@@ -433,14 +435,17 @@ function heatMap({ width, names, values, label, most = 520 }) {
   const svg = s("svg", { width, height: top + side + 4, viewBox: `0 0 ${width} ${top + side + 4}` });
   const paths = Array.from({ length: BINS + 1 }, () => []);
   const gap = cell > 6 ? 1 : 0, edge = (cell - gap).toFixed(2);
+  const square = (i, j) => `M${(left + j * cell).toFixed(2)},${(top + i * cell).toFixed(2)}h${edge}v${edge}h-${edge}z`;
+  const self = [];
   for (let i = 0; i < size; i++) {
     for (let j = 0; j < size; j++) {
       const value = cosineAt(values, size, i, j);
-      if (value === null) continue;
+      if (value === null) { if (i === j) self.push(square(i, j)); continue; }
       const bin = Math.round(((value + 1) / 2) * BINS);
-      paths[bin].push(`M${(left + j * cell).toFixed(2)},${(top + i * cell).toFixed(2)}h${edge}v${edge}h-${edge}z`);
+      paths[bin].push(square(i, j));
     }
   }
+  svg.append(s("path", { class: "self", d: self.join("") }));
   paths.forEach((parts, bin) => {
     if (!parts.length) return;
     const share = bin / BINS * 2 - 1;
