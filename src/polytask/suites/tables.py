@@ -10,6 +10,7 @@ L = words of the longest row, W = width of the features.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from polytask.errors import DataError
 from polytask.suites.base import SPLITS, About, Split, Stream, Suite
 from polytask.suites.check import make_suite
-from polytask.suites.encoders import Standardise, TableEncoder
+from polytask.suites.encoders import MLP, Standardise, TableEncoder
 from polytask.suites.parts import Part, Parts, as_value, split_tables
 from polytask.suites.readers import Cell
 from polytask.suites.schema import ByColumn, Declaration, DeclaredTable, Target, parse
+from polytask.suites.text_encoders import BiGRU, WordBag
+from polytask.suites.vocabulary import Vocabulary, padded
 from polytask.tasks import (
     IGNORE,
     Binary,
@@ -40,9 +43,6 @@ from polytask.tasks import (
 TRUE = ("1", "true", "yes", "y", "t", "positive", "pos")
 FALSE = ("0", "false", "no", "n", "f", "negative", "neg")
 """Cells that say yes and no, in any case: all a label of a multilabel task may be."""
-
-TOKENS = "tokens"
-"""The name of the input that holds the words' codes."""
 
 LARGEST = 1e30
 """Numbers beyond it are refused: their squares do not fit a float32."""
@@ -65,7 +65,7 @@ def load_yaml(path: str | Path) -> Suite:
             encoded, lengths = inputs.encode(table, parts[table.name, split])
             targets = {t.task: labels[table.name, split, t.task] for t in table.targets}
             sequences = [t.task for t in table.targets if t.kind == "sequence"]
-            ragged = () if lengths is None else (TOKENS, *sequences)
+            ragged = () if lengths is None else ("tokens", *sequences)
             splits[split].append(Stream(table.name, encoded, targets, ragged, lengths))
     return make_suite(
         name=declared.name,
@@ -185,6 +185,7 @@ class _Inputs:
     declared: Declaration
     numeric: tuple[_Numeric, ...]
     codes: Mapping[str, Mapping[str, int]]
+    vocabulary: Vocabulary | None
     notes: tuple[str, ...]
 
     @classmethod
@@ -201,7 +202,21 @@ class _Inputs:
                 numeric.append(_Numeric.learn(name, numbers_N, notes))
             elif kind == "category":
                 codes[name] = _codes(name, [v for p, c in train for v in p.values(c)], notes)
-        return cls(declared, tuple(numeric), codes, tuple(notes))
+        vocabulary = None
+        if any(i.kind in WORDS for i in declared.tables[0].inputs):
+            texts = [
+                text
+                for table in declared.tables
+                for text in _texts(table, parts[table.name, "train"])
+            ]
+            vocabulary = Vocabulary.of(texts, LEAST)
+            cut = sum(len(text) > declared.encoder.words for text in texts)
+            told = f"; {cut} of train are cut after {declared.encoder.words} words" if cut else ""
+            notes.append(
+                f"Words are those that occur {LEAST} times in train ({len(vocabulary) - 2:,}), "
+                f"every other word is one unknown word{told}."
+            )
+        return cls(declared, tuple(numeric), codes, vocabulary, tuple(notes))
 
     def encode(self, table: DeclaredTable, part: Part) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the named inputs of these rows, and their number of words where there is text."""
@@ -221,16 +236,98 @@ class _Inputs:
                     for column in [_column(table, name)]
                 ]
             ).T.contiguous()
-        return inputs, None
+        if self.vocabulary is None:
+            return inputs, None
+        texts = _texts(table, part)
+        inputs["tokens"], lengths_N = self.vocabulary.encode(texts, self.declared.encoder.words)
+        return inputs, lengths_N
 
     def encoder(self) -> nn.Module:
         """Return a fresh encoder of these inputs."""
+        size = self.declared.encoder
+        table = self._table_encoder() if self.numeric or self.codes else None
+        if self.vocabulary is None:
+            assert table is not None  # the schema asks for at least one input
+            return table
+        words = len(self.vocabulary)
+        if any(t.kind == "sequence" for table in self.declared.tables for t in table.targets):
+            text: nn.Module = BiGRU(words, hidden=-(-size.width // 2), dropout=size.dropout)
+            return TableAndText(table, text, 2 * -(-size.width // 2), size.width, size.dropout)
+        text = WordBag(words, width=size.width, dropout=size.dropout)
+        if table is None:
+            return text
+        return TableAndText(table, text, size.width, size.width, size.dropout)
+
+    def _table_encoder(self) -> TableEncoder:
         size = self.declared.encoder
         columns = len(self.numeric) + sum(numeric.indicated for numeric in self.numeric)
         # The columns come standardised: in float64, because a float32 keeps no second of a date.
         plain = Standardise(torch.zeros(columns), torch.ones(columns)) if columns else None
         sizes = [len(codes) + 1 for codes in self.codes.values()]
         return TableEncoder(plain, sizes, (size.width,) * size.depth, dropout=size.dropout)
+
+
+class TableAndText(nn.Module):
+    """Features of rows with columns and words: {"row": (B, W)}, and "sequence" (B, L, W) if any.
+
+    table: gives (B, width) from the columns; None where words are all there is.
+    text: gives (B, text_width) from {"tokens"}, or those as "row" beside a "sequence". Every
+        word's features see the table's, so tags may depend on the columns.
+    """
+
+    def __init__(
+        self,
+        table: nn.Module | None,
+        text: nn.Module,
+        text_width: int,
+        width: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        joint = text_width + (0 if table is None else width)
+        self.table = table
+        self.text = text
+        self.row = MLP(joint, (width,), dropout=dropout)
+        self.word = MLP(joint, (width,), dropout=dropout) if isinstance(text, BiGRU) else None
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        text = self.text(inputs)
+        row_BW = text["row"] if self.word is not None else text
+        columns_BW = None if self.table is None else self.table(inputs)
+        features = {"row": self.row(_beside(row_BW, columns_BW))}
+        if self.word is not None:
+            words_BLW = text["sequence"]
+            if columns_BW is not None:
+                columns_BW = columns_BW[:, None].expand(-1, words_BLW.shape[1], -1)
+            features["sequence"] = self.word(_beside(words_BLW, columns_BW))
+        return features
+
+
+def _beside(features: Tensor, more: Tensor | None) -> Tensor:
+    return features if more is None else torch.cat([features, more], -1)
+
+
+WORDS = ("text", "tokens")
+LEAST = 2
+"""Occurrences in train that make a word known."""
+WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+BETWEEN = "\n"
+"""Stands between the words of two columns; no word is equal to it."""
+
+
+def _texts(table: DeclaredTable, part: Part) -> list[list[str]]:
+    """Return the words of each row: those of its text and tokens columns, one after the other."""
+    columns = []
+    for written in table.inputs:
+        if written.kind == "tokens":
+            columns.append([(cell or "").split() for cell in part.cells(written.column)])
+        elif written.kind == "text":
+            cells = part.cells(written.column)
+            columns.append([WORD.findall((cell or "").casefold()) for cell in cells])
+    joined = columns[0]
+    for column in columns[1:]:
+        joined = [[*left, BETWEEN, *right] for left, right in zip(joined, column, strict=True)]
+    return joined
 
 
 def _column(table: DeclaredTable, name: str) -> str:
@@ -424,23 +521,17 @@ def _sequence(
     codes = {value: code for code, value in enumerate(names)}
     encoded = []
     for source in sources:
-        words = next(i for i in source.table.inputs if i.kind == "tokens")
-        counts = [len((cell or "").split()) for cell in source.part.cells(words.column)]
-        longest = max(1, min(max(counts), declared.encoder.words))
-        label_NL = torch.full((len(counts), longest), IGNORE)
-        for row, (count, value) in enumerate(
-            zip(counts, source.part.cells(source.column), strict=True)
-        ):
-            if value is None:
-                continue
-            tags = [codes[tag] for tag in value.split()]
-            if len(tags) != count:
+        rows = []
+        words = _texts(source.table, source.part)
+        for row, cell in enumerate(source.part.cells(source.column)):
+            tags = [IGNORE] * len(words[row]) if cell is None else [codes[t] for t in cell.split()]
+            if len(tags) != len(words[row]):
                 raise DataError(
-                    f"{source.part.where(row, source.column)} has {len(tags)} tags for {count} "
-                    f"words in column {words.column!r}; give one tag per word, with blanks between."
+                    f"{source.part.where(row, source.column)} has {len(tags)} tags for "
+                    f"{len(words[row])} words; give one tag per word, with blanks between."
                 )
-            label_NL[row, : len(tags)] = torch.tensor(tags[:longest])
-        encoded.append(label_NL)
+            rows.append(tags[: declared.encoder.words] or [IGNORE])  # no words: one unknown word
+        encoded.append(padded(rows, IGNORE)[0])
     return SequenceLabels(len(names), tuple(names)), encoded
 
 
