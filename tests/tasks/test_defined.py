@@ -21,14 +21,20 @@ from polytask.tasks import (
 )
 
 BIO = ("O", "B-x", "I-x")
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 CASES = {
-    Binary(): (torch.randn(6, 1), torch.tensor([0.0, 1, 0, 1, 1, 0])),
-    Multiclass(3): (torch.randn(6, 3), torch.tensor([0, 1, 2, 1, 1, 0])),
-    Multilabel(2): (torch.randn(4, 2), torch.tensor([[0.0, 1], [1, 0], [0, 0], [1, 1]])),
-    Regression(1.0, 2.0): (torch.randn(6, 1), torch.arange(6.0)),
-    SequenceLabels(3, BIO): (torch.randn(2, 4, 3), torch.tensor([[0, 1, 2, 0], [1, 2, 1, 0]])),
-    DenseLabels(3): (torch.randn(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 1]]])),
-    DenseRegression(): (torch.randn(1, 1, 2, 2), torch.arange(4.0).reshape(1, 2, 2)),
+    Binary(): (randn(6, 1), torch.tensor([0.0, 1, 0, 1, 1, 0])),
+    Multiclass(3): (randn(6, 3), torch.tensor([0, 1, 2, 1, 1, 0])),
+    Multilabel(2): (randn(4, 2), torch.tensor([[0.0, 1], [1, 0], [0, 0], [1, 1]])),
+    Regression(1.0, 2.0): (randn(6, 1), torch.arange(6.0)),
+    SequenceLabels(3, BIO): (randn(2, 4, 3), torch.tensor([[0, 1, 2, 0], [1, 2, 1, 0]])),
+    DenseLabels(3): (randn(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 1]]])),
+    DenseRegression(): (randn(1, 1, 2, 2), torch.arange(4.0).reshape(1, 2, 2)),
 }
 METRICS = [(kind, metric) for kind in CASES for metric in kind.metrics()]
 
@@ -40,17 +46,28 @@ def name(value: object) -> str:
 @pytest.mark.parametrize(("kind", "metric"), METRICS, ids=name)
 def test_reset_forgets_and_nothing_is_nan(kind: Kind, metric: Metric) -> None:
     meter = metric.build()
-    scores = kind.scores(*CASES[kind])
+    output, target = CASES[kind]
+    scores = kind.scores(output, target)
     meter.update(*scores)
     first = float(meter.compute())
     assert math.isfinite(first)
     meter.reset()
     meter.update(scores[0][:0], scores[1][:0])
     assert math.isnan(float(meter.compute()))
+    meter.update(*kind.scores(-output, target))  # what the next reset must forget
     meter.reset()
     meter.update(*scores)
     meter.update(scores[0][:0], scores[1][:0])
     assert float(copy.deepcopy(meter).compute()) == first
+
+
+def test_small_errors_after_a_large_one_are_not_lost() -> None:
+    """In float32, 1 added to 1e8 is 1e8: an early outlier would swallow the rest of a split."""
+    meter = Regression().metrics()[0].build()
+    meter.update(torch.tensor([1e4]), torch.tensor([0.0]))
+    for _ in range(1000):
+        meter.update(torch.tensor([1.0]), torch.tensor([0.0]))
+    assert float(meter.compute()) == pytest.approx(math.sqrt((1e8 + 1000) / 1001), rel=1e-9)
 
 
 def test_importing_the_room_leaves_torchmetrics_alone() -> None:

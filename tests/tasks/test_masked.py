@@ -170,3 +170,13 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     encoded = kind.encode(target)
     double = output.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda o: kind.loss(o, encoded)[0], double)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_broken_outputs_are_not_hidden(name: str, value: float) -> None:
+    """Masks take out missing labels, not a model that diverged: a loop must see its loss break."""
+    kind = KINDS[name]
+    output, target = drawn(name, rows=4, seed=0, missing=0.0)
+    output[1] = value
+    assert not kind.loss(output, kind.encode(target))[0].isfinite().all()
