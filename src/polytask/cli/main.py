@@ -72,20 +72,30 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(to_json(value), indent=1, allow_nan=False))
 
 
+def _examples(*lines: str) -> str:
+    """Return the end of a help page. The mark \\b keeps click from joining the lines."""
+    return "\n".join(
+        ["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {x}" for x in lines)]
+    )
+
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Begin with: polytask compare digits2",
+    epilog=_examples("polytask compare digits2"),
 )
 @click.version_option(__version__, prog_name="polytask")
 def commands() -> None:
     """Multi-task learning in PyTorch: what does each task gain or lose in one model for all?"""
 
 
-@commands.command(epilog="Example: polytask suites --json")
+@commands.command(
+    short_help="The suites and whether their data is here.",
+    epilog=_examples("polytask suites", "polytask suites --json"),
+)
 @_json
 def suites(as_json: bool) -> None:
     """List the suites: tasks, and whether their data is on this machine."""
@@ -111,7 +121,10 @@ def suites(as_json: bool) -> None:
     suites_table(rows)
 
 
-@commands.command(epilog="Example: polytask methods balance")
+@commands.command(
+    short_help="The methods and their sources.",
+    epilog=_examples("polytask methods balance", "polytask methods --json"),
+)
 @click.argument("room", required=False)
 @_json
 def methods(room: str | None, as_json: bool) -> None:
@@ -179,8 +192,12 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @commands.command(
-    epilog="Examples:  polytask compare digits2   |   polytask compare my.yaml --methods "
-    "equal,pcgrad --seeds 5"
+    short_help="Every task alone and all together: who gains, who loses, why.",
+    epilog=_examples(
+        "polytask compare digits2",
+        "polytask compare my.yaml --methods equal,pcgrad --seeds 5",
+        "polytask compare tox21 --methods dwa:temperature=1,pcgrad+uniform --jobs 2 --json",
+    ),
 )
 @click.argument("suite", default="digits2")
 @click.option(
@@ -198,6 +215,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/SUITE.")
 @click.option("--jobs", type=int, help="Runs at a time. Default: one per core.")
+@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
 @_training_options
 @_json
 @click.pass_context
@@ -209,6 +227,7 @@ def compare(
     tune: int,
     out: Path | None,
     jobs: int | None,
+    threads: int,
     as_json: bool,
 ) -> None:
     """Train every task of SUITE alone and all together by each method; say who gained and lost.
@@ -216,7 +235,7 @@ def compare(
     SUITE is a name (see `polytask suites`) or a YAML file that declares your own data (see
     `polytask init`). Giving the same command again goes on where it was stopped.
     """
-    from polytask.cli.show import Live, result_tables
+    from polytask.cli.show import Bars, Lines, result_tables
     from polytask.recipes import METHODS, Plan
     from polytask.recipes import compare as run
     from polytask.report import write_report
@@ -230,9 +249,10 @@ def compare(
         config=config,
         out=out or Path("runs") / Path(suite).stem,
         processes=jobs if jobs is not None else os.cpu_count() or 1,
+        threads=threads,
         command=_command(),
     )
-    with Live(f"{suite}") as live:
+    with (Bars if sys.stderr.isatty() else Lines)(suite) as live:
         result = run(plan, live)
     page = write_report([plan.out], plan.out / "report.html")
     if as_json:
@@ -242,8 +262,12 @@ def compare(
 
 
 @commands.command(
-    epilog="Examples:  polytask fit digits2 --method pcgrad --lr 3e-3   |   torchrun "
-    "--nproc-per-node 2 -m polytask fit my-run.yaml"
+    short_help="Train one model of all tasks.",
+    epilog=_examples(
+        "polytask fit digits2 --method pcgrad --lr 3e-3",
+        "polytask fit my-run.yaml --seed 1",
+        "torchrun --nproc-per-node 2 -m polytask fit my-run.yaml",
+    ),
 )
 @click.argument("config")
 @click.option("--method", help="A recipe: methods joined by +. Default: equal.")
@@ -303,7 +327,10 @@ def fit(
         fit_summary(record, scores, folder)
 
 
-@commands.command(epilog="Example: polytask report runs/digits2 runs/tox21 --out both.html")
+@commands.command(
+    short_help="One HTML page about finished runs.",
+    epilog=_examples("polytask report runs/digits2 runs/tox21 --out both.html"),
+)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Default: report.html in the first folder."
@@ -321,7 +348,8 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
 
 @commands.command(
-    epilog="Example: polytask init patients.csv  (then: polytask compare patients.yaml)"
+    short_help="A first YAML file for your own tables.",
+    epilog=_examples("polytask init patients.csv", "polytask compare patients.yaml"),
 )
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -340,7 +368,10 @@ def init(tables: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         click.echo(f"Wrote {path}. Correct the guesses in it, then: polytask compare {path}")
 
 
-@commands.command(epilog="Example: polytask claims --json")
+@commands.command(
+    short_help="The ledger of papers' claims, re-run here.",
+    epilog=_examples("polytask claims", "polytask claims --json"),
+)
 @click.option(
     "--experiments",
     type=click.Path(path_type=Path),

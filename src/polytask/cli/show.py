@@ -3,20 +3,25 @@ to standard error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from polytask.catalog import Method
 from polytask.evaluate import Claim
-from polytask.recipes import SINGLE, Job
-from polytask.records import Record
+from polytask.recipes import PHASES, SINGLE, TESTS, Job
+from polytask.records import Record, Values
 from polytask.suites import SuiteRow
 
 VERDICTS = {
@@ -28,6 +33,9 @@ VERDICTS = {
 
 MOST_TASKS = 12
 """More tasks than this are not listed one by one in the terminal; the report has them all."""
+
+MOST_REASONS = 8
+"""As many of them are explained."""
 
 
 def suites_table(rows: Sequence[tuple[SuiteRow, Sequence[str]]]) -> None:
@@ -51,21 +59,63 @@ def methods_table(rows: Sequence[Method]) -> None:
     _out().print(table)
 
 
-class Live:
-    """Bars on standard error: one for the phase, one line for each run in progress."""
+class Pace:
+    """How much of a comparison's training is done, and how long the rest takes at this pace.
+
+    A run in progress counts by its updates; one that stops early makes the rest shorter than it
+    was said to be, never longer. Reading the test split takes next to nothing and is left out.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._begun = clock, clock()
+        self._runs = self._done = self._fresh = 0
+        self._parts: dict[Path, float] = {}
+
+    def begin(self, runs: Sequence[int]) -> None:
+        self._runs = sum(runs) - runs[TESTS]
+
+    def step(self, job: Job, step: int, steps: int) -> None:
+        self._parts[job.folder] = step / steps
+
+    def done(self, phase: int, job: Job, fresh: bool) -> None:
+        self._parts.pop(job.folder, None)
+        if phase != TESTS:
+            self._done += 1
+            self._fresh += fresh
+
+    def seconds(self) -> float:
+        """Return the seconds since the comparison was called."""
+        return self._clock() - self._begun
+
+    def text(self) -> str:
+        """Return "12 of 45 runs, about 0:01:30 left"."""
+        parts = sum(self._parts.values())
+        worked, rest = self._fresh + parts, self._runs - self._done - parts
+        said = f"{self._done} of {self._runs} runs"
+        if not worked or not rest:
+            return said
+        return f"{said}, about {_duration(self.seconds() * rest / worked)} left"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+class Bars:
+    """Progress in a terminal: a bar for each phase, and a line for each run in progress."""
 
     def __init__(self, title: str) -> None:
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim"),
             console=Console(stderr=True),
         )
-        self._title = title
-        self._phase: Any = None
-        self._runs: dict[Path, Any] = {}
+        self._title = escape(title)
+        self._pace = Pace()
+        self._phases: list[TaskID] = []
+        self._runs: dict[Path, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -81,34 +131,86 @@ class Live:
             self._bars.remove_task(bar)
         self._bars.stop()
 
-    def phase(self, name: str, runs: int) -> None:
-        text = f"[bold]{escape(self._title)}[/] {name}"
-        self._phase = self._bars.add_task(text, total=runs, completed=0, losses="")
+    def begin(self, runs: Sequence[int]) -> None:
+        self._pace.begin(runs)
+        for phase, count in zip(PHASES, runs, strict=True):
+            text = f"[bold]{self._title}[/] {phase}"
+            self._phases.append(self._bars.add_task(text, total=count, note=""))
 
-    def step(self, job: Job, step: int, steps: int, losses: Mapping[str, float]) -> None:
+    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
         if job.folder not in self._runs:
-            self._runs[job.folder] = self._bars.add_task(
-                f"  {escape(job.folder.name)}", total=steps, losses=""
-            )
+            name = f"  {escape(job.folder.name)}"
+            self._runs[job.folder] = self._bars.add_task(name, total=steps, note="")
         text = " ".join(f"{task} {value:.3g}" for task, value in losses.items())
-        self._bars.update(self._runs[job.folder], completed=step, losses=escape(text))
+        self._bars.update(self._runs[job.folder], completed=step, note=escape(text))
+        self._pace.step(job, step, steps)
+        self._bars.update(self._phases[0], note=self._pace.text())
 
-    def done(self, job: Job) -> None:
+    def done(self, phase: int, job: Job, fresh: bool) -> None:
         bar = self._runs.pop(job.folder, None)
         if bar is not None:
             self._bars.remove_task(bar)
-        self._bars.advance(self._phase)
+        self._bars.advance(self._phases[phase])
+        self._pace.done(phase, job, fresh)
+        self._bars.update(self._phases[0], note=self._pace.text())
+
+
+class Lines:
+    """Progress where no terminal is: a line per finished phase, and one a minute between them."""
+
+    every = 60.0
+    """Seconds."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._pace = Pace()
+        self._said = 0.0
+        self._left: list[int] = []
+        self._runs: list[int] = []
+        self._kept: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is open."""
+
+    def begin(self, runs: Sequence[int]) -> None:
+        self._runs, self._left, self._kept = [*runs], [*runs], [0 for _ in runs]
+        self._pace.begin(runs)
+
+    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
+        self._pace.step(job, step, steps)
+        if self._pace.seconds() - self._said >= self.every:
+            self._say(self._pace.text())
+
+    def done(self, phase: int, job: Job, fresh: bool) -> None:
+        self._pace.done(phase, job, fresh)
+        self._left[phase] -= 1
+        self._kept[phase] += not fresh
+        if self._left[phase] == 0:
+            kept = f" ({self._kept[phase]} of them before)" if self._kept[phase] else ""
+            self._say(f"{PHASES[phase]}: {self._runs[phase]} done{kept}")
+
+    def _say(self, text: str) -> None:
+        self._said = self._pace.seconds()
+        click.echo(f"{self._title}: {text}, {_duration(self._said)} so far", err=True)
 
 
 def result_tables(result: Mapping[str, Any], page: Path) -> None:
-    """Print a comparison: a line per method, then what every task gained or lost."""
+    """Print a comparison: a line per method, what every task gained or lost, and why."""
     out = _out()
     out.print(_methods(result))
-    tasks = result["tasks"]
+    best = _best(result)
+    tasks = [task["name"] for task in result["tasks"]]
     if len(tasks) <= MOST_TASKS:
-        out.print(_tasks(result, [task["name"] for task in tasks], list(result["methods"])))
+        out.print(_tasks(result, tasks, list(result["methods"])))
     else:
-        best = _best(result)
         found = result["methods"][best]["tasks"]
         order = sorted(found, key=lambda name: found[name]["gain"] or 0.0)
         out.print(
@@ -116,7 +218,12 @@ def result_tables(result: Mapping[str, Any], page: Path) -> None:
             f"of {len(tasks)}:"
         )
         out.print(_tasks(result, [*order[:5], *order[-5:]], [SINGLE, best]))
-    out.print(f"Report: {page}")
+    out.print(f"Why, for [bold]{escape(best)}[/] (best delta-m):")
+    out.print(_why(result["methods"][best]["tasks"]))
+    about = result["about"]
+    # Paths are to be copied, and a reference may be long: neither is folded into a table's width.
+    out.print(escape(f"Data: {about['citation']}. Licence: {about['licence']}."), soft_wrap=True)
+    out.print(escape(f"Report: {page}"), soft_wrap=True)
 
 
 def _methods(result: Mapping[str, Any]) -> Table:
@@ -125,9 +232,8 @@ def _methods(result: Mapping[str, Any]) -> Table:
         title=f"{result['title']}: {len(result['tasks'])} tasks, {seeds} "
         f"seed{'s' if seeds > 1 else ''}",
         title_justify="left",
-        caption="delta-m: mean gain over tasks against their single-task models; [ ]: 95 % "
-        "interval over seeds; ▲ ▼ ·: tasks gained, lost, undecided; time and parameters: against "
-        "all single-task models together",
+        caption="delta-m: mean gain over tasks against their single-task models; ▲ ▼ ·: tasks "
+        "gained, lost, undecided; time and parameters: against all single-task models together",
         caption_justify="left",
     )
     table.add_column("method")
@@ -153,28 +259,53 @@ def _methods(result: Mapping[str, Any]) -> Table:
 
 
 def _tasks(result: Mapping[str, Any], names: Sequence[str], methods: Sequence[str]) -> Table:
-    table = Table(show_lines=False, row_styles=None)
-    for title in ("task", "method", "test score", "gain", "95 % interval", "verdict", "why"):
+    table = Table()
+    for title in ("task", "method", "test score", "gain", "95 % interval", "verdict"):
         right = title in ("test score", "gain", "95 % interval")
         table.add_column(title, justify="right" if right else "left")
     about = {task["name"]: task for task in result["tasks"]}
     for name in names:
-        task = about[name]
-        arrow = "↑" if task["direction"] == "max" else "↓"
+        head = [escape(name), *(f"[dim]{line}[/]" for line in _measure(about[name]))]
+        # One line beside each method; what is left stands beside the last one.
+        head = [*head[: len(methods) - 1], "\n".join(head[len(methods) - 1 :])]
         for i, method in enumerate(methods):
             found = result["methods"][method]["tasks"][name]
             colour, verdict = VERDICTS[found["verdict"]]
-            head = f"{escape(name)}\n[dim]{escape(task['metric'])} {arrow}[/]" if i == 0 else ""
             table.add_row(
-                head,
+                head[i] if i < len(head) else "",
                 escape(method),
-                _score(found["values"], task["unit"]),
+                _score(found["values"]),
                 "" if method == SINGLE else _percent(found["gain"]),
                 _interval(found["interval"]),
                 f"[{colour}]{verdict}[/]",
-                escape(found["why"] or ""),
                 end_section=method == methods[-1],
             )
+    return table
+
+
+def _measure(task: Mapping[str, str]) -> list[str]:
+    """Return the metric with its direction, and its unit, where it has one."""
+    arrow = "↑" if task["direction"] == "max" else "↓"
+    unit = [escape(f"({task['unit']})")] if task["unit"] else []
+    return [escape(f"{task['metric']} {arrow}"), *unit]
+
+
+def _why(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the reasons of the tasks that changed; where none surely did, of the most changed."""
+    order = sorted(tasks, key=lambda name: -abs(tasks[name]["gain"] or 0.0))
+    changed = [name for name in order if tasks[name]["verdict"] in ("gained", "lost")]
+    table = Table.grid(padding=(0, 2))
+    for name in (changed or order[:3])[:MOST_REASONS]:
+        found = tasks[name]
+        colour, verdict = VERDICTS[found["verdict"]]
+        table.add_row(
+            f"  [{colour}]{verdict[0]}[/]",
+            escape(name),
+            _percent(found["gain"]),
+            escape(found["why"] or "Nothing was recorded."),
+        )
+    if len(changed) > MOST_REASONS:
+        table.add_row("", "...", "", f"{len(changed) - MOST_REASONS} more tasks in the report")
     return table
 
 
@@ -186,11 +317,18 @@ def _best(result: Mapping[str, Any]) -> str:
     )
 
 
-def _score(values: Sequence[float | None], unit: str) -> str:
-    known = [v for v in values if v is not None]
-    if not known:
-        return "undefined"
-    return f"{sum(known) / len(known):.4g}{' ' + escape(unit) if unit else ''}"
+def _score(values: Sequence[float | None]) -> str:
+    """Return the mean over seeds, and their standard deviation where there are several."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return f"undefined for {len(values) - len(known)} of {len(values)} seeds"
+    mean = statistics.fmean(known)
+    spread = statistics.stdev(known) if len(known) > 1 else 0.0
+    if not spread:
+        return f"{mean:.4g}"
+    # Two digits of the spread, and the mean as far as they reach.
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{mean:.{decimals}f} ± {spread:.{decimals}f}" if decimals < 8 else f"{mean:.4g}"
 
 
 def _percent(value: float | None) -> str:
@@ -251,5 +389,5 @@ def claims_table(ledger: Sequence[Claim]) -> None:
 
 def _out() -> Console:
     console = Console()
-    # Piped output has no width of its own; 80 columns would fold every row.
-    return console if console.is_terminal else Console(width=140)
+    # Piped output has no width of its own; the tables are made for 100 columns.
+    return console if console.is_terminal else Console(width=100)

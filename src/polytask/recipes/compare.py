@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,8 @@ from polytask.errors import RunError, UsageError
 from polytask.evaluate import MethodResult, Scores, cost, judge, reference, why
 from polytask.fit import RECORD, FitConfig
 from polytask.recipes.train import TEST, Job, load_suite, test
-from polytask.recipes.workers import Watch, run_all
-from polytask.records import Record, file_name, read_json, to_json, versions, write_json
+from polytask.recipes.workers import Call, Pool
+from polytask.records import Record, Values, file_name, read_json, to_json, versions, write_json
 from polytask.suites import SPLITS, Suite
 
 SINGLE = "single"
@@ -66,7 +66,8 @@ class Plan:
     suite: a name, or the path of a file that declares one. methods: recipes, see
     `catalog.parse`. seeds: how many, from 0. tune: how many settings of `GRID` each model tries.
     config: everything that is not tuned; lr, weight_decay and seed in it are not used.
-    processes: runs at a time.
+    processes: runs at a time. threads: of each run; more than one makes a long run faster, and the
+    last digits of a result depend on it, so it does not follow from `processes`.
     """
 
     suite: str
@@ -76,6 +77,7 @@ class Plan:
     config: FitConfig = field(default_factory=FitConfig)
     out: Path = Path("runs")
     processes: int = 1
+    threads: int = 1
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class Plan:
             raise UsageError(f"tune is {self.tune}; give 1 to {len(GRID)} settings.")
         if self.processes < 1:
             raise UsageError(f"The number of processes is {self.processes}; give at least 1.")
+        if self.threads < 1:
+            raise UsageError(f"threads is {self.threads}; give at least 1.")
         if not self.methods:
             raise UsageError("No method was named; give at least one. See `polytask methods`.")
         for name in self.methods:
@@ -95,17 +99,26 @@ class Plan:
             raise UsageError(f"A method is named twice in {', '.join(self.methods)}; name it once.")
 
 
+PHASES = ("single-task models: tuning", "methods: tuning", "other seeds", "test split")
+"""What a comparison does, in this order where something has to wait."""
+
+TUNE_SINGLE, TUNE_JOINT, SEEDS, TESTS = range(len(PHASES))
+
+Model = tuple[str, str | None]
+"""Who is trained: (SINGLE, task) for a single-task model, (method, None) for one of all tasks."""
+
+
 class Show(Protocol):
-    """What a person sees meanwhile."""
+    """What a person sees meanwhile. phase: an index of `PHASES`; phases overlap."""
 
-    def phase(self, name: str, runs: int) -> None:
-        """A group of runs starts."""
+    def begin(self, runs: Sequence[int]) -> None:
+        """The comparison has this many runs in each phase."""
 
-    def step(self, job: Job, step: int, steps: int, losses: Mapping[str, float]) -> None:
-        """One of them made progress."""
+    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
+        """A run made progress: update `step` of at most `steps`."""
 
-    def done(self, job: Job) -> None:
-        """One of them is done."""
+    def done(self, phase: int, job: Job, fresh: bool) -> None:
+        """A run is done; not fresh: it was so before this comparison was called."""
 
 
 def compare(plan: Plan, show: Show) -> dict[str, Any]:
@@ -122,55 +135,77 @@ def compare(plan: Plan, show: Show) -> dict[str, Any]:
 
 
 class _Runs:
-    """The runs of one comparison: which there are, what each model picked."""
+    """The runs of one comparison: which there are, what waits for what, what each model picked."""
 
     def __init__(self, plan: Plan, suite: Suite, show: Show) -> None:
         self.plan, self.suite, self.show = plan, suite, show
         self.tasks = suite.tasks
         self.grid = GRID[: plan.tune]
         self.seeds = tuple(range(plan.seeds))
-        # Who is trained: (method, task) for the single-task models, (method, None) otherwise.
-        self.singles = [(SINGLE, name) for name in self.tasks.names]
-        self.joint: list[tuple[str, str | None]] = [(name, None) for name in plan.methods]
-        self.picked: dict[tuple[str, str | None], tuple[float, float]] = {}
+        self.singles: list[Model] = [(SINGLE, name) for name in self.tasks.names]
+        self.joint: list[Model] = [(name, None) for name in plan.methods]
+        self.untuned = {who: len(self.grid) for who in [*self.singles, *self.joint]}
+        self.picked: dict[Model, tuple[float, float]] = {}
         self.reference: dict[str, float] | None = None
 
     def train(self) -> None:
-        first, rest = self.seeds[0], self.seeds[1:]
-        self._run("single-task models: tuning", self._jobs(self.singles, [first], self.grid))
-        self._pick(self.singles)
-        best = {task: self._record((SINGLE, task), first) for _, task in self.singles}
-        self.reference = {
-            task: record.best.val[task][self.tasks.named(task).primary.name]
-            for task, record in best.items()
-        }
-        self._run("methods: tuning", self._jobs(self.joint, [first], self.grid))
-        self._pick(self.joint)
-        final = [
-            self._job(who, seed, self.picked[who])
-            for who in [*self.singles, *self.joint]
-            for seed in rest
-        ]
-        self._run("other seeds", final)
+        """Train and test whatever the folder lacks."""
+        models, others = len(self.untuned), len(self.seeds) - 1
+        tuning = [len(self.singles) * len(self.grid), len(self.joint) * len(self.grid)]
+        self.show.begin([*tuning, models * others, models * len(self.seeds)])
+        with Pool(self.plan.processes, self.plan.threads) as pool:
+            pool.run(list(self._tune(self.singles, TUNE_SINGLE)), self._step, self._after)
         self.finals = {
             (who, seed): self._job(who, seed, self.picked[who])
             for who in [*self.singles, *self.joint]
             for seed in self.seeds
         }
-        untested = [job for job in self.finals.values() if not (job.folder / TEST).exists()]
-        self.show.phase("test split", len(untested))
-        watch = Watch(done=self.show.done)
-        run_all("test", untested, self.plan.processes, watch)
 
-    def _jobs(
-        self,
-        models: Sequence[tuple[str, str | None]],
-        seeds: Sequence[int],
-        settings: Sequence[tuple[float, float]],
-    ) -> list[Job]:
-        return [self._job(who, s, setting) for setting in settings for who in models for s in seeds]
+    def _tune(self, models: Sequence[Model], phase: int) -> Iterator[Call]:
+        for setting in self.grid:
+            for who in models:
+                yield from self._unless_done(
+                    Call("train", self._job(who, self.seeds[0], setting), phase)
+                )
 
-    def _job(self, who: tuple[str, str | None], seed: int, setting: tuple[float, float]) -> Job:
+    def _unless_done(self, call: Call) -> Iterator[Call]:
+        """Yield the call, or, where its result is there already, what comes after it."""
+        if (call.job.folder / (RECORD if call.verb == "train" else TEST)).exists():
+            yield from self._after(call, fresh=False)
+        else:
+            yield call
+
+    def _step(self, call: Call, step: int, steps: int, losses: Values) -> None:
+        self.show.step(call.phase, call.job, step, steps, losses)
+
+    def _after(self, call: Call, fresh: bool = True) -> Iterator[Call]:
+        """Yield what can be done now that `call` is: nothing waits for more than it needs."""
+        self.show.done(call.phase, call.job, fresh)
+        if call.phase == SEEDS:
+            yield from self._unless_done(Call("test", call.job, TESTS))
+        if call.phase not in (TUNE_SINGLE, TUNE_JOINT):
+            return
+        who = _model(call.job)
+        self.untuned[who] -= 1
+        if self.untuned[who]:
+            return
+        self._pick(who)
+        for seed in self.seeds:
+            job = self._job(who, seed, self.picked[who])
+            tuned = seed == self.seeds[0]  # trained while tuning
+            yield from self._unless_done(
+                Call("test", job, TESTS) if tuned else Call("train", job, SEEDS)
+            )
+        if call.phase == TUNE_SINGLE and not any(self.untuned[single] for single in self.singles):
+            self.reference = {
+                task.name: self._record((SINGLE, task.name), self.seeds[0]).best.val[task.name][
+                    task.primary.name
+                ]
+                for task in self.tasks
+            }
+            yield from self._tune(self.joint, TUNE_JOINT)
+
+    def _job(self, who: Model, seed: int, setting: tuple[float, float]) -> Job:
         method, task = who
         lr, weight_decay = setting
         name = f"{method}--{task}" if task is not None else method
@@ -185,23 +220,17 @@ class _Runs:
             label=method,
         )
 
-    def _run(self, phase: str, jobs: Sequence[Job]) -> None:
-        left = [job for job in jobs if not (job.folder / RECORD).exists()]
-        self.show.phase(phase, len(left))
-        run_all("train", left, self.plan.processes, Watch(self.show.step, self.show.done))
+    def _pick(self, who: Model) -> None:
+        """Choose the setting of the best validation score, with the first seed."""
+        scores = [
+            Record.load(self._job(who, self.seeds[0], setting).folder / RECORD).best.score
+            for setting in self.grid
+        ]
+        # A score that is not a number never wins; among equals the likelier setting does.
+        ranked = [-math.inf if math.isnan(score) else score for score in scores]
+        self.picked[who] = self.grid[ranked.index(max(ranked))]
 
-    def _pick(self, models: Sequence[tuple[str, str | None]]) -> None:
-        for who in models:
-            scores = {}
-            for setting in self.grid:
-                record = Record.load(self._job(who, self.seeds[0], setting).folder / RECORD)
-                scores[setting] = record.best.score
-            # A score that is not a number never wins; among equals the likelier setting does.
-            self.picked[who] = max(
-                self.grid, key=lambda s: -math.inf if math.isnan(scores[s]) else scores[s]
-            )
-
-    def _record(self, who: tuple[str, str | None], seed: int) -> Record:
+    def _record(self, who: Model, seed: int) -> Record:
         return Record.load(self._job(who, seed, self.picked[who]).folder / RECORD)
 
     def result(self) -> dict[str, Any]:
@@ -209,7 +238,7 @@ class _Runs:
         records = {key: Record.load(job.folder / RECORD) for key, job in self.finals.items()}
         tests = {key: test(job) for key, job in self.finals.items()}
 
-        def score(who: tuple[str, str | None], task: str, seed: int) -> float | None:
+        def score(who: Model, task: str, seed: int) -> float | None:
             return tests[who, seed][task][tasks.named(task).primary.name]
 
         single: Scores = {
@@ -292,7 +321,7 @@ class _Runs:
         answer: dict[str, Any] = read_json(plan.out / RESULT)
         return answer
 
-    def _relative(self, who: tuple[str, str | None], seed: int) -> str:
+    def _relative(self, who: Model, seed: int) -> str:
         return self.finals[who, seed].folder.relative_to(self.plan.out).as_posix()
 
     def _picked_json(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -301,6 +330,10 @@ class _Runs:
             entry = {"lr": lr, "weight_decay": weight_decay}
             picked.setdefault(method, {})[task or "*"] = entry
         return picked
+
+
+def _model(job: Job) -> Model:
+    return job.label, None if job.tasks is None else job.tasks[0]
 
 
 def _method_json(judged: MethodResult) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The other end of `workers`: reads jobs from standard input, one JSON line each, until it closes.
+"""The other end of `workers`: does what standard input asks for, one JSON line a call.
+
+It ends as soon as standard input closes, even in the middle of a run: the parent is done, or gone,
+and a run without a parent would write into a folder that the next command takes up.
 
 Its standard output is for messages alone; whatever else writes there is sent to standard error.
 """
@@ -6,7 +9,10 @@ Its standard output is for messages alone; whatever else writes there is sent to
 from __future__ import annotations
 
 import json
+import os
+import queue
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -40,13 +46,15 @@ class _Relay:
 
 
 def main() -> None:
-    """Serve jobs until standard input closes."""
+    """Do one call after the other until standard input closes."""
     out, sys.stdout = sys.stdout, sys.stderr
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
     import torch
 
     torch.set_num_threads(int(sys.argv[1]))
-    for line in sys.stdin:
-        request = json.loads(line)
+    while True:
+        request = json.loads(lines.get())
         job = Job.from_json(request["job"])
         try:
             if request["verb"] == "train":
@@ -61,6 +69,12 @@ def main() -> None:
             _send(out, {"event": "error", "kind": "RunError", "text": f"{error!r}"})
         else:
             _send(out, {"event": "done"})
+
+
+def _read(lines: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)  # from this thread nothing milder would stop a run; files are written atomically
 
 
 def _send(out: IO[str], event: dict[str, Any]) -> None:

@@ -1,21 +1,25 @@
 """Many runs on several processes, talking JSON, a line a message.
 
-A worker is a fresh interpreter (`python -m polytask.recipes.worker`) that reads jobs from its
+A worker is a fresh interpreter (`python -m polytask.recipes.worker`) that reads calls from its
 standard input and writes what happens to its standard output. Nothing is pickled, a worker that
-dies takes one run with it, and stopping is closing them.
+dies takes one run with it, and stopping is killing them: whatever is on disk is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import itertools
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from polytask import errors
 from polytask.errors import PolytaskError
@@ -24,61 +28,93 @@ from polytask.recipes.train import Job
 Verb = Literal["train", "test"]
 
 
-@dataclass
-class Watch:
-    """What the parent is told: a run's updates and losses, and when it is done."""
+@dataclass(frozen=True)
+class Call:
+    """One thing for a worker to do; its result is in the job's folder. Lower phases go first."""
 
-    step: Callable[[Job, int, int, dict[str, float]], None] = field(
-        default=lambda job, step, steps, losses: None
-    )
-    done: Callable[[Job], None] = field(default=lambda job: None)
+    verb: Verb
+    job: Job
+    phase: int = 0
 
 
-def run_all(verb: Verb, jobs: Sequence[Job], processes: int, watch: Watch) -> None:
-    """Run every job; their results are in their folders.
+OnStep = Callable[[Call, int, int, dict[str, float]], None]
+"""Told of a run's update, its largest number of updates, and the losses of its first tasks."""
 
-    processes: how many at once, each with its share of the cores. The first error stops all and
-    is raised here as it was raised there. Ctrl-C stops all at once; what is finished stays, the
-    rest is taken up by the next call.
+
+class Pool:
+    """Workers that stay for many calls: starting one costs seconds of imports.
+
+    processes: calls at a time. threads: of each worker. Use as a context manager; leaving it
+    ends the workers at once, whatever they do.
     """
-    if not jobs:
-        return
-    count = min(processes, len(jobs))
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    events: queue.SimpleQueue[tuple[Job, dict[str, Any]]] = queue.SimpleQueue()
-    workers = [_Worker(verb, threads, waiting, events) for _ in range(count)]
-    left = len(jobs)
-    try:
-        while left:
-            told, event = events.get()
+
+    def __init__(self, processes: int, threads: int = 1) -> None:
+        self.processes, self.threads = processes, threads
+        self._workers: list[_Worker] = []
+        self._events: _Events = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+        self._workers.clear()
+
+    def run(
+        self, calls: Iterable[Call], step: OnStep, done: Callable[[Call], Iterable[Call]]
+    ) -> None:
+        """Do the calls, and those that `done` returns for each one done.
+
+        The first error ends the run and is raised here as it was raised there, with the name of
+        its run; what is finished stays, and what is not can be taken up later.
+        """
+        order = itertools.count()
+        waiting = [(call.phase, next(order), call) for call in calls]
+        heapq.heapify(waiting)
+        while True:
+            while waiting and (worker := self._idle()) is not None:
+                worker.begin(heapq.heappop(waiting)[2])
+            if all(worker.call is None for worker in self._workers):
+                return
+            worker, event = self._events.get()
+            call = worker.call
+            assert call is not None, "a worker tells only of what it was called for"
             if event["event"] == "step":
-                watch.step(told, event["step"], event["steps"], event["losses"])
+                step(call, event["step"], event["steps"], event["losses"])
             elif event["event"] == "done":
-                left -= 1
-                watch.done(told)
+                worker.call = None
+                for ready in done(call):
+                    heapq.heappush(waiting, (ready.phase, next(order), ready))
             else:
-                raise _error(told, event)
-    finally:
-        for worker in workers:
-            worker.stop()
+                raise _error(call.job, event)
+
+    def _idle(self) -> _Worker | None:
+        """Return a worker with nothing to do, a new one where there may be more, or None."""
+        for worker in self._workers:
+            if worker.call is None:
+                return worker
+        if len(self._workers) == self.processes:
+            return None
+        self._workers.append(_Worker(self.threads, self._events))
+        return self._workers[-1]
 
 
 class _Worker:
-    """One process and the thread that listens to it."""
+    """One process, the call it is busy with, and a thread that passes on what it says."""
 
-    def __init__(
-        self,
-        verb: Verb,
-        threads: int,
-        waiting: queue.SimpleQueue[Job],
-        events: queue.SimpleQueue[tuple[Job, dict[str, Any]]],
-    ) -> None:
-        self._verb, self._waiting, self._events = verb, waiting, events
+    def __init__(self, threads: int, events: _Events) -> None:
+        self.call: Call | None = None
+        self._events = events
         # A session of its own: Ctrl-C reaches the parent alone, which then ends its workers.
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "polytask.recipes.worker", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,40 +122,29 @@ class _Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             start_new_session=True,
         )
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    def begin(self, call: Call) -> None:
+        self.call = call
+        assert self.process.stdin is not None
+        # A pipe that is closed means that the process has ended, which _listen tells.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(
+                json.dumps({"verb": call.verb, "job": call.job.to_json()}) + "\n"
+            )
+            self.process.stdin.flush()
 
     def _listen(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        while True:
-            try:
-                job = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            if not self._one(job, self._process.stdin, self._process.stdout):
-                return
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._events.put((self, json.loads(line)))
+        code = self.process.wait()
+        how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended ({code})"
+        text = f"its process {how}; give the same command again to go on from there."
+        self._events.put((self, {"event": "error", "kind": "RunError", "text": text}))
 
-    def _one(self, job: Job, stdin: IO[str], stdout: IO[str]) -> bool:
-        """Hand over one job; return whether the worker is still there afterwards."""
-        try:
-            stdin.write(json.dumps({"verb": self._verb, "job": job.to_json()}) + "\n")
-            stdin.flush()
-            for line in stdout:
-                event = json.loads(line)
-                self._events.put((job, event))
-                if event["event"] in ("done", "error"):
-                    return True
-        except OSError:
-            pass  # the pipe is closed: the process has ended, which is told below
-        code = self._process.wait()
-        text = f"its process ended with exit code {code} (out of memory?)"
-        self._events.put((job, {"event": "error", "kind": "RunError", "text": text}))
-        return False
+
+_Events = queue.SimpleQueue[tuple[_Worker, dict[str, Any]]]
 
 
 def _error(job: Job, event: dict[str, Any]) -> PolytaskError:
