@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 14
-"""Columns per step of the Gramian: its float64 copy is bounded and, for few tasks, stays in cache."""
+"""Columns per step of the Gramian: bounds its float64 copy, which stays in cache for few tasks."""
 
 
 def empty_rows(tasks: int, shared: Sequence[Tensor]) -> Tensor:
