@@ -1,0 +1,219 @@
+"""The page `docs/results.md`, from the tables in this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+Table = Mapping[str, Any]
+
+SIGNS = {"gained": "▲", "lost": "▼", "undecided": "", "reference": ""}
+
+HEAD = """# Results
+
+What `polytask compare` found on every suite. Each section is one command; its run folder holds the
+full report. All figures are on the test split, which the final runs read once.
+
+- **delta-m**: mean over tasks of the relative change of the primary metric against the task's own
+  single-task model, in %, signed so that up is better. In brackets the 95 % interval over seeds
+  (paired Student's t); with one seed there is none, and no verdict.
+- **▲ ▼**: tasks that gained or lost, their interval lying above or below 0. At 95 %, a twentieth of
+  the tasks that did not change get a verdict by chance.
+- **time, parameters, memory**: training time and parameters against all single-task models
+  together, memory of an update against the largest of them. Times were taken with two runs at once
+  on two cores.
+- Every method and every single-task model tried the same settings on the validation split (see
+  `--tune`), stopped by the same rule and used the same encoder.
+
+Run them all again with `python experiments/compare/run.py`; the tables behind this page are in
+[`experiments/compare`](../experiments/compare).
+"""
+
+
+def markdown(tables: Mapping[str, Table]) -> str:
+    """Return the page."""
+    parts = [HEAD, _overview(tables), _linear(tables)]
+    parts += [_section(table) for table in tables.values()]
+    return "\n".join(parts)
+
+
+def _overview(tables: Mapping[str, Table]) -> str:
+    methods = list(dict.fromkeys(m for t in tables.values() for m in t["methods"] if m != "single"))
+    rows = [
+        [
+            f"[{name}](#{name})",
+            str(len(table["tasks"])),
+            str(len(table["seeds"])),
+            *[_delta(table["methods"][m]) if m in table["methods"] else "" for m in methods],
+        ]
+        for name, table in tables.items()
+    ]
+    head = ["suite", "tasks", "seeds", *methods]
+    return "## Overview: delta-m in %\n\n" + _grid(head, rows)
+
+
+def _section(table: Table) -> str:
+    about, tuning = table["about"], table["tuning"]
+    lines = [
+        f"## {table['suite']}\n",
+        f"{about['title']}. {about['protocol']}\n",
+        f"```\n{table['command']}\n```\n",
+        f"Python {table['versions']['python']}, torch {table['versions']['torch']}, "
+        f"polytask {table['versions']['polytask']}; {len(tuning['grid'])} settings tried; "
+        f"licence of the data: {about['licence']}.\n",
+        _methods(table),
+    ]
+    if len(table["tasks"]) <= 27:
+        lines.append(_tasks(table))
+    lines += [f"- {note}" for note in table["notes"]]
+    return "\n".join(lines) + "\n"
+
+
+def _methods(table: Table) -> str:
+    rows = []
+    for name, method in table["methods"].items():
+        cost, counts, worst = method["cost"], method["counts"], method["worst"]
+        if name == "single":
+            rows.append(
+                [name, "reference", "", "", "", f"{cost['seconds']:.0f} s", _mega(cost), ""]
+            )
+            continue
+        rows.append(
+            [
+                name,
+                _delta(method),
+                f"{counts['gained']}",
+                f"{counts['lost']}",
+                "" if worst is None else f"{worst['task']} {worst['gain']:+.1f} %",
+                f"x {cost['seconds_ratio']:.2f}",
+                f"x {cost['parameters_ratio']:.3f}",
+                "" if cost["memory_ratio"] is None else f"x {cost['memory_ratio']:.2f}",
+            ]
+        )
+    head = ["method", "delta-m", "▲", "▼", "worst task", "time", "parameters", "memory"]
+    return _grid(head, rows)
+
+
+def _mega(cost: Mapping[str, Any]) -> str:
+    return f"{cost['parameters'] / 1e6:.2f} M"
+
+
+def _tasks(table: Table) -> str:
+    rows = []
+    for task in table["tasks"]:
+        name = task["name"]
+        arrow = "↑" if task["direction"] == "max" else "↓"
+        row = [f"{name} ({task['metric']} {arrow})"]
+        for method in table["methods"].values():
+            found = method["tasks"][name]
+            row.append(f"{_score(found['values'])} {SIGNS[found['verdict']]}".strip())
+        rows.append(row)
+    return _grid(["task", *table["methods"]], rows)
+
+
+def _score(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "undefined"
+    text = f"{fmean(known):.4g}"
+    return text if len(known) < 2 else f"{text} ± {stdev(known):.1g}"
+
+
+def _delta(method: Mapping[str, Any]) -> str:
+    if method["delta_m"] is None:
+        return "undefined"
+    text = f"{method['delta_m']:+.2f}"
+    bounds = method["delta_m_interval"]
+    return text if bounds is None else f"{text} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _mean_of(table: Table, method: str, metric: str) -> dict[str, float]:
+    """Return per task the mean over seeds of any metric."""
+    return {
+        task: fmean(scores[metric] for scores in per_seed if scores[metric] is not None)
+        for task, per_seed in table["methods"][method]["scores"].items()
+    }
+
+
+def _linear(tables: Mapping[str, Table]) -> str:
+    """Return the table that holds scores against linear models on the same data."""
+    rows: list[list[str]] = []
+
+    def add(suite: str, what: str, linear: Mapping[str, float], metric: str, up: bool) -> None:
+        if suite not in tables:
+            return
+        table = tables[suite]
+        joint = _best(table)
+        single, shared = (_mean_of(table, name, metric) for name in ("single", joint))
+        for task, value in linear.items():
+            pick = (
+                (lambda s, t=task: fmean(s.values()))
+                if task == "mean"
+                else (lambda s, t=task: s[t])
+            )
+            found = [pick(single), pick(shared)]
+            if metric == "R2" and what.startswith("MSE"):
+                found = [1 - v for v in found]
+            marks = ["" if (v >= value if up else v <= value) else " (below)" for v in found]
+            rows.append(
+                [
+                    suite,
+                    f"{what}, {task}",
+                    f"{value:.3f}",
+                    f"{found[0]:.3f}{marks[0]}",
+                    f"{found[1]:.3f}{marks[1]} ({joint})",
+                ]
+            )
+
+    add("tox21", "AUROC", {"mean": 0.795}, "AUROC", True)
+    add("sider", "AUROC", {"mean": 0.669}, "AUROC", True)
+    census = {"income": 0.934, "never_married": 0.993, "degree": 0.904}
+    add("census", "AUROC", census, "AUROC", True)
+    joints = (0.083, 0.119, 0.101, 0.049, 0.159, 0.286, 0.064)
+    sarcos = {f"joint_{i}": value for i, value in enumerate(joints, 1)}
+    add("sarcos", "MSE / variance", sarcos, "R2", False)
+    if "school" in tables:
+        rows += _school(tables["school"])
+    head = ["suite", "score", "linear", "single-task", "best joint"]
+    text = (
+        "## Against linear models\n\nWhat logistic and ridge regression get on the same data "
+        "(random splits of the same sizes, one seed; school: 5 seeds); the best joint model is the "
+        "method with the highest delta-m.\n\n"
+    )
+    return text + _grid(head, rows)
+
+
+def _school(table: Table) -> list[list[str]]:
+    """Explained variance over all test pupils: 1 - residual variance / variance, by school."""
+    joint = _best(table)
+    sizes = table["rows"]["test"]
+    found = []
+    for method in ("single", joint):
+        explained = _mean_of(table, method, "explained variance")
+        total = sum(sizes[task] for task in explained)
+        found.append(sum(sizes[task] * v for task, v in explained.items()) / total)
+    rows = []
+    for what, value in (("ridge per school", 0.321), ("ridge pooled", 0.337)):
+        marks = ["" if v >= value else " (below)" for v in found]
+        rows.append(
+            [
+                "school",
+                f"explained variance, {what}",
+                f"{value:.3f}",
+                f"{found[0]:.3f}{marks[0]}",
+                f"{found[1]:.3f}{marks[1]} ({joint})",
+            ]
+        )
+    return rows
+
+
+def _best(table: Table) -> str:
+    methods = {n: m["delta_m"] for n, m in table["methods"].items() if n != "single"}
+    return max(methods, key=lambda n: -1e9 if methods[n] is None else methods[n])
