@@ -19,15 +19,16 @@ import yaml
 
 from polytask.errors import DataError, UsageError
 from polytask.suites.base import SPLITS, Split
-from polytask.suites.parts import SPLIT_WORDS, as_value
+from polytask.suites.parts import SPLIT_WORDS, as_number, as_value, in_order
 from polytask.suites.readers import DELIMITERS, Cell, Table, form, header, read
 from polytask.suites.schema import MISSING
-from polytask.suites.tables import as_number, in_order, likely_positive
+from polytask.suites.table_labels import likely_positive
 
-TARGET_NAMES = (
-    "target", "label", "labels", "y", "class", "outcome", "response", "result", "output",
-)  # fmt: skip
-"""Names that columns to be predicted often have; without one, the last usable column it is."""
+TARGET_NAME = re.compile(
+    r"(target|label|y|class|outcome|response|result|output)s?[ _.-]?\d*", re.IGNORECASE
+)
+"""Names that columns to be predicted often have (y, label_2); without one, it is the last usable
+column."""
 
 FEW = 20
 """Up to as many distinct whole numbers, a target reads as classes rather than as a quantity."""
@@ -157,16 +158,17 @@ def draft(paths: Sequence[Path], folder: Path = Path()) -> str:
             if name in opened.unreadable:
                 why = f"of type {_short(opened.unreadable[name])}, which has no text or number"
                 guesses[name] = Guess(None, None, why)
-    targets = [_target(table, guesses) for table in tables]
+    targets = [_targets(table, guesses) for table in tables]
+    predicted = list(dict.fromkeys(name for names in targets for name in names))
     shared = [
         name
         for name, found in guesses.items()
-        if found.as_input and name not in targets and all(table.has(name) for table in tables)
+        if found.as_input and name not in predicted and all(table.has(name) for table in tables)
     ]
     if not shared:
         raise DataError(
             f"{', '.join(map(str, paths))}: no column is left as input beside the target "
-            f"{', '.join(map(repr, dict.fromkeys(targets)))} (ids, constants and dates are left "
+            f"{', '.join(map(repr, predicted))} (ids, constants and dates are left "
             f"out, and tables must share their inputs). Add columns, or {BY_HAND}."
         )
     lines = [
@@ -175,8 +177,8 @@ def draft(paths: Sequence[Path], folder: Path = Path()) -> str:
         f"name: {_scalar(tables[0].name)}",
         "tables:",
     ]
-    for table, target in zip(tables, targets, strict=True):
-        lines += _lines(table, target, shared, guesses, folder)
+    for table, names in zip(tables, targets, strict=True):
+        lines += _lines(table, names, shared, guesses, folder)
     return "\n".join(lines) + "\n"
 
 
@@ -235,21 +237,20 @@ def _open(path: Path) -> tuple[Table, str | None]:
     return read(path), None
 
 
-def _target(table: _Drafted, guesses: Mapping[str, Guess]) -> str:
-    """Return the column to predict: the first with a telling name, else the last usable one."""
+def _targets(table: _Drafted, guesses: Mapping[str, Guess]) -> list[str]:
+    """Return the columns to predict: those with a telling name, else the last usable one."""
     usable = [name for name in table.names if table.has(name) and guesses[name].as_target]
     if not usable:
         raise DataError(
             f"{table.tables[0].path}: no column could be a target; expected one of numbers, or of "
             f"a few values that repeat. Add one, or {BY_HAND}."
         )
-    folded = {name.casefold(): name for name in reversed(usable)}
-    return next((folded[name] for name in TARGET_NAMES if name in folded), usable[-1])
+    return [name for name in usable if TARGET_NAME.fullmatch(name)] or usable[-1:]
 
 
 def _lines(
     table: _Drafted,
-    target: str,
+    targets: Sequence[str],
     shared: Sequence[str],
     guesses: Mapping[str, Guess],
     folder: Path,
@@ -267,17 +268,18 @@ def _lines(
     lines.append("    inputs:")
     lines += [f"      {_scalar(c)}: {guesses[c].as_input}  # {guesses[c].why}" for c in shared]
     for column in table.names:
-        if column not in (*shared, target):
+        if column not in (*shared, *targets):
             found = guesses[column]
             why = f"not in every table; {found.why}" if found.as_input else found.why
             lines.append(f"      # {_scalar(column)}: left out, {why}")
-    kind = guesses[target].as_target
-    if kind == "binary":
-        there = (c for c in table.cells(target) if c is not None and c not in MISSING)
-        positive = likely_positive(in_order({as_value(cell) for cell in there}))
-        kind = f"{{kind: binary, positive: {_scalar(positive)}}}"
-    lines.append("    targets:  # a guess: is this what you want to predict?")
-    lines.append(f"      {_scalar(target)}: {kind}  # {guesses[target].why}")
+    lines.append("    targets:  # a guess: move here, from the inputs, all you want to predict")
+    for target in targets:
+        kind = guesses[target].as_target
+        if kind == "binary":
+            there = (c for c in table.cells(target) if c is not None and c not in MISSING)
+            positive = likely_positive(in_order({as_value(cell) for cell in there}))
+            kind = f"{{kind: binary, positive: {_scalar(positive)}}}"
+        lines.append(f"      {_scalar(target)}: {kind}  # {guesses[target].why}")
     return lines
 
 

@@ -5,9 +5,10 @@ Shapes: N = rows.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,9 @@ SPLIT_WORDS: dict[str, Split] = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+LARGEST = 1e30
+"""Numbers beyond it are refused: their squares do not fit a float32."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,23 @@ class Part:
         """Return the cells as names of classes or categories: 1.0 is 1, as pandas writes both."""
         return [None if cell is None else as_value(cell) for cell in self.cells(column)]
 
+    def numbers(self, column: str, remedy: str) -> np.ndarray:
+        """Return the cells as float64, NaN where missing.
+
+        remedy: what a person could do about a cell that is no number, beside mending it.
+        """
+        cells = self.cells(column)
+        numbers_N = np.empty(len(cells))
+        for row, cell in enumerate(cells):
+            try:
+                numbers_N[row] = as_number(cell)
+            except ValueError:
+                raise DataError(
+                    f"{self.where(row, column)}: {cell!r} is not a finite number below "
+                    f"{LARGEST:g}; mend it, list it under `missing`, or {remedy}."
+                ) from None
+        return numbers_N
+
     def where(self, row: int, column: str) -> str:
         place = self.table.where(int(self.rows_N[row]))
         return f"{self.table.path}, {place}, column {column!r}"
@@ -59,6 +80,25 @@ class Parts(dict[tuple[str, Split], Part]):
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+
+
+def as_number(cell: Cell) -> float:
+    """Return the number in a cell, NaN for a missing one; ValueError for anything else."""
+    if cell is None:
+        return math.nan
+    number = float(cell)
+    if not abs(number) < LARGEST or "_" in cell:  # NaN fails the comparison as well
+        raise ValueError
+    return number
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    """Return distinct values in sorted order: by number where all are numbers, else by text."""
+    values = list(values)
+    try:
+        return sorted(values, key=lambda value: (as_number(value), value))
+    except ValueError:
+        return sorted(values)
 
 
 WHOLE = re.compile(r"(-?\d+)\.0+")
