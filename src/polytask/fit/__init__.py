@@ -2,7 +2,15 @@
 
 from polytask.fit.config import FitConfig
 from polytask.fit.data import Batch, Feed, Step
-from polytask.fit.loop import RECORD, WEIGHTS, Score, build_optimiser, fit, load_weights
+from polytask.fit.loop import (
+    RECORD,
+    WEIGHTS,
+    LossSums,
+    Score,
+    build_optimiser,
+    fit,
+    load_weights,
+)
 from polytask.fit.probe import probe
 from polytask.fit.progress import Bar, Progress, Silent
 from polytask.fit.step import task_losses, train_step
@@ -15,6 +23,7 @@ __all__ = [
     "Batch",
     "Feed",
     "FitConfig",
+    "LossSums",
     "Meters",
     "Progress",
     "Score",

@@ -1,12 +1,15 @@
 """Checkpoints: tensors in safetensors, the rest in JSON, each written whole or not at all.
 
-`checkpoint.json` names the tensors' file and its SHA-256, and is written last: a kill at any
-moment leaves the old checkpoint or the new one. Nothing is ever unpickled.
+`checkpoint.json` names the tensors' file and is written last: a kill at any moment leaves the old
+checkpoint or the new one. Every file of tensors holds a SHA-256 of them in its metadata, so a
+flipped byte is found. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +27,10 @@ NAME = "checkpoint.json"
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Write a checkpoint of update number `step` and remove the one before."""
-    content = pack(tensors)
     file = folder / f"checkpoint-{step}.safetensors"
-    write_atomic(file, content)
-    digest = hashlib.sha256(content).hexdigest()
-    write_json(folder / NAME, {"file": file.name, "sha256": digest, "step": step, "state": state})
-    for old in folder.glob("checkpoint-*.safetensors"):
-        if old != file:
-            old.unlink(missing_ok=True)
+    write_atomic(file, pack(tensors))
+    write_json(folder / NAME, {"file": file.name, "step": step, "state": state})
+    _sweep(folder, file)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -41,40 +40,58 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     entry = read_json(folder / NAME)
     mend = f"Delete {folder / NAME} to begin this run again."
     try:
-        file, digest, state = folder / entry["file"], entry["sha256"], entry["state"]
-    except (TypeError, KeyError) as error:
-        raise RunError(f"{folder / NAME} is not a checkpoint: {error} is missing. {mend}") from None
-    return unpack(file, digest, mend), state
+        file, state = folder / entry["file"], dict(entry["state"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise RunError(f"{folder / NAME} is not a checkpoint ({error!r}). {mend}") from None
+    return unpack(file, mend), state
 
 
 def remove(folder: Path) -> None:
     """Remove the checkpoint of a run that is done: JSON first, so that half of it is none."""
     (folder / NAME).unlink(missing_ok=True)
-    for old in folder.glob("checkpoint-*.safetensors"):
-        old.unlink(missing_ok=True)
+    _sweep(folder, None)
+
+
+def _sweep(folder: Path, kept: Path | None) -> None:
+    """Remove tensors of other checkpoints, and what a kill in the middle of a write left."""
+    for pattern in ("checkpoint-*.safetensors", f".{NAME}.part-*", ".checkpoint-*.part-*"):
+        for old in folder.glob(pattern):
+            if old != kept:
+                old.unlink(missing_ok=True)
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
     """Return tensors as safetensors; views and shared storage are written out."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return bytes(safetensors.torch.save(plain))
+    return bytes(safetensors.torch.save(plain, metadata={"sha256": _digest(plain)}))
 
 
-def unpack(file: Path, sha256: str | None, mend: str) -> dict[str, Tensor]:
-    """Return the tensors of a file whose checksum is `sha256`; RunError, with `mend`, if not."""
+def unpack(file: Path, mend: str) -> dict[str, Tensor]:
+    """Return the tensors of a file that `pack` made; RunError, ending in `mend`, if damaged."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror}. {mend}") from None
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise RunError(
-            f"{file} is damaged: its SHA-256 is {found[:12]}…, {sha256[:12]}… was written. {mend}"
-        )
     try:
-        return dict(safetensors.torch.load(content))
-    except SafetensorError as error:
-        raise RunError(f"{file} is no safetensors file: {error}. {mend}") from None
+        tensors = dict(safetensors.torch.load(content))
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:  # torch's, of a shape
+        raise RunError(f"{file} is damaged, no safetensors file: {error}. {mend}") from None
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    written, found = header.get("__metadata__", {}).get("sha256", "none"), _digest(tensors)
+    if found != written:
+        raise RunError(
+            f"{file} is damaged: the SHA-256 of its tensors is {found[:12]}…, {written[:12]}… was "
+            f"written. {mend}"
+        )
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
@@ -105,3 +122,8 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors with `<prefix>/` before their names."""
     return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def numbered(prefix: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as `<prefix>/<number>`, from 0."""
+    return named(prefix, {str(i): tensor for i, tensor in enumerate(tensors)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,9 +57,9 @@ class FitConfig:
             ("weight_decay", 0),
             ("seed", 0),
         ):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a value >= {least}.")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise UsageError(f"lr is {self.lr}; give a learning rate > 0, such as 1e-3.")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip is {self.clip}; give a norm > 0, or none for no clipping.")

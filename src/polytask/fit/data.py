@@ -51,7 +51,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Table:
-    """Joined streams. starts_S: where each stream's rows begin."""
+    """Joined streams.
+
+    ragged: names padded along dim 1; lengths: (N,), on the CPU, None where nothing is padded.
+    starts: where each stream's rows begin.
+    """
 
     inputs: Inputs
     blocks: tuple[Block, ...]
@@ -61,17 +65,15 @@ class Table:
 
     def batch(self, rows_B: Tensor) -> Batch:
         """Return the named rows, ragged tensors cut to the longest of them."""
-        device_rows = rows_B
-        sample = self.inputs if isinstance(self.inputs, Tensor) else None
-        device = (sample if sample is not None else self.blocks[0].target).device
-        if device.type != "cpu":
-            device_rows = rows_B.to(device, non_blocking=True)
+        device = self.blocks[0].target.device
+        at_B = rows_B if device.type == "cpu" else rows_B.to(device, non_blocking=True)
         longest = None
         if self.lengths is not None:
-            longest = int(self.lengths[rows_B].max()) if len(rows_B) else 1
+            # At least 1, also for no rows and for rows of no words: encoders need a place.
+            longest = max(1, int(self.lengths[rows_B].max())) if len(rows_B) else 1
 
         def take(name: str, value: Tensor) -> Tensor:
-            rows = value.index_select(0, device_rows)
+            rows = value.index_select(0, at_B)
             return rows[:, :longest] if longest is not None and name in self.ragged else rows
 
         if isinstance(self.inputs, Tensor):
@@ -99,7 +101,7 @@ def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Tab
     labelled = [t for t in tasks.names if any(t in stream.targets for stream in streams)]
     targets: dict[str, Tensor] = {}
     for t in labelled:
-        parts = [_target(s, t, streams) for s in streams]
+        parts = [_signed(_target(s, t, streams)) for s in streams]
         targets[t] = _join(parts, _missing(parts[0]))
     first = streams[0]
     if isinstance(first.inputs, Tensor):
@@ -123,8 +125,13 @@ def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Tab
 def _target(stream: Stream, task: str, streams: Sequence[Stream]) -> Tensor:
     if task in stream.targets:
         return stream.targets[task]
-    like = next(s.targets[task] for s in streams if task in s.targets)
+    like = _signed(next(s.targets[task] for s in streams if task in s.targets))
     return torch.full((len(stream), *like.shape[1:]), _missing(like), dtype=like.dtype)
+
+
+def _signed(target: Tensor) -> Tensor:
+    """Return the target in a type that has a value for "missing": bool and uint8 have none."""
+    return target.long() if target.dtype in (torch.bool, torch.uint8) else target
 
 
 def _missing(target: Tensor) -> float:
@@ -204,8 +211,9 @@ class Feed:
                 counts[task] = counts.get(task, 0.0) + n
             mine_B = ranks.share(rows_B)
             for m, chunk in enumerate(mine_B.tensor_split(self.accumulate)):
-                # A process may have no row of a short last batch; it still takes part, with none.
-                if len(chunk) or (m == 0 and ranks.world() > 1):
+                # A process may have no row of a short last batch; it still takes part, with none:
+                # all processes must name the same tasks and make as many forward passes.
+                if len(chunk) or ranks.world() > 1:
                     micros[m].append(made.batch(chunk))
         self.waited += time.perf_counter() - begun
         return Step(tuple(tuple(m) for m in micros if m), counts), cursors_S

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balance import Balance, Balancer, Weights
-from polytask.errors import RunError
+from polytask.errors import RunError, UsageError
 from polytask.fit import checkpoint, ranks
 from polytask.fit.config import FitConfig
 from polytask.fit.cost import Memory
@@ -70,7 +70,7 @@ class _State:
     stopped: str = ""
 
 
-class _Sums:
+class LossSums:
     """Sums of losses and weights per task since the last validation, on the device.
 
     Kept as tensors: reading a number back costs a wait for the device, once per validation.
@@ -79,8 +79,9 @@ class _Sums:
     names = ("losses", "weights", "updates")
 
     def __init__(self, tasks: tuple[str, ...], device: str) -> None:
+        self._tasks = tasks
         self._at = {task: i for i, task in enumerate(tasks)}
-        self._index: dict[tuple[str, ...], Tensor] = {}
+        self._every = torch.arange(len(tasks), device=device)
         self.tensors = {
             name: torch.zeros(len(tasks), dtype=torch.float64, device=device) for name in self.names
         }
@@ -88,9 +89,9 @@ class _Sums:
     def add(self, losses: Mapping[str, Tensor], weights: Weights) -> None:
         if not weights.tasks:
             return
-        if weights.tasks not in self._index:
-            self._index[weights.tasks] = torch.tensor([self._at[t] for t in weights.tasks])
-        at = self._index[weights.tasks].to(weights.weights_K.device)
+        at = self._every
+        if weights.tasks != self._tasks:
+            at = torch.tensor([self._at[task] for task in weights.tasks], device=at.device)
         losses_K = torch.stack([losses[task] for task in weights.tasks])
         self.tensors["losses"].index_add_(0, at, losses_K.double())
         self.tensors["weights"].index_add_(0, at, weights.weights_K.double())
@@ -132,15 +133,21 @@ def fit(
         folder of the same run is taken up where it was left, bit for bit; a finished one is
         returned as it is. A folder of another run raises RunError.
 
+    Several processes, as torchrun starts them (see `ranks.start`): each calls this with the same
+    arguments; the first one writes. Seeds torch's global generator.
+
     Raises RunError where a loss is not finite, naming task and update.
     """
     progress = progress or Silent()
+    _check_device(config.device)
     ranks.check_model(model)
     identity = _identity(suite, config, method)
-    if folder is not None and _claim(folder, identity) and (folder / RECORD).exists():
-        record = Record.load(folder / RECORD)
-        model.load_state_dict(load_weights(folder))
-        return record
+    if folder is not None:
+        _claim(folder, identity)
+        if (folder / RECORD).exists():
+            record = Record.load(folder / RECORD)
+            model.load_state_dict(load_weights(folder))
+            return record
     run = _Run(suite, model, balance, mix, config, score, folder)
     run.resume()
     progress.begin(run.last_step, run.state.step)
@@ -150,7 +157,7 @@ def fit(
     if folder is not None and ranks.rank() == 0:
         write_atomic(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
         for task, tensors in run.best_of_task.items():
-            write_atomic(folder / "best" / f"{file_name(task)}.safetensors", tensors)
+            write_atomic(_weights_of(folder, task), tensors)
         record.save(folder / RECORD)
         checkpoint.remove(folder)
     ranks.barrier()
@@ -187,12 +194,13 @@ class _Run:
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
         self.meters = Meters(suite.tasks, primary_only=True)
-        self.sums = _Sums(suite.tasks.names, config.device)
+        self.sums = LossSums(suite.tasks.names, config.device)
         self.cursors_S = self.schedule.start()
         self.state = _State()
         self.best: dict[str, Tensor] = {}
         self.best_of_task: dict[str, bytes] = {}
-        torch.manual_seed(config.seed)
+        # Of its own in every process: rows of one batch must not share their dropout.
+        torch.manual_seed(config.seed * ranks.world() + ranks.rank())
         count = min(config.probes, config.epochs) if len(suite.tasks) > 1 else 0
         self.probe_epochs = _spread(count, config.epochs)
 
@@ -229,7 +237,8 @@ class _Run:
                 self._validate(progress)
                 state.validation_seconds += time.perf_counter() - now
             due = time.monotonic() - saved >= config.checkpoint_seconds
-            if self.folder is not None and due:
+            # Clocks differ, and all processes take part in a checkpoint.
+            if self.folder is not None and ranks.agree(due):
                 self._save()
                 saved = time.monotonic()
         if not state.stopped:
@@ -322,11 +331,12 @@ class _Run:
 
     def _save(self) -> None:
         assert self.folder is not None
+        rng = checkpoint.numbered("cpu", ranks.gather(torch.get_rng_state()))
+        if self.config.device.startswith("cuda"):
+            on_device = ranks.gather(torch.cuda.get_rng_state(self.config.device))
+            rng |= checkpoint.numbered("device", on_device)
         if ranks.rank() != 0:
             return
-        rng = {"cpu": torch.get_rng_state()}
-        if self.config.device.startswith("cuda"):
-            rng["device"] = torch.cuda.get_rng_state(self.config.device)
         tensors = {
             **checkpoint.named("model", dict(self.model.state_dict())),
             **checkpoint.named("optimiser", checkpoint.optimiser_tensors(self.optimiser)),
@@ -348,6 +358,14 @@ class _Run:
         if found is None:
             return
         tensors, raw = found
+        rng = checkpoint.under("rng", tensors)
+        processes = len(checkpoint.under("cpu", rng))
+        if processes != ranks.world():
+            raise RunError(
+                f"The checkpoint in {self.folder} is of {processes} processes, this run has "
+                f"{ranks.world()}. Start {processes}, or delete {checkpoint.NAME} there to begin "
+                "again."
+            )
         try:
             self.state = _state(raw)
             self.model.load_state_dict(checkpoint.under("model", tensors))
@@ -356,7 +374,7 @@ class _Run:
             for name, value in checkpoint.under("sums", tensors).items():
                 self.sums.tensors[name].copy_(value)
             self.cursors_S = tensors["cursors"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"The checkpoint in {self.folder} does not fit this run ({error}). Delete "
                 f"{checkpoint.NAME} there to begin again."
@@ -366,10 +384,9 @@ class _Run:
             task: value.numpy().tobytes()
             for task, value in checkpoint.under("best_of_task", tensors).items()
         }
-        rng = checkpoint.under("rng", tensors)
-        torch.set_rng_state(rng["cpu"])
-        if "device" in rng:
-            torch.cuda.set_rng_state(rng["device"], self.config.device)
+        torch.set_rng_state(rng[f"cpu/{ranks.rank()}"])
+        if self.config.device.startswith("cuda"):
+            torch.cuda.set_rng_state(rng[f"device/{ranks.rank()}"], self.config.device)
 
 
 def build_optimiser(
@@ -384,9 +401,27 @@ def build_optimiser(
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the best weights of a finished run, as a state dict."""
-    return checkpoint.unpack(folder / WEIGHTS, None, f"Delete {folder / RECORD} to run it again.")
+def load_weights(folder: Path, task: str | None = None) -> dict[str, Tensor]:
+    """Return the best weights of a finished run, as a state dict.
+
+    task: those that were best for this task alone, of a run with `per_task_best`; the heads of
+        other tasks are left out, so load them with `strict=False`.
+    Raises RunError where the file is missing or damaged.
+    """
+    file = folder / WEIGHTS if task is None else _weights_of(folder, task)
+    return checkpoint.unpack(file, f"Delete {folder / RECORD} to run it again.")
+
+
+def _weights_of(folder: Path, task: str) -> Path:
+    return folder / "best" / f"{file_name(task)}.safetensors"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion: torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device is {device!r}: {reason}. Give cpu, cuda or cuda:N.") from None
 
 
 def _identity(suite: Suite, config: FitConfig, method: str) -> dict[str, Any]:
@@ -402,23 +437,34 @@ def _identity(suite: Suite, config: FitConfig, method: str) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> bool:
-    """Mark the folder as this run's; return whether it already was. Another run's: RunError."""
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Mark the folder as this run's. Raises RunError where it is another's."""
     path = folder / "run.json"
-    if not path.exists():
-        if ranks.rank() == 0:
-            write_json(path, identity)
-        ranks.barrier()
-        return False
+    if ranks.rank() == 0 and not path.exists():
+        write_json(path, identity)
+    ranks.barrier()
     found = read_json(path)
-    for key, mine in identity.items():
-        other = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise RunError(f"{path} does not describe a run; give another folder, or delete that file.")
+    expected, came = _flat(identity), _flat(found)
+    for key in expected | came:
+        mine, other = expected.get(key), came.get(key)
         if other != mine:
             raise RunError(
                 f"{folder} holds another run: its {key} is {_short(other)}, this one's is "
                 f"{_short(mine)}. Give another folder, or delete that one."
             )
-    return True
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the same with each setting, and each stream's rows, named on its own."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _short(value: object) -> str:

@@ -10,6 +10,7 @@ import torch
 from polytask.balance import gradients
 from polytask.fit.data import Step
 from polytask.fit.step import task_losses
+from polytask.fit.validate import evaluating
 from polytask.records import Probe
 from polytask.share import SharedModel
 
@@ -17,19 +18,23 @@ from polytask.share import SharedModel
 def probe(model: SharedModel, fed: Step, step: int) -> Probe:
     """Return cosines and norms of the tasks' gradients in the shared parameters on one batch.
 
-    In evaluation mode and without drawing random numbers: a probe leaves the run as it was.
-    Costs one backward per task present.
+    fed: of its micro-batches the first is looked at. step: the update it feeds.
+    In evaluation mode and without drawing random numbers: a probe leaves modes, gradients and
+    the run as they were. Costs one backward per task present.
     """
-    was_training = model.training
-    model.eval()
+    shared = model.shared_parameters()
+    before = [(p, p.grad) for p in model.parameters()]
     try:
-        losses = task_losses(model, fed.micros[0], fed.counts, "float32")
-        shared = model.shared_parameters()
-        rows_KP = gradients.empty_rows(len(losses), shared)
-        gradients.add_rows(list(losses.values()), shared, rows_KP.unbind(0))
+        # cuDNN's recurrent layers have no backward in evaluation mode; torch's own have.
+        with evaluating(model), torch.backends.cudnn.flags(enabled=False):
+            losses = task_losses(model, fed.micros[0], fed.counts, "float32")
+            rows_KP = gradients.empty_rows(len(losses), shared)
+            for parameter, _ in before:
+                parameter.grad = None  # or the tasks' own gradients would be added to it
+            gradients.add_rows(list(losses.values()), shared, rows_KP.unbind(0))
     finally:
-        model.train(was_training)
-        model.zero_grad(set_to_none=True)
+        for parameter, grad in before:
+            parameter.grad = grad
     gram_KK = gradients.gram(rows_KP)
     norms_K = gram_KK.diagonal().clamp(min=0).sqrt()
     safe_K = torch.where(norms_K > 0, norms_K, torch.nan)

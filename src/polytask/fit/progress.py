@@ -50,12 +50,13 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            # No markup: a task may be called "temperature [C]".
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TextColumn("{task.fields[score]}"),
+            TextColumn("{task.fields[losses]}", markup=False),
+            TextColumn("{task.fields[score]}", markup=False),
             console=Console(stderr=True),
         )
         self._task = self._bar.add_task(title, total=None, losses="", score="")

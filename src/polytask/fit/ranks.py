@@ -2,12 +2,13 @@
 
 Every process draws the same global batch and takes its own rows of it. A loss is the local sum
 over the global count of labels, so gradients add up over processes; they are summed, not averaged.
+What random numbers the processes draw themselves (dropout) differs from one to the next.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,13 @@ from polytask.errors import UsageError
 
 def start(device: str) -> None:
     """Join the other processes where `torchrun` has set the environment; otherwise do nothing."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what "cuda" means from here on
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
 
 
 def stop() -> None:
@@ -46,21 +52,51 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum .grad over processes, in one message. A gradient absent here counts as zero."""
+def agree(answer: bool) -> bool:
+    """Return the first process's answer, in every process."""
     if world() == 1:
-        return
-    params = list(parameters)
-    for p in params:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
+        return answer
+    told = torch.tensor(answer, dtype=torch.uint8, device=_device())
+    dist.broadcast(told, 0)
+    return bool(told)
+
+
+def gather(mine: Tensor) -> list[Tensor]:
+    """Return every process's tensor, all of one shape, on the CPU and in order."""
+    if world() == 1:
+        return [mine.cpu()]
+    mine = mine.to(_device())
+    theirs = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(theirs, mine)
+    return [tensor.cpu() for tensor in theirs]
+
+
+def sum_update(
+    parameters: Iterable[nn.Parameter], losses: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Sum .grad over processes, in one message; return the losses, summed by the same message.
+
+    A gradient absent everywhere stays absent: the optimiser must pass by the head of a task
+    without labels. One that is absent here alone counts as zero.
+    losses: scalars; every process gives the same names in the same order.
+    """
+    if world() == 1:
+        return dict(losses)
+    params = [p for p in parameters if p.requires_grad]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    given = torch.tensor([float(p.grad is not None) for p in params], device=_device())
+    scalars = [loss.reshape(1) for loss in losses.values()]
+    flat = torch.cat([given, *scalars, *(grad.flatten() for grad in grads)])
     dist.all_reduce(flat)
-    at = 0
-    for p in params:
-        assert p.grad is not None
-        p.grad.copy_(flat[at : at + p.numel()].view_as(p))
-        at += p.numel()
+    sizes = [len(params), len(scalars), *(p.numel() for p in params)]
+    counts, sums, *pieces = torch.split(flat, sizes)
+    for p, piece, count in zip(params, pieces, counts.tolist(), strict=True):
+        p.grad = piece.view_as(p).to(p.dtype) if count else None
+    return dict(zip(losses, sums.unbind(), strict=True))
+
+
+def _device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def check_model(model: nn.Module) -> None:

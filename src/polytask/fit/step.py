@@ -66,7 +66,11 @@ def train_step(
 ) -> tuple[dict[str, Tensor], Weights]:
     """Make one update; return each present task's loss, a detached scalar, and the weights.
 
-    Over several processes the losses are this process's share of the global ones.
+    fed: see `Feed.step`; over several processes each is fed its share of the update, and the
+    losses and gradients are those of the whole.
+    clip: largest norm of all gradients together, None for no clipping.
+
+    Raises RunError naming the task whose loss is not finite; nothing is updated then.
     """
     optimiser.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
@@ -77,7 +81,7 @@ def train_step(
         for task, loss in losses.items():
             total[task] = total[task] + loss.detach() if task in total else loss.detach()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    ranks.sum_gradients(parameters)
+    total = ranks.sum_update(parameters, total)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()

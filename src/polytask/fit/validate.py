@@ -5,12 +5,13 @@ Shapes: B = rows of a chunk.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polytask.share import SharedModel
 from polytask.suites import Inputs, Stream
@@ -66,17 +67,28 @@ def validate(
     device: str = "cpu",
     precision: str = "float32",
 ) -> dict[str, dict[str, float]]:
-    """Return each task's metrics over the streams that label it. The model's mode is kept."""
-    was_training = model.training
-    model.eval()
+    """Return each task's metrics over the streams that label it. The model's mode is kept.
+
+    batch_size: rows of a forward pass; the metrics do not depend on it.
+    A task without a label, and a metric without a value (AUROC of one class), give NaN.
+    """
     meters.reset()
-    try:
-        with torch.no_grad():
-            for stream in streams:
-                _stream(model, stream, meters, batch_size, device, precision)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        for stream in streams:
+            _stream(model, stream, meters, batch_size, device, precision)
     return meters.compute()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; then every module's own mode again, as a layer may be frozen."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 def _stream(
@@ -96,7 +108,7 @@ def _stream(
     kept: dict[str, list[Tensor]] = {t.name: [] for t in tasks if t.kind.reads == "row"}
     for at in range(0, len(stream), batch_size):
         rows = slice(at, at + batch_size)
-        longest = None if stream.lengths is None else int(stream.lengths[rows].max())
+        longest = None if stream.lengths is None else max(1, int(stream.lengths[rows].max()))
         inputs = _slice(stream.inputs, rows, stream.ragged, longest, device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             outputs = model(inputs, tasks=names)
