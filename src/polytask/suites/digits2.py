@@ -70,16 +70,16 @@ class Pictures(NamedTuple):
 
 
 def draw(
-    digits: Array, sources: npt.NDArray[np.int64], count: int, random: np.random.RandomState
+    digits: Array, sources: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> Pictures:
     """Return `count` pictures of pairs of digits from `sources` (row numbers of `digits`).
 
     digits: (rows, 8, 8), ink from 0 to 1.
     """
     left_N, right_N = random.choice(sources, (2, count))
-    offset_N = random.randint(OFFSETS[0], OFFSETS[1] + 1, count)
-    column_N = random.randint(0, WIDTH - SIDE - offset_N + 1)
-    row_2N = random.randint(0, HEIGHT - SIDE + 1, (2, count))
+    offset_N = random.integers(OFFSETS[0], OFFSETS[1] + 1, count)
+    column_N = random.integers(0, WIDTH - SIDE - offset_N + 1)
+    row_2N = random.integers(0, HEIGHT - SIDE + 1, (2, count))
     layers_2NHW = np.zeros((2, count, HEIGHT, WIDTH))
     for n in range(count):
         for layer, source, row, column in (

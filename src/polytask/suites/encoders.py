@@ -56,6 +56,9 @@ class MLP(nn.Module):
 
     hidden: width of each layer, at least one. Each layer is linear, LayerNorm, ReLU, dropout.
     dropout: in [0, 1), after each layer. input_dropout: the same, on the inputs.
+    norm: whether layers have a LayerNorm. gain: factor on the first weights and biases; without
+        norm, a small one starts near a constant output, and stopping early then shrinks towards
+        it, as a ridge penalty would.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         norm: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         if inputs < 1 or not hidden or min(hidden) < 1:
@@ -82,6 +86,11 @@ class MLP(nn.Module):
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers)
         self.width = hidden[-1]
+        with torch.no_grad():
+            for layer in self.layers:
+                if gain != 1.0 and isinstance(layer, nn.Linear):
+                    layer.weight.mul_(gain)
+                    layer.bias.mul_(gain)
 
     def forward(self, inputs_BD: Tensor) -> Tensor:
         features_BW: Tensor = self.layers(inputs_BD)

@@ -50,7 +50,7 @@ def school() -> Suite:
     def encoder() -> nn.Module:
         return nn.Sequential(
             Standardise.of(pupils_ND),
-            MLP(pupils_ND.shape[1], (64,), dropout=0.5, input_dropout=0.25, norm=False),
+            MLP(28, (64,), dropout=0.25, input_dropout=0.25, norm=False, gain=0.1),
         )
 
     return make_suite(
@@ -63,7 +63,7 @@ def school() -> Suite:
         width=64,
         about=ABOUT,
         batch_size=32,
-        epochs=30,
+        epochs=40,
         notes=(
             "A school has 13 to 151 training and 6 to 63 test pupils: read the tasks together; "
             "a single school's gain is noise.",
