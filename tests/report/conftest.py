@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from polytask.records import Cost, Point, Probe, Record
+from polytask.records import Cost, Point, Probe, Record, to_json
 
 METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
 TASKS = ("left", "right", "sum", "ink")
@@ -102,6 +102,12 @@ def record(
     )
 
 
+def write(folder: Path, made: Record) -> None:
+    """Write the record without indents, which is several times faster for 139 tasks."""
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(to_json(made)))
+
+
 def interval(values: Sequence[float]) -> list[float] | None:
     if len(values) < 2:
         return None
@@ -137,9 +143,7 @@ def comparison(
         }
         for seed in seeds:
             name = f"runs/single-{i}-{seed}"
-            record(rng, "single", [task], seed=seed, points=points).save(
-                folder / name / "record.json"
-            )
+            write(folder / name, record(rng, "single", [task], seed=seed, points=points))
             single["runs"].setdefault(task, {})[str(seed)] = name
     single |= {"delta_m_interval": None, "worst": None, "counts": None}
     single["cost"] = {
@@ -183,8 +187,8 @@ def comparison(
         runs = {}
         for seed in seeds:
             name = f"runs/{method}-{seed}"
-            record(rng, method, tasks, seed=seed, points=points, probes=probes).save(
-                folder / name / "record.json"
+            write(
+                folder / name, record(rng, method, tasks, seed=seed, points=points, probes=probes)
             )
             runs[str(seed)] = name
         found = [outcome["verdict"] for outcome in outcomes.values()]
@@ -218,6 +222,7 @@ def comparison(
         },
         "notes": ["Pictures are 16 x 16 pixels."],
         "seeds": list(seeds),
+        "rows": {"train": {"a": 900, "b": 357}, "test": {"b": 270}},
         "command": "polytask compare digits2 --methods equal,uncertainty,dwa,pcgrad,aligned-mtl",
         "created": "2026-05-04T10:11:12+00:00",
         "versions": {"python": "3.11.2", "polytask": "0.1.0", "torch": "2.13.0"},

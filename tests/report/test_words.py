@@ -78,6 +78,26 @@ def test_nothing_to_name(folder: Path, edit_result: Edit) -> None:
     assert "Only the single-task models were trained" in say(folder)
 
 
+def test_chance_among_many_tasks_and_left_out_tasks_are_said(
+    folder: Path, edit_result: Edit
+) -> None:
+    edit_result(folder, set_delta("equal", -9.0, None))
+    edit_result(
+        folder,
+        lambda raw: raw["methods"]["dwa"].update(
+            counts={"gained": 3, "lost": 1, "gained_adjusted": 2, "lost_adjusted": 0},
+            left_out=["ink"],
+        ),
+    )
+    assert "Tested all together, 2 of the gains and 0 of the losses hold." in say(folder)
+    assert "The mean leaves out ink, whose gain is undefined." in say(folder)
+    edit_result(
+        folder,
+        lambda raw: raw["methods"]["dwa"]["counts"].update(gained_adjusted=3, lost_adjusted=1),
+    )
+    assert "Tested all together" not in say(folder)
+
+
 def test_number_words() -> None:
     assert percent(-0.04) == "0.0 %"
     assert percent(-1.25) == "−1.2 %"

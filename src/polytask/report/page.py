@@ -132,6 +132,7 @@ def compare_block(run: Compared, label: str) -> dict[str, Any]:
         "probes": conflicts,
         "tuning": run.tuning,
         "about": run.about,
+        "rows": run.rows,
         "notes": run.notes,
     }
 

@@ -64,7 +64,9 @@ class Spent:
 @dataclass(frozen=True)
 class MethodResult:
     """A method's row. runs: per seed, the folders of its trainings by task; the key "*" is a
-    training of all tasks."""
+    training of all tasks. counts: tasks per verdict; gained_adjusted and lost_adjusted, where the
+    file has them, are those that hold when all tasks are tested together. left_out: tasks whose
+    gain is undefined, and which the mean gain therefore leaves out."""
 
     name: str
     outcomes: dict[str, Outcome]
@@ -75,11 +77,12 @@ class MethodResult:
     cost: Spent
     runs: dict[str, dict[str, Path]]
     source: str
+    left_out: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A folder that `polytask compare` left behind."""
+    """A folder that `polytask compare` left behind. rows: per split and stream."""
 
     folder: Path
     suite: str
@@ -89,6 +92,7 @@ class Compared:
     seeds: tuple[int, ...]
     command: str
     created: str
+    rows: dict[str, dict[str, int]]
     versions: dict[str, str]
     tasks: tuple[TaskInfo, ...]
     tuning: dict[str, Any]
@@ -140,6 +144,10 @@ def read_result(folder: Path) -> Compared:
             seeds=tuple(int(seed) for seed in raw["seeds"]),
             command=_text(raw.get("command") or ""),
             created=_text(raw.get("created") or ""),
+            rows={
+                split: {stream: int(size) for stream, size in streams.items()}
+                for split, streams in (raw.get("rows") or {}).items()
+            },
             versions={key: _text(value) for key, value in (raw.get("versions") or {}).items()},
             tasks=tasks,
             tuning=_tuning(raw.get("tuning") or {}),
@@ -192,10 +200,14 @@ def _method(folder: Path, name: str, raw: dict[str, Any], tasks: list[str]) -> M
         delta_m=_number(raw.get("delta_m")),
         interval=_interval(raw.get("delta_m_interval")),
         worst=(_text(worst["task"]), _number(worst["gain"])) if worst else None,
-        counts={verdict: int(counts.get(verdict) or 0) for verdict in VERDICTS[:3]},
+        counts={
+            **dict.fromkeys(VERDICTS[:3], 0),
+            **{key: int(number) for key, number in counts.items()},
+        },
         cost=Spent(**{key: _number(cost.get(key)) for key in Spent.__dataclass_fields__}),
         runs=_runs(folder, raw.get("runs") or {}, per_task=name == SINGLE),
         source=_text(raw.get("source") or ""),
+        left_out=tuple(_text(task) for task in raw.get("left_out") or ()),
     )
 
 

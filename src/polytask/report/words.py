@@ -8,15 +8,14 @@ from polytask.report.sources import Compared, Interval, MethodResult, Number
 
 
 def verdict(run: Compared) -> list[str]:
-    """Return two or three sentences: the best method, what its tasks gained, what it cost."""
+    """Return a few sentences: the best method, what its tasks gained, what it cost."""
     best = best_method(run)
     if best is None:
         if not list(run.joint()):
             return ["Only the single-task models were trained, so there is nothing to compare yet."]
         return ["No method has a defined mean gain, so no winner can be named."]
-    sentences = [_headline(run, best), _tasks(run, best)]
-    cost = _cost(run, best)
-    return [*sentences, cost] if cost else sentences
+    said = [_headline(run, best), _left_out(best), _tasks(run, best), _cost(run, best)]
+    return [sentence for sentence in said if sentence]
 
 
 def best_method(run: Compared) -> MethodResult | None:
@@ -45,13 +44,28 @@ def _headline(run: Compared, best: MethodResult) -> str:
     return f"{best.name} does best: a mean gain of {gain} over {over}{seeds}.{doubt}"
 
 
+def _left_out(best: MethodResult) -> str:
+    if not best.left_out:
+        return ""
+    if len(best.left_out) > 3:
+        return f"The mean leaves out {len(best.left_out)} tasks whose gain is undefined."
+    return f"The mean leaves out {listing(best.left_out)}, whose gain is undefined."
+
+
 def _tasks(run: Compared, best: MethodResult) -> str:
     parts = []
     for kind in ("gained", "lost", "undecided"):
         names = [task.name for task in run.tasks if best.outcomes[task.name].verdict == kind]
         named = f" ({listing(names)})" if 1 <= len(names) <= 3 and len(run.tasks) <= 12 else ""
         parts.append(f"{len(names) or 'none'} {kind}{named}")
-    return f"Against their own single-task models, {listing(parts)}."
+    said = f"Against their own single-task models, {listing(parts)}."
+    gained, lost = (best.counts.get(f"{kind}_adjusted") for kind in ("gained", "lost"))
+    if gained is None or lost is None:
+        return said
+    if gained + lost < best.counts["gained"] + best.counts["lost"]:
+        # Each verdict stands alone; among many tasks some are wrong by chance.
+        said += f" Tested all together, {gained} of the gains and {lost} of the losses hold."
+    return said
 
 
 def _cost(run: Compared, best: MethodResult) -> str:

@@ -63,7 +63,7 @@ const gainCell = (value, interval) => h("span", {}, pct(value), interval ? h("sp
 function methodColumns(run) {
   const columns = [
     { name: "Method", left: true, value: (m) => m.name, cell: (m) => h("span", {}, swatch(styleOf(m.name)), " ", shownName(m.name)) },
-    { name: "Mean gain", note: "delta-m, interval", value: (m) => m.delta_m, cell: (m) => (m.reference ? "reference" : gainCell(m.delta_m, m.interval)) },
+    { name: "Mean gain", note: "delta-m, interval", value: (m) => (m.reference ? 0 : m.delta_m), cell: (m) => (m.reference ? "reference" : gainCell(m.delta_m, m.interval)) },
     { name: "Tasks", note: "gained − lost", left: true, value: (m) => (m.reference ? null : m.counts.gained - m.counts.lost), cell: (m) => (m.reference ? "" : countsCell(m.counts)) },
     { name: "Worst task", note: "its gain", value: (m) => m.worst?.gain ?? null, cell: (m) => (m.worst && !m.reference ? h("span", {}, pct(m.worst.gain), h("span", { class: "under", text: clip(m.worst.task, 130), title: m.worst.task })) : "") },
     { name: "Training time", note: "vs. all single", value: (m) => m.cost.seconds, cell: (m) => pair(seconds(m.cost.seconds), m, "seconds_ratio") },
@@ -389,9 +389,14 @@ function linked(text) {
 }
 function suiteSection(run, id) {
   const about = Object.entries(run.about).flatMap(([key, text]) => [h("dt", { text: key[0].toUpperCase() + key.slice(1) }), h("dd", {}, linked(text))]);
+  const rows = Object.entries(run.rows).flatMap(([split, streams]) => {
+    const sizes = Object.values(streams);
+    const total = sizes.reduce((a, b) => a + b, 0).toLocaleString("en");
+    return [h("dt", { text: `Rows, ${split}` }), h("dd", { text: sizes.length > 1 ? `${total} in ${sizes.length} streams` : total })];
+  });
   const methods = run.methods.filter((m) => m.source);
   return section(`${id}-suite`, "Data and methods", null,
-    about.length ? h("dl", { class: "about" }, about) : null,
+    about.length || rows.length ? h("dl", { class: "about" }, about, rows) : null,
     run.notes.length ? [h("h3", { text: "Notes" }), h("ul", { class: "checks" }, run.notes.map((note) => h("li", {}, linked(note))))] : null,
     methods.length ? [h("h3", { text: "Sources of the methods" }), h("dl", { class: "about" }, methods.flatMap((m) => [h("dt", { text: shownName(m.name) }), h("dd", {}, linked(m.source))]))] : null);
 }

@@ -64,12 +64,21 @@ function seconds(x) {
   if (x < 120) return `${fmt(x)} s`;
   return x < 7200 ? `${fmt(x / 60)} min` : `${fmt(x / 3600)} h`;
 }
-// The page's own font is proportional; 6.3 px per sign of 11.5 to 12.5 px text errs on the long side.
-const SIGN = 6.5;
-const clip = (name, pixels) => {
-  const most = Math.max(3, Math.floor(pixels / SIGN));
-  return name.length <= most ? name : `${name.slice(0, most - 1)}…`;
-};
+// How wide a text will be in the page's own font, which differs from machine to machine.
+const ruler = document.createElement("canvas").getContext("2d");
+const FAMILY = getComputedStyle(document.body).fontFamily;
+function widthOf(text, size = 12.5, weight = 400) {
+  ruler.font = `${weight} ${size}px ${FAMILY}`;
+  return ruler.measureText(text).width;
+}
+const widest = (texts, size, weight) => Math.ceil(Math.max(0, ...texts.map((text) => widthOf(text, size, weight))));
+function clip(text, pixels, size, weight) {
+  const wide = widthOf(text, size, weight);
+  if (wide <= pixels) return text;
+  let most = Math.max(3, Math.floor((text.length * pixels) / wide));
+  while (most > 3 && widthOf(`${text.slice(0, most)}…`, size, weight) > pixels) most--;
+  return `${text.slice(0, most)}…`;
+}
 
 // Scales ------------------------------------------------------------------------------------------
 
@@ -281,7 +290,7 @@ function linePlot({ width, height = 220, series, log, yName, xName = "step", fix
     high += room;
   }
   const named = width >= 420 ? drawn.filter((one) => one.end) : [];
-  const right = named.length ? Math.min(190, 20 + 7.4 * Math.max(...named.map((one) => one.name.length))) : 12;
+  const right = named.length ? Math.min(190, 16 + widest(named.map((one) => one.name), 11.5, 600)) : 12;
   const left = 50, top = 8, bottom = 34;
   const make = log ? logarithmic : linear;
   const y = make(low, high, height - bottom, top);
@@ -319,7 +328,7 @@ function linePlot({ width, height = 220, series, log, yName, xName = "step", fix
   let floor = top + 4;
   const places = ends.map((one) => (floor = Math.max(one.last[1] + 4, floor)) && ((floor += 14), floor - 14));
   for (let k = places.length - 1, roof = height - bottom + 6; k >= 0; k--, roof -= 14) places[k] = Math.min(places[k], roof);
-  ends.forEach((one, k) => svg.append(s("text", { class: `end ${one.style.tone}`, x: width - right + 9, y: places[k], text: clip(one.name, (right - 12) * SIGN / 7.4) })));
+  ends.forEach((one, k) => svg.append(s("text", { class: `end ${one.style.tone}`, x: width - right + 9, y: places[k], text: clip(one.name, right - 12, 11.5, 600) })));
   return { nodes: [svg], target: svg, pick: picker(rows), label };
 }
 
@@ -337,7 +346,7 @@ function dotPlot({ width, rows, zeroName, label, dense }) {
   const room = (high - low) * 0.04;
   low -= room; high += room;
   const stacked = width < 520;
-  const names = stacked ? 0 : Math.min(width * 0.32, 16 + 7 * Math.max(...rows.map((row) => row.name.length)));
+  const names = stacked ? 0 : Math.min(width * 0.32, 16 + widest(rows.map((row) => row.name)));
   const left = stacked ? 10 : names, right = 14, head = 34;
   const most = Math.max(1, ...rows.map((row) => row.dots.length));
   const gap = dense ? 11 : 14, padding = (dense ? 7 : 12) + (stacked ? 16 : 0);
@@ -387,8 +396,8 @@ function barPlot({ width, bars, at, atName, label }) {
   const known = bars.filter((bar) => isNumber(bar.value));
   if (!known.length) return blank("Not recorded.");
   const high = Math.max(...known.map((bar) => bar.value), at || 0) || 1;
-  const names = Math.min(width * 0.34, 14 + 7 * Math.max(...bars.map((bar) => bar.name.length)));
-  const after = 8 + SIGN * Math.max(...bars.map((bar) => bar.shown.length));
+  const names = Math.min(width * 0.34, 14 + widest(bars.map((bar) => bar.name)));
+  const after = 10 + widest(bars.map((bar) => bar.shown), 11.5);
   const rowHeight = 30, head = at ? 20 : 4;
   const height = head + bars.length * rowHeight;
   const x = linear(0, high, names, width - after);
@@ -427,12 +436,12 @@ function cosineAt(values, size, i, j) {
 }
 function heatMap({ width, names, values, label, most = 520 }) {
   const size = names.length;
-  const widest = Math.min(width * 0.3, 8 + 6.2 * Math.max(...names.map((name) => name.length)));
-  const named = size <= 40 && (width - widest) / size >= 9;
-  const left = named ? widest : 4, top = named ? Math.min(widest, 110) : 4;
+  const side = Math.min(width * 0.3, 8 + widest(names, 11.5));
+  const named = size <= 40 && (width - side) / size >= 9;
+  const left = named ? side : 4, top = named ? Math.min(side, 110) : 4;
   const cell = Math.max(0.5, Math.min((width - left - 4) / size, (most - 4) / size, 84));
-  const side = cell * size;
-  const svg = s("svg", { width, height: top + side + 4, viewBox: `0 0 ${width} ${top + side + 4}` });
+  const length = cell * size;
+  const svg = s("svg", { width, height: top + length + 4, viewBox: `0 0 ${width} ${top + length + 4}` });
   const paths = Array.from({ length: BINS + 1 }, () => []);
   const gap = cell > 6 ? 1 : 0, edge = (cell - gap).toFixed(2);
   const square = (i, j) => `M${(left + j * cell).toFixed(2)},${(top + i * cell).toFixed(2)}h${edge}v${edge}h-${edge}z`;
@@ -455,9 +464,9 @@ function heatMap({ width, names, values, label, most = 520 }) {
   });
   if (named) names.forEach((name, k) => {
     const middle = (k + .5) * cell + 4;
-    svg.append(s("text", { class: cell < 12 ? "tiny" : null, x: left - 5, y: top + middle, "text-anchor": "end", text: clip(name, left - 6) }));
+    svg.append(s("text", { class: cell < 12 ? "tiny" : null, x: left - 5, y: top + middle, "text-anchor": "end", text: clip(name, left - 6, 11.5) }));
     const x = left + middle, y = top - 6;
-    svg.append(s("text", { x, y, transform: `rotate(-${cell > 54 ? 30 : 60} ${x} ${y})`, text: clip(name, top) }));
+    svg.append(s("text", { x, y, transform: `rotate(-${cell > 54 ? 30 : 60} ${x} ${y})`, text: clip(name, top, 11.5) }));
   });
   if (cell >= 34) for (let i = 0; i < size; i++) for (let j = 0; j < size; j++) {
     const value = cosineAt(values, size, i, j);
