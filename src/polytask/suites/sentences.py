@@ -25,13 +25,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from polytask.suites import files
 from polytask.suites.base import SPLITS, About, Split, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.suites.files import DataFile
-from polytask.suites.splits import frozen_random, random_split
+from polytask.suites.splits import random_split
 from polytask.suites.text_encoders import WordBag
 from polytask.suites.vocabulary import Vocabulary
 from polytask.tasks import Multiclass, Task, TaskSet
@@ -40,8 +41,9 @@ LONGEST = 64
 """Words a sentence is cut after; about 1 in 650 is longer."""
 LEAST = 2
 """Occurrences in train that make a word known."""
-RUN = 40
-"""Letters and digits in a row (about 8 words) that two texts may not share if one is held out."""
+RUN = 32
+"""Letters and digits in a row (about 7 words) that two texts may not share if one is held out.
+Shorter runs are met by chance: 28 take 11 rows of CR, which has no copy anywhere, and 32 take 2."""
 
 FOR_AND_AGAINST = ("negative", "positive")
 KINDS = {
@@ -77,7 +79,9 @@ def sentences() -> Suite:
         split: {task: [tokens(row.text) for row in rows] for task, rows in sets.items()}
         for split, sets in parts.items()
     }
-    known = Vocabulary.of((text for texts in words["train"].values() for text in texts), LEAST)
+    known = Vocabulary.of(
+        (text[:LONGEST] for texts in words["train"].values() for text in texts), LEAST
+    )
     streams = {
         split: [_stream(task, rows, words[split][task], known) for task, rows in sets.items()]
         for split, sets in parts.items()
@@ -186,7 +190,7 @@ def _runs(text: str) -> Iterator[str]:
 def _draw(texts: Iterable[str], *, val: float, test: float) -> dict[str, Split]:
     """Return the split of every distinct text."""
     keys = sorted({key(text) for text in texts})
-    rows = random_split(len(keys), val=val, test=test, random=frozen_random(0))
+    rows = random_split(len(keys), val=val, test=test, random=np.random.default_rng(0))
     return {keys[i]: split for split, rows_N in rows.items() for i in rows_N.tolist()}
 
 
