@@ -222,6 +222,7 @@ def comparison(
         },
         "notes": ["Pictures are 16 x 16 pixels."],
         "seeds": list(seeds),
+        "level": 0.95,
         "rows": {"train": {"a": 900, "b": 357}, "test": {"b": 270}},
         "command": "polytask compare digits2 --methods equal,uncertainty,dwa,pcgrad,aligned-mtl",
         "created": "2026-05-04T10:11:12+00:00",

@@ -38,6 +38,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make_comparison: Make) -> di
         method |= {"delta_m": None, "worst": None, "cost": dict.fromkeys(method["cost"])}
         for outcome in method["tasks"].values():
             outcome |= {"values": [None], "gains": [None], "gain": None}
+    del raw["level"]
     raw |= {"about": {}, "notes": [], "tuning": {}, "created": "", "command": ""}
     (bare / "result.json").write_text(json.dumps(raw))
     single = json.loads((small / "result.json").read_text())
@@ -168,6 +169,7 @@ def test_every_plot_is_there_with_its_marks(visit: Open) -> None:
     assert count(browser, "#r0-gain .point .dot") == 20
     assert count(browser, "#r0-gain .point .whisker") == 20
     assert count(browser, "#r0-gain .axis") == 1
+    assert "95 % interval over seeds" in texts(browser, "#r0-gain figcaption")[0]
     assert count(browser, "#r0-curves figure") == 4
     assert count(browser, "#r0-curves path.line:not(.chip *)") == 24
     assert count(browser, "#r0-weights figure path.line") == 4

@@ -182,6 +182,28 @@ def test_several_runs_get_names_that_differ(
     assert [run["label"] for run in runs] == [str(folder), str(other), "third"]
 
 
+def luminance(colour: str) -> float:
+    """Return the relative luminance of #rrggbb, as WCAG 2.2 defines it."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_colour_of_text_can_be_read_in_both_themes(folder: Path, tmp_path: Path) -> None:
+    style = page([folder], tmp_path / "report.html").inside["style"][0]
+    found = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style)
+    themes = [{name: shades[k] for name, *shades in found} for k in (0, 1)]
+    inks = [f"m{k}" for k in range(8)] + ["ink", "soft", "good", "bad", "link"]
+    for theme in themes:
+        grounds = dict.fromkeys(inks, ("card",))
+        grounds |= {"ink": ("card", "bg", "tint", "mid"), "soft": ("card", "bg", "tint")}
+        grounds |= {"good": ("card", "good-tint"), "bad": ("card", "bad-tint")}
+        for ink, behind in grounds.items():
+            for ground in behind:
+                low, high = sorted((luminance(theme[ink]), luminance(theme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+
+
 # Bad input ----------------------------------------------------------------------------------------
 
 

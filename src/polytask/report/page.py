@@ -133,6 +133,7 @@ def compare_block(run: Compared, label: str) -> dict[str, Any]:
         "tuning": run.tuning,
         "about": run.about,
         "rows": run.rows,
+        "level": run.level,
         "notes": run.notes,
     }
 

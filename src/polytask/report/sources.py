@@ -82,7 +82,8 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Compared:
-    """A folder that `polytask compare` left behind. rows: per split and stream."""
+    """A folder that `polytask compare` left behind. rows: per split and stream.
+    level: of the intervals, 0.95 for 95 %; None where the file does not say."""
 
     folder: Path
     suite: str
@@ -93,6 +94,7 @@ class Compared:
     command: str
     created: str
     rows: dict[str, dict[str, int]]
+    level: Number
     versions: dict[str, str]
     tasks: tuple[TaskInfo, ...]
     tuning: dict[str, Any]
@@ -148,6 +150,7 @@ def read_result(folder: Path) -> Compared:
                 split: {stream: int(size) for stream, size in streams.items()}
                 for split, streams in (raw.get("rows") or {}).items()
             },
+            level=_number(raw.get("level")),
             versions={key: _text(value) for key, value in (raw.get("versions") or {}).items()},
             tasks=tasks,
             tuning=_tuning(raw.get("tuning") or {}),

@@ -38,7 +38,7 @@ def _headline(run: Compared, best: MethodResult) -> str:
         seeds = f" and {len(run.seeds)} seeds"
     if best.delta_m is not None and best.delta_m < 0:
         return (
-            f"On average over {over}{seeds}, no method reaches the single-task models; "
+            f"No method is ahead of the single-task models on average over {over}{seeds}; "
             f"{best.name} comes nearest with {gain}.{doubt}"
         )
     return f"{best.name} does best: a mean gain of {gain} over {over}{seeds}.{doubt}"
@@ -64,7 +64,8 @@ def _tasks(run: Compared, best: MethodResult) -> str:
         return said
     if gained + lost < best.counts["gained"] + best.counts["lost"]:
         # Each verdict stands alone; among many tasks some are wrong by chance.
-        said += f" Tested all together, {gained} of the gains and {lost} of the losses hold."
+        remain = f"{gained or 'no'} gained and {lost or 'no'} lost"
+        said += f" Corrected for testing {len(run.tasks)} tasks at once, {remain} tasks remain."
     return said
 
 

@@ -48,6 +48,7 @@ function menu(label, options, changed, chosen) {
 }
 const methodOptions = (names) => names.map((name) => ({ value: name, name: shownName(name), style: styleOf(name) }));
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+const intervalName = (run) => (run.level ? `${fmt(100 * run.level)} % interval` : "interval");
 const arrow = (task) => (task.direction ? (task.direction === "max" ? "↑" : "↓") : "");
 const metricName = (task) => [task.metric, task.unit && `(${task.unit})`, arrow(task)].filter(Boolean).join(" ");
 const badge = (verdict, text, said = `${verdict}, ${text}`) => h("span", { class: `badge ${verdict}`, role: "img", title: said, "aria-label": said }, `${SIGNS[verdict]} ${text}`.trim());
@@ -72,7 +73,7 @@ function methodColumns(run) {
   ];
   return run.methods.some((m) => m.cost.peak_memory !== null) ? columns : columns.slice(0, -1);
 }
-const pair = (text, method, ratio) => h("span", {}, text, isNumber(method.cost[ratio]) ? h("span", { class: "under", text: times(method.cost[ratio]) }) : null);
+const pair = (text, method, ratio) => h("span", {}, text, !method.reference && isNumber(method.cost[ratio]) ? h("span", { class: "under", text: times(method.cost[ratio]) }) : null);
 
 function taskColumns(run) {
   const head = { name: "Task", left: true, value: (t) => t.name, cell: (t) => h("span", {}, t.name, h("span", { class: "under", text: `${t.kind} · ${metricName(t)}` })) };
@@ -135,7 +136,7 @@ function fitTiles(run) {
 function resultsSection(run, id) {
   const tasks = run.tasks.map((task, index) => ({ ...task, index }));
   const tall = tasks.length > 20;
-  return section(`${id}-results`, "Results", "Test split, mean ± standard deviation over seeds. Gain: relative change of the task's metric against its own single-task model, signed so that up is better. ▲ gained, ▼ lost, ◇ undecided: the interval includes 0, or one seed gives none.",
+  return section(`${id}-results`, "Results", "Test split, mean ± standard deviation over seeds. Gain: relative change of the task's metric against its own single-task model, signed so that up is better. ▲ gained, ▼ lost, ◇ undecided: the interval includes 0, or one seed gives none." + (run.level ? ` In brackets: the ${intervalName(run)} over seeds.` : ""),
     h("h3", { text: "Methods" }),
     sortTable({ columns: methodColumns(run), rows: run.methods, label: "Methods", id: `${id}-methods-table` }),
     h("h3", { text: "Tasks" }),
@@ -164,7 +165,7 @@ function gainSection(run, id) {
     }));
   };
   const plot = figure({
-    title: "Gain per task", note: "in %, with the interval over seeds; hollow: undecided", tall: many,
+    title: "Gain per task", note: `in %, with the ${intervalName(run)} over seeds; hollow: undecided`, tall: many,
     draw: (width) => dotPlot({ width, rows: rows(), zeroName: "own single-task model", label: "Gain per task and method", dense: many }),
     data: () => ({
       head: ["Task", ...methods.flatMap((m) => [m.name, "interval", "verdict"])],
@@ -353,8 +354,8 @@ function costSection(run, id) {
       width, label: title, at: single?.cost[key] ?? null, atName: against,
       bars: run.methods.map((m) => ({
         name: shownName(m.name), style: styleOf(m.name), value: m.cost[key],
-        shown: isNumber(m.cost[ratio]) ? `${tell(m.cost[key])} (${times(m.cost[ratio])})` : tell(m.cost[key]),
-        text: [shownName(m.name), tell(m.cost[key]), isNumber(m.cost[ratio]) ? `${times(m.cost[ratio])} ${against}` : ""].filter(Boolean),
+        shown: !m.reference && isNumber(m.cost[ratio]) ? `${tell(m.cost[key])} (${times(m.cost[ratio])})` : tell(m.cost[key]),
+        text: [shownName(m.name), tell(m.cost[key]), !m.reference && isNumber(m.cost[ratio]) ? `${times(m.cost[ratio])} ${against}` : ""].filter(Boolean),
       })),
     }),
     data: () => ({ head: ["Method", title, "ratio"], rows: run.methods.map((m) => [shownName(m.name), tell(m.cost[key]), times(m.cost[ratio])]) }),

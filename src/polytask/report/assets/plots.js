@@ -471,7 +471,7 @@ function heatMap({ width, names, values, label, most = 520 }) {
   if (cell >= 34) for (let i = 0; i < size; i++) for (let j = 0; j < size; j++) {
     const value = cosineAt(values, size, i, j);
     const strong = value !== null && Math.abs(value) > .62;
-    svg.append(s("text", { class: strong ? "on" : "name", x: left + (j + .5) * cell - .5, y: top + (i + .5) * cell + 4, "text-anchor": "middle", text: i === j ? "" : value === null ? "–" : fmt(value, 2) }));
+    svg.append(s("text", { class: strong ? "on" : "name", x: left + (j + .5) * cell - .5, y: top + (i + .5) * cell + 4, "text-anchor": "middle", text: i === j ? "" : value === null ? "–" : value.toFixed(2).replace("-", MINUS) }));
   }
   const item = (i, j) => {
     const value = cosineAt(values, size, i, j);
