@@ -65,7 +65,7 @@ class Pool:
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
-            worker.process.wait()
+            worker.close()
         self._workers.clear()
 
     def run(
@@ -122,7 +122,8 @@ class _Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             start_new_session=True,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def begin(self, call: Call) -> None:
         self.call = call
@@ -133,6 +134,16 @@ class _Worker:
                 json.dumps({"verb": call.verb, "job": call.job.to_json()}) + "\n"
             )
             self.process.stdin.flush()
+
+    def close(self) -> None:
+        """Wait for the process, which was killed, and close the pipes to it."""
+        self.process.wait()
+        self._listener.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            # What was not yet handed over has nobody to read it.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
