@@ -515,6 +515,25 @@ def test_useless_inputs_are_noted_not_refused(folder):
     assert "Input 'age' has no value in train; it says nothing." in notes
 
 
+def test_hardly_differing_numbers_stay_finite(folder):
+    truth = columns()
+    truth["age"] = [5e-324 if i % 4 < 2 and i % 2 else 0 for i in range(ROWS)]
+    truth["city"] = [""] * ROWS
+    write(folder / "patients.csv", truth)
+    suite = load_yaml(declare(folder, table(split={"column": "fold"})))
+    assert all(suite.split(split)[0].inputs["numeric"].isfinite().all() for split in SPLITS)
+    assert "Input 'city' has no value in train; it says nothing." in suite.notes
+    assert suite.encoder()(suite.train[0].inputs).isfinite().all()
+
+
+def test_where_the_data_came_from_is_told(folder):
+    about = load_yaml(declare(folder, table(), about={"licence": "MIT"})).about
+    assert about.licence == "MIT"
+    assert about.source == str(folder / "patients.csv")
+    assert about.citation == "own tables, declared in my.yaml"
+    assert about.protocol == "patients: 0.1 val and 0.2 test drawn at random with seed 0"
+
+
 def test_a_split_with_one_class_is_noted(folder):
     truth = columns()
     truth["died"] = ["yes" if i == 1 else "no" for i in range(ROWS)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.suites.encoders import MLP, Standardise, TableEncoder
-from polytask.suites.parts import Part, Parts, in_order
+from polytask.suites.parts import LARGEST, Part, Parts, in_order
 from polytask.suites.readers import Cell
 from polytask.suites.schema import Declaration, DeclaredTable
 from polytask.suites.text_encoders import BiGRU, WordBag
@@ -49,7 +49,7 @@ class _Numeric:
         if not len(there_N):
             notes.append(f"Input {name!r} has no value in train; it says nothing.")
             return cls(name, 0.0, 1.0, False)
-        mean, scale = float(there_N.mean()), float(there_N.std()) or 1.0  # it can underflow
+        mean, scale = float(there_N.mean()), float(there_N.std())
         if there_N.min() == there_N.max():
             if not missing:
                 notes.append(f"Input {name!r} is constant in train; it says nothing.")
@@ -59,7 +59,8 @@ class _Numeric:
                 f"Input {name!r} counts the rows (whole, rising, all different): it looks like an "
                 "id. Leave it out unless the order means something."
             )
-        return cls(name, mean, scale, missing)
+        # Dividing by a deviation that is nearly no number would overflow.
+        return cls(name, mean, max(scale, 1 / LARGEST), missing)
 
     def encode(self, numbers_N: np.ndarray) -> list[np.ndarray]:
         gone_N = np.isnan(numbers_N)
@@ -79,7 +80,9 @@ def _codes(name: str, train: Sequence[Cell], notes: list[str]) -> dict[str, int]
     """Return the codes of a category: from 1, in sorted order; 0 is missing or never seen."""
     there = [value for value in train if value is not None]
     distinct = in_order(set(there))
-    if len(distinct) < 2 and len(there) == len(train):
+    if not there:
+        notes.append(f"Input {name!r} has no value in train; it says nothing.")
+    elif len(distinct) < 2 and len(there) == len(train):
         notes.append(f"Input {name!r} is constant in train; it says nothing.")
     if len(there) >= ENOUGH_ROWS and len(distinct) == len(there):
         notes.append(

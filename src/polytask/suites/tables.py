@@ -55,7 +55,7 @@ def _about(declared: Declaration) -> About:
         title=declared.about.get("title", declared.name),
         source=declared.about.get("source", ", ".join(files)),
         licence=declared.about.get("licence", "not stated"),
-        citation=declared.about.get("citation", "not stated"),
+        citation=declared.about.get("citation", f"own tables, declared in {declared.path.name}"),
         protocol=protocol,
     )
 
