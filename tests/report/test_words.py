@@ -20,7 +20,8 @@ def folder(tmp_path: Path, make_comparison: Callable[..., Path]) -> Path:
 
 
 def say(folder: Path) -> str:
-    return " ".join(verdict(read_result(folder)))
+    """Return the verdict with plain spaces; in the page a number keeps its unit on its line."""
+    return " ".join(verdict(read_result(folder))).replace("\u00a0", " ")
 
 
 def set_delta(name: str, delta: float | None, ends: list[float] | None) -> Callable[..., None]:
@@ -102,8 +103,8 @@ def test_chance_among_many_tasks_and_left_out_tasks_are_said(
 
 
 def test_number_words() -> None:
-    assert percent(-0.04) == "0.0 %"
-    assert percent(-1.25) == "−1.2 %"
+    assert percent(-0.04) == "0.0\u00a0%"
+    assert percent(-1.25) == "−1.2\u00a0%"
     assert percent(None) == "n/a"
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"

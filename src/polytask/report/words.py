@@ -72,7 +72,7 @@ def _tasks(run: Compared, best: MethodResult) -> str:
 def _cost(run: Compared, best: MethodResult) -> str:
     cost = best.cost
     shares = [
-        f"{ratio:.2f} × {what}" if ratio >= 0.1 else f"{ratio:.2g} × {what}"
+        f"{ratio:.2f}\u00a0× {what}" if ratio >= 0.1 else f"{ratio:.2g}\u00a0× {what}"
         for ratio, what in (
             (cost.seconds_ratio, "the training time"),
             (cost.parameters_ratio, "the parameters"),
@@ -88,7 +88,7 @@ def percent(value: Number) -> str:
     """Return a signed percentage with one decimal and a true minus sign; "n/a" for None."""
     if value is None:
         return "n/a"
-    return f"{_signed(value)} %"
+    return f"{_signed(value)}\u00a0%"
 
 
 def _bracket(interval: Interval) -> str:
