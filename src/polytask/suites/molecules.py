@@ -89,8 +89,11 @@ def tox21() -> Suite:
             citation=f"Tox21 Data Challenge 2014; {MOLECULENET}",
             protocol=PROTOCOL,
         ),
-        epochs=20,
-        notes=("8 molecules whose SMILES did not parse are left out.",),
+        epochs=15,
+        notes=(
+            "8 molecules whose SMILES did not parse are left out.",
+            "Logistic regression per task (C = 0.05, train alone): mean AUROC 0.808 on this test.",
+        ),
     )
 
 
@@ -108,8 +111,11 @@ def sider() -> Suite:
             f"{MOLECULENET}",
             protocol=PROTOCOL,
         ),
-        epochs=40,
-        notes=("`product` and `social` have few positives in a split; their AUROC is rough.",),
+        epochs=25,
+        notes=(
+            "`product` and `pregnancy` have few positives in a split; their AUROC is rough.",
+            "Logistic regression per task (C = 0.02, train alone): mean AUROC 0.642 on this test.",
+        ),
     )
 
 
@@ -127,10 +133,11 @@ def clintox() -> Suite:
             f"doi:10.1016/j.chembiol.2016.07.023; {MOLECULENET}",
             protocol=PROTOCOL,
         ),
-        epochs=40,
+        epochs=25,
         notes=(
             "4 molecules whose SMILES did not parse are left out.",
             "The two tasks are near opposites, and about 1 in 14 medicines is the rare class.",
+            "Logistic regression per task (C = 0.05, train alone): mean AUROC 0.856 on this test.",
         ),
     )
 
@@ -161,7 +168,7 @@ def _suite(
         val=[parts["val"]],
         test=[parts["test"]],
         encoder=_encoder,
-        width=128,
+        width=256,
         about=about,
         batch_size=128,
         epochs=epochs,
@@ -170,4 +177,6 @@ def _suite(
 
 
 def _encoder() -> nn.Module:
-    return MLP(BITS, (256, 128), dropout=0.5, input_dropout=0.2)
+    # One layer, heavily dropped out: with a few thousand molecules and sparse bits, deeper or
+    # less regularised networks score lower on validation.
+    return MLP(BITS, (256,), dropout=0.5, input_dropout=0.5)
