@@ -187,8 +187,8 @@ def file_name(name: str) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    text = json.dumps(to_json(value), indent=1, allow_nan=False) + "\n"
+    """Write `value` as JSON on one line, atomically: indented, 139 tasks take ten times as long."""
+    text = json.dumps(to_json(value), allow_nan=False) + "\n"
     write_atomic(path, text.encode())
 
 
