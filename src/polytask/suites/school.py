@@ -68,7 +68,7 @@ def school() -> Suite:
             "A school has 13 to 151 training and 6 to 63 test pupils: read the tasks together; "
             "a single school's gain is noise.",
             "Papers report the variance explained over the test pupils of all schools at once; on "
-            "this split ridge per school has 0.320 (penalty 20, the best on test) or 0.315 (penalty "
+            "this split ridge per school has 0.320 (penalty 20, best on test) or 0.315 (penalty "
             "chosen on validation), one ridge for all schools 0.341.",
             "The last input is the constant 1 of the source; standardised, it is 0.",
             "Inputs are standardised with the pupils of all schools, also for a school alone.",
