@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from polytask import suites
 from polytask.balance import Balance
-from polytask.catalog import Recipe, parse
+from polytask.catalog import Choice, Recipe, parse, settings_of
 from polytask.errors import RunError
 from polytask.evaluate import delta_m
 from polytask.fit import (
@@ -85,9 +85,17 @@ def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance
         sharing = recipe.share.method.load()
         settings = dict(recipe.share.settings)
         model: SharedModel = sharing.build(encoder, suite.width, suite.tasks, **settings)
-    balance: Balance = recipe.balance.build()
-    mix: Mix = recipe.mix.build()
+    balance: Balance = _seeded(recipe.balance, seed).build()
+    mix: Mix = _seeded(recipe.mix, seed).build()
     return model, balance, mix
+
+
+def _seeded(choice: Choice, seed: int) -> Choice:
+    """Return the choice with the run's seed, where the method draws and the recipe gave none."""
+    given = dict(choice.settings)
+    if "seed" in given or "seed" not in settings_of(choice.method):
+        return choice
+    return replace(choice, settings=(*choice.settings, ("seed", seed)))
 
 
 def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:
