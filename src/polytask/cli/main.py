@@ -34,20 +34,19 @@ class _Group(click.Group):
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in self.commands:
             near = did_you_mean(name, self.commands)
-            ctx.fail(f"Unknown command {name!r}.{near} See `polytask --help`.")
+            ctx.fail(f"Unknown command {name!r}.{near}")
         return super().resolve_command(ctx, args)
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
     try:
-        code = commands.main(standalone_mode=False)
-    except click.exceptions.Abort:
+        code = commands.main(prog_name="polytask", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _stop("Stopped. Give the same command again to go on from the last checkpoint.")
-    except KeyboardInterrupt:
-        _stop("Stopped. Give the same command again to go on from the last checkpoint.")
-    except click.ClickException as error:
-        error.show()
+    except click.UsageError as error:
+        see = error.ctx.command_path if error.ctx else "polytask"
+        click.echo(f"polytask: {error.format_message()} See `{see} --help`.", err=True)
         sys.exit(2)
     except PolytaskError as error:
         click.echo(f"polytask: {error}", err=True)
@@ -86,10 +85,15 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for mac
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_examples("polytask compare digits2"),
+    invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="polytask")
-def commands() -> None:
+@click.pass_context
+def commands(ctx: click.Context) -> None:
     """Multi-task learning in PyTorch: what does each task gain or lose in one model for all?"""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
 
 
 @commands.command(
