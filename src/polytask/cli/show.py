@@ -236,12 +236,12 @@ def _methods(result: Mapping[str, Any]) -> Table:
         "gained, lost, undecided; time and parameters: against all single-task models together",
         caption_justify="left",
     )
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for title in ("delta-m", "95 % interval", "▲", "▼", "·"):
-        table.add_column(title, justify="right")
-    table.add_column("worst task")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("worst task", overflow="fold")
     for title in ("time", "parameters"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for name, method in result["methods"].items():
         cost, worst = method["cost"], method["worst"]
         counts = method["counts"]
@@ -260,9 +260,12 @@ def _methods(result: Mapping[str, Any]) -> Table:
 
 def _tasks(result: Mapping[str, Any], names: Sequence[str], methods: Sequence[str]) -> Table:
     table = Table()
-    for title in ("task", "method", "test score", "gain", "95 % interval", "verdict"):
-        right = title in ("test score", "gain", "95 % interval")
-        table.add_column(title, justify="right" if right else "left")
+    # Names are folded where there is no room, numbers never.
+    table.add_column("task", overflow="fold")
+    table.add_column("method", overflow="fold")
+    for title in ("test score", "gain", "95 % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     about = {task["name"]: task for task in result["tasks"]}
     for name in names:
         head = [escape(name), *(f"[dim]{line}[/]" for line in _measure(about[name]))]
@@ -321,7 +324,7 @@ def _score(values: Sequence[float | None]) -> str:
     """Return the mean over seeds, and their standard deviation where there are several."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return f"undefined for {len(values) - len(known)} of {len(values)} seeds"
+        return f"undefined ({len(values) - len(known)} of {len(values)})"
     mean = statistics.fmean(known)
     spread = statistics.stdev(known) if len(known) > 1 else 0.0
     if not spread:
