@@ -14,7 +14,7 @@ from polytask.catalog import METHODS
 from polytask.cli.main import commands
 from polytask.suites import SUITES
 
-from .conftest import Call, rows, write
+from .conftest import DECLARED, Call, rows, write
 
 NAMES = list(commands.commands)
 COMPARE = ["--methods", "equal", "--seeds", "2", "--tune", "1", "--jobs", "2", "--json"]
@@ -209,3 +209,17 @@ def test_what_people_read_after_compare_and_report(polytask: Call, compared, tmp
     assert page == {"report": "page.html"}
     assert (tmp_path / "page.html").read_text().startswith("<!")
     assert polytask("report", "data").code == 1
+
+
+def test_torchrun_gives_what_one_process_gives(polytask: Call, tmp_path: Path):
+    """As the help of `fit` shows it. Without dropout, whose draws are each process's own."""
+    write(tmp_path, rows(), DECLARED.replace("depth: 1", "depth: 1, dropout: 0"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "polytask", "fit", "people.yaml", "--json", "--out", "two"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)  # one object: only one of the processes speaks
+    one = json.loads(polytask("fit", "people.yaml", "--json", "--out", "one").out)
+    assert two["record"]["best"]["step"] == one["record"]["best"]["step"]
+    for task, metrics in one["test"].items():
+        assert two["test"][task] == pytest.approx(metrics, rel=1e-4)

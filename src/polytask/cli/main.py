@@ -315,16 +315,17 @@ def fit(
     job = Job(asked.suite, names, method, settings, folder)
     ranks.start(settings.device)
     try:
-        if ranks.rank() == 0 and sys.stderr.isatty():
+        first = ranks.rank() == 0
+        if first and sys.stderr.isatty():
             with Bar(f"{asked.suite} {method}") as bar:
                 record = train(job, bar)
         else:
             record = train(job, Silent())
-        if ranks.rank() != 0:
-            return
-        scores = test(job)
     finally:
         ranks.stop()
+    if not first:
+        return
+    scores = test(job)  # after the processes have parted: one of them reads the test split
     if as_json:
         _print_json({"folder": str(folder), "test": scores, "record": record})
     else:

@@ -135,7 +135,8 @@ class Bars:
         self._pace.begin(runs)
         for phase, count in zip(PHASES, runs, strict=True):
             text = f"[bold]{self._title}[/] {phase}"
-            self._phases.append(self._bars.add_task(text, total=count, note=""))
+            bar = self._bars.add_task(text, total=count, note="", visible=count > 0)
+            self._phases.append(bar)
 
     def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
         if job.folder not in self._runs:
