@@ -210,7 +210,9 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Recipes, comma-separated, each methods joined by +: pcgrad,dwa+uniform. Default: equal, "
     "uncertainty, dwa, pcgrad and aligned-mtl.",
 )
-@click.option("--seeds", default=3, show_default=True, help="How many; 3 or more give intervals.")
+@click.option(
+    "--seeds", default=3, show_default=True, help="How many; intervals need 2, useful ones 3."
+)
 @click.option(
     "--tune",
     default=3,
@@ -218,7 +220,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Settings (learning rate, weight decay) every model tries on the validation split.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/SUITE.")
-@click.option("--jobs", type=int, help="Runs at a time. Default: one per core.")
+@click.option("--jobs", type=int, help="Runs at a time. Default: one per core; 1 on a GPU.")
 @click.option("--threads", default=1, show_default=True, help="Threads of each run.")
 @_training_options
 @_json
@@ -252,7 +254,7 @@ def compare(
         tune=tune,
         config=config,
         out=out or Path("runs") / Path(suite).stem,
-        processes=jobs if jobs is not None else os.cpu_count() or 1,
+        processes=jobs if jobs is not None else _runs_at_a_time(config.device),
         threads=threads,
         command=_command(),
     )
@@ -420,6 +422,15 @@ def _config(suite: str, options: dict[str, Any]) -> Any:
     loaded = load_suite(suite)
     base = FitConfig(epochs=loaded.epochs, batch_size=loaded.batch_size)
     return replace(base, **options)
+
+
+def _runs_at_a_time(device: str) -> int:
+    """Return as many as there are cores this process may use; a GPU is not shared unasked."""
+    if device != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, in many containers
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _default_folder(suite: str, method: str, seed: int) -> Path:

@@ -82,7 +82,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise UsageError(f"seeds is {self.seeds}; give at least 1 (3 for an interval).")
+            raise UsageError(
+                f"seeds is {self.seeds}; give at least 1 (2 for intervals, 3 for useful ones)."
+            )
         if not 1 <= self.tune <= len(GRID):
             raise UsageError(f"tune is {self.tune}; give 1 to {len(GRID)} settings.")
         if self.processes < 1:
