@@ -54,7 +54,7 @@ def remove(folder: Path) -> None:
 
 def _sweep(folder: Path, kept: Path | None) -> None:
     """Remove tensors of other checkpoints, and what a kill in the middle of a write left."""
-    for pattern in ("checkpoint-*.safetensors", f".{NAME}.part-*", ".checkpoint-*.part-*"):
+    for pattern in ("checkpoint-*.safetensors", ".*.part-*"):
         for old in folder.glob(pattern):
             if old != kept:
                 old.unlink(missing_ok=True)

@@ -147,6 +147,8 @@ def fit(
         if (folder / RECORD).exists():
             record = Record.load(folder / RECORD)
             model.load_state_dict(load_weights(folder))
+            if ranks.rank() == 0 and any(folder.glob("checkpoint*")):  # killed before it was gone
+                checkpoint.remove(folder)
             return record
     run = _Run(suite, model, balance, mix, config, score, folder)
     run.resume()

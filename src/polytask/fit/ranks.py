@@ -21,6 +21,10 @@ def start(device: str) -> None:
     """Join the other processes where `torchrun` has set the environment; otherwise do nothing."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return
+    # Before the group is there: the defaults of its functions hold the group of the moment it is
+    # loaded (the first optimiser loads it), and a group held to the end aborts the process at exit.
+    import torch.distributed.nn
+
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # what "cuda" means from here on
         dist.init_process_group("nccl")
