@@ -24,6 +24,10 @@ class RunError(PolytaskError, RuntimeError):
     """A run that cannot go on: non-finite loss, broken checkpoint, other's folder. Exit code 1."""
 
 
+class Diverged(RunError):
+    """A loss that is not finite: task and update are named. Exit code 1."""
+
+
 class MissingExtra(PolytaskError, ImportError):
     """An optional package is absent. Exit code 1."""
 

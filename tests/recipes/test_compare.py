@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import scipy.stats
 from polytask.errors import RunError, UsageError
 from polytask.recipes import GRID, PHASES, RESULT, Plan, compare, workers
 
-from .conftest import Compared, Seen, write_suite
+from .conftest import CONFIG, Compared, Seen, write_suite
 
+MODULE = sys.modules["polytask.recipes.compare"]  # the package's name for it is the function
 TASKS = ("sick", "colour", "dose")
 MODELS = ("single--sick", "single--colour", "single--dose", "equal", "pcgrad")
 
@@ -297,6 +299,28 @@ def test_how_often_runs_save_themselves_changes_nothing(copied: Plan):
     seen = Seen()
     compare(replace(copied, config=replace(copied.config, checkpoint_seconds=5.0)), seen)
     assert seen.fresh == []
+
+
+def test_a_setting_that_diverges_is_tried_and_never_picked(people: Path, tmp_path, monkeypatch):
+    """The grid's second learning rate is absurd: the comparison ends, by the first one."""
+    grid = ((1e-3, 1e-2), (1e30, 1e-2))
+    monkeypatch.setattr(MODULE, "GRID", grid)
+    plan = Plan(str(people), ("equal",), 1, 2, CONFIG, tmp_path / "out", processes=2)
+    tuning = compare(plan, Seen())["tuning"]
+    picks = [entry for method in tuning["picked"].values() for entry in method.values()]
+    assert picks == [{"lr": 1e-3, "weight_decay": 1e-2}] * 4
+    assert len(tuning["diverged"]) == 4
+    assert all("At step" in text and "loss of task" in text for text in tuning["diverged"])
+    again = Seen()
+    assert compare(plan, again)["tuning"]["diverged"] == tuning["diverged"]
+    assert again.fresh == []
+
+
+def test_every_setting_diverging_is_an_error(people: Path, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "GRID", ((1e30, 1e-2),))
+    plan = Plan(str(people), ("equal",), 1, 1, CONFIG, tmp_path / "out", processes=2)
+    with pytest.raises(RunError, match=r"Every setting tried diverges.*At step \d+ the loss of"):
+        compare(plan, Seen())
 
 
 @pytest.mark.parametrize(

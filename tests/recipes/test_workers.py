@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polytask.errors import DataError, UsageError
+from polytask.errors import DataError, PolytaskError, UsageError
 from polytask.recipes import Job
 from polytask.recipes.workers import Call, Pool
 
@@ -17,6 +17,10 @@ from .conftest import CONFIG
 
 def fail(*_: object) -> list[Call]:
     pytest.fail("nothing gets that far")
+
+
+def refuse(call: Call, error: PolytaskError) -> list[Call]:
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,7 @@ def test_an_error_is_raised_as_it_was_there(tmp_path, people, job, kind, said):
     given = {"suite": str(people), "recipe": "equal", **job}
     call = Call("train", Job(tasks=None, config=CONFIG, folder=tmp_path / "one", **given))
     with Pool(1) as pool, pytest.raises(kind, match=said):
-        pool.run([call], fail, fail)
+        pool.run([call], fail, fail, refuse)
 
 
 def test_broken_data_is_a_data_error(tmp_path, people):
@@ -39,7 +43,7 @@ def test_broken_data_is_a_data_error(tmp_path, people):
     declared.write_text(people.read_text())
     call = Call("train", Job(str(declared), None, "equal", CONFIG, tmp_path / "one"))
     with Pool(1) as pool, pytest.raises(DataError, match=r"^Run one: .*people\.csv"):
-        pool.run([call], fail, fail)
+        pool.run([call], fail, fail, refuse)
 
 
 def test_one_worker_serves_many_calls_lower_phases_first(tmp_path, people, monkeypatch):
@@ -57,7 +61,7 @@ def test_one_worker_serves_many_calls_lower_phases_first(tmp_path, people, monke
         return [Call("test", call.job, 0)] if call.verb == "train" else []
 
     with Pool(1) as pool:
-        pool.run([Call("train", later, 2), Call("train", job, 1)], lambda *_: None, done)
+        pool.run([Call("train", later, 2), Call("train", job, 1)], lambda *_: None, done, refuse)
         assert len(started) == 1
         assert started[0].poll() is None
     assert started[0].poll() is not None

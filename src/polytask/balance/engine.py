@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from polytask.balance import gradients
 from polytask.balance.base import Balance, Signal, State, TaskFault, Update
-from polytask.errors import RunError, UsageError, unknown
+from polytask.errors import Diverged, RunError, UsageError, unknown
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 """Scalars by name; or in the order of the tasks, None where absent; or one tensor of shape (K,)."""
@@ -148,7 +148,7 @@ class Balancer:
 
         Methods that need losses alone: the gradient of sum w_k L_k, everywhere. The others: the
         shared parameters get the method's update, every task's own parameters the gradient of
-        its unweighted loss. Raises RunError naming the task whose loss is not finite.
+        its unweighted loss. Raises Diverged naming the task whose loss is not finite.
         """
         at, given = self._read(losses, tasks)
         losses_K = _detached(given)
@@ -382,7 +382,7 @@ class Balancer:
             return
         bad = {self._tasks[t]: v for t, v in zip(at, losses_K.tolist(), strict=True)}
         names = ", ".join(f"{name!r} is {v}" for name, v in bad.items() if not math.isfinite(v))
-        raise RunError(
+        raise Diverged(
             f"At step {self.step} the loss of task {names}; expected a finite number. Check its "
             "inputs and targets, lower the learning rate, or clip gradients."
         )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polytask.catalog import parse
-from polytask.errors import RunError, UsageError
+from polytask.errors import Diverged, PolytaskError, RunError, UsageError
 from polytask.evaluate import MethodResult, Scores, cost, judge, reference, why
 from polytask.fit import RECORD, FitConfig
 from polytask.recipes.train import TEST, Job, load_suite, test
@@ -28,6 +28,9 @@ SINGLE = "single"
 """The name under which the single-task models stand beside the methods."""
 
 RESULT = "result.json"
+
+DIVERGED = "diverged.json"
+"""In the folder of a tuning run whose loss left the finite numbers: where and why."""
 
 METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
 """What is compared unless methods are named."""
@@ -53,8 +56,8 @@ STOPPING = (
 )
 
 RULE = (
-    "Every method and every single-task model tries the same {count} settings with seed {seed} on "
-    "the validation split and keeps the best one for all seeds. The test split is read once, by "
+    "Every method and every single-task model tries the same settings ({count}) with seed {seed} "
+    "on the validation split and keeps the best one for all seeds. The test split is read once, by "
     "the final runs."
 )
 
@@ -148,6 +151,7 @@ class _Runs:
         self.joint: list[Model] = [(name, None) for name in plan.methods]
         self.untuned = {who: len(self.grid) for who in [*self.singles, *self.joint]}
         self.picked: dict[Model, tuple[float, float]] = {}
+        self.diverged: dict[Model, list[tuple[tuple[float, float], str]]] = {}
         self.reference: dict[str, float] | None = None
 
     def train(self) -> None:
@@ -156,7 +160,8 @@ class _Runs:
         tuning = [len(self.singles) * len(self.grid), len(self.joint) * len(self.grid)]
         self.show.begin([*tuning, models * others, models * len(self.seeds)])
         with Pool(self.plan.processes, self.plan.threads) as pool:
-            pool.run(list(self._tune(self.singles, TUNE_SINGLE)), self._step, self._after)
+            calls = list(self._tune(self.singles, TUNE_SINGLE))
+            pool.run(calls, self._step, self._after, self._failed)
         self.finals = {
             (who, seed): self._job(who, seed, self.picked[who])
             for who in [*self.singles, *self.joint]
@@ -172,7 +177,8 @@ class _Runs:
 
     def _unless_done(self, call: Call) -> Iterator[Call]:
         """Yield the call, or, where its result is there already, what comes after it."""
-        if (call.job.folder / (RECORD if call.verb == "train" else TEST)).exists():
+        results = (RECORD, DIVERGED) if call.verb == "train" else (TEST,)
+        if any((call.job.folder / result).exists() for result in results):
             yield from self._after(call, fresh=False)
         else:
             yield call
@@ -207,6 +213,13 @@ class _Runs:
             }
             yield from self._tune(self.joint, TUNE_JOINT)
 
+    def _failed(self, call: Call, error: PolytaskError) -> Iterator[Call]:
+        """Count a setting that diverges as tried, and never picked; any other error ends all."""
+        if not isinstance(error, Diverged) or call.phase not in (TUNE_SINGLE, TUNE_JOINT):
+            raise error
+        write_json(call.job.folder / DIVERGED, {"text": str(error)})
+        yield from self._after(call)
+
     def _job(self, who: Model, seed: int, setting: tuple[float, float]) -> Job:
         method, task = who
         lr, weight_decay = setting
@@ -224,13 +237,23 @@ class _Runs:
 
     def _pick(self, who: Model) -> None:
         """Choose the setting of the best validation score, with the first seed."""
-        scores = [
-            Record.load(self._job(who, self.seeds[0], setting).folder / RECORD).best.score
-            for setting in self.grid
-        ]
-        # A score that is not a number never wins; among equals the likelier setting does.
-        ranked = [-math.inf if math.isnan(score) else score for score in scores]
-        self.picked[who] = self.grid[ranked.index(max(ranked))]
+        ranked: dict[tuple[float, float], float] = {}
+        for setting in self.grid:
+            folder = self._job(who, self.seeds[0], setting).folder
+            if (folder / DIVERGED).exists():
+                text = str(read_json(folder / DIVERGED)["text"])
+                self.diverged.setdefault(who, []).append((setting, text))
+                continue
+            score = Record.load(folder / RECORD).best.score
+            # A score that is not a number wins over nothing but divergence.
+            ranked[setting] = -math.inf if math.isnan(score) else score
+        if not ranked:
+            _, text = self.diverged[who][0]
+            raise RunError(
+                f"Every setting tried diverges, so no model can be picked. The first: {text}"
+            )
+        # Among equals the first in the grid, the likeliest, is taken.
+        self.picked[who] = max(ranked, key=lambda setting: ranked[setting])
 
     def _record(self, who: Model, seed: int) -> Record:
         return Record.load(self._job(who, seed, self.picked[who]).folder / RECORD)
@@ -315,6 +338,11 @@ class _Runs:
                     epochs=config.epochs, steps=config.min_epoch_steps, patience=config.patience
                 ),
                 "picked": self._picked_json(),
+                "diverged": [
+                    text
+                    for who in [*self.singles, *self.joint]
+                    for _, text in self.diverged.get(who, ())
+                ],
             },
             "settings": asdict(config),
             "methods": methods,

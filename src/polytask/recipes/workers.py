@@ -69,12 +69,16 @@ class Pool:
         self._workers.clear()
 
     def run(
-        self, calls: Iterable[Call], step: OnStep, done: Callable[[Call], Iterable[Call]]
+        self,
+        calls: Iterable[Call],
+        step: OnStep,
+        done: Callable[[Call], Iterable[Call]],
+        failed: Callable[[Call, PolytaskError], Iterable[Call]],
     ) -> None:
-        """Do the calls, and those that `done` returns for each one done.
+        """Do the calls, and those that `done` or `failed` returns for each one that ends.
 
-        The first error ends the run and is raised here as it was raised there, with the name of
-        its run; what is finished stays, and what is not can be taken up later.
+        failed: told of an error as it was raised in the worker, with the name of its run. Where
+            it raises, all ends; what is finished stays, and what is not can be taken up later.
         """
         order = itertools.count()
         waiting = [(call.phase, next(order), call) for call in calls]
@@ -94,7 +98,9 @@ class Pool:
                 for ready in done(call):
                     heapq.heappush(waiting, (ready.phase, next(order), ready))
             else:
-                raise _error(call.job, event)
+                worker.call = None
+                for ready in failed(call, _error(call.job, event)):
+                    heapq.heappush(waiting, (ready.phase, next(order), ready))
 
     def _idle(self) -> _Worker | None:
         """Return a worker with nothing to do, a new one where there may be more, or None."""

@@ -188,6 +188,7 @@ def _tuning(raw: dict[str, Any]) -> dict[str, Any]:
             method: {task: dict(setting) for task, setting in picks.items()}
             for method, picks in (raw.get("picked") or {}).items()
         },
+        "diverged": [_text(text) for text in raw.get("diverged") or ()],
     }
 
 

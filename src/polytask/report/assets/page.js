@@ -366,11 +366,12 @@ function costSection(run, id) {
 const settingText = (setting) => Object.entries(setting).map(([key, value]) => `${key} ${typeof value === "number" ? fmt(value) : JSON.stringify(value)}`).join(", ");
 
 function fairSection(run, id) {
-  const { grid, rule, stopping, picked } = run.tuning;
+  const { grid, rule, stopping, picked, diverged } = run.tuning;
   const rows = Object.entries(picked).flatMap(([method, picks]) => Object.entries(picks).map(([task, setting]) => ({ method, task: task === "*" ? "all tasks" : task, setting: settingText(setting) })));
   return section(`${id}-fair`, "Is it fair?", "Every method and every single-task model had the same chance:",
     h("ul", { class: "checks" },
       h("li", {}, h("strong", { text: "Same tuning budget. " }), grid.length ? `${grid.length} ${grid.length === 1 ? "setting" : "settings"}: ${grid.map(settingText).join("; ")}. ` : "No tuning was recorded. ", rule),
+      diverged.length ? h("li", {}, h("strong", { text: "Settings that diverged, and were not picked. " }), diverged.join(" ")) : null,
       stopping ? h("li", {}, h("strong", { text: "Same stopping rule. " }), stopping) : null,
       h("li", {}, h("strong", { text: "Test split read once, " }), "after every choice had been made on the validation split.")),
     rows.length ? h("details", { open: rows.length <= 12 }, h("summary", { text: "What each one picked" }),
