@@ -326,9 +326,7 @@ def _reached(folder: Path) -> int:
 
 def kill(out: Path) -> None:
     """Write to `out`: for each run of KILLED the folders `whole` and `killed`, and kills.json."""
-    # Loaded once, and not by every child: torch's optimisers load the first, metrics the others.
-    from torchmetrics import classification, regression  # noqa: F401
-
+    run(shared(), epochs=1)  # loads once what every child would: torch's compiler, the metrics
     # A kill loses nothing that was written; only a power cut needs the disk to be waited for.
     os.fsync = lambda file: None  # type: ignore[assignment]
     kills: dict[str, list[bool]] = {}

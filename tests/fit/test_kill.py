@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file
 
+from polytask.fit import FitConfig
+from polytask.recipes import Job, train
 from polytask.records import Record
 
 
@@ -63,32 +65,31 @@ def test_each_tasks_own_best_survives_kills(killed: Path, tiny: ModuleType) -> N
 
 
 def test_the_command_killed_and_called_again_ends_as_if_nothing_was(tmp_path: Path) -> None:
-    def command(folder: Path) -> list[str]:
-        settings = ["--epochs", "1", "--batch-size", "500", "--checkpoint-seconds", "0"]
-        return [
-            *(sys.executable, "-m", "polytask", "fit", "digits2", *settings),
-            *("--method", "pcgrad", "--out", str(folder), "--json"),
-        ]
+    folder = tmp_path / "killed"
+    settings = ["--epochs", "1", "--batch-size", "500", "--checkpoint-seconds", "0"]
+    command = [
+        *(sys.executable, "-m", "polytask", "fit", "digits2", *settings),
+        *("--method", "pcgrad", "--out", str(folder), "--json"),
+    ]
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    whole = start(tmp_path / "whole")
-    child = start(tmp_path / "killed")
+    child = start()
     limit = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("checkpoint-*")):
+    while not list(folder.glob("checkpoint-*")):
         assert child.poll() is None, child.communicate()[1].decode()
         assert time.monotonic() < limit
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "record.json").exists()
-    again = start(tmp_path / "killed")
-    for process in (whole, again):
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    assert not (folder / "record.json").exists()
+    again = start()
+    config = FitConfig(epochs=1, batch_size=500)
+    whole = train(Job("digits2", None, "pcgrad", config, tmp_path / "whole"))
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors.decode()
     best = [(tmp_path / f / "best.safetensors").read_bytes() for f in ("whole", "killed")]
     assert best[0] == best[1]
-    one, two = (Record.load(tmp_path / f / "record.json") for f in ("whole", "killed"))
-    assert repr(untimed(one)) == repr(untimed(two))
+    assert repr(untimed(Record.load(folder / "record.json"))) == repr(untimed(whole))
