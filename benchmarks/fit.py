@@ -50,12 +50,11 @@ def ours(suite: Suite, model: nn.Module, seed: int) -> Iterator[None]:
     feed = Feed(suite.train, suite.tasks, schedule)
     balancer = Balancer(Equal(), model.shared_parameters(), tasks=suite.tasks.names)
     optimiser = build_optimiser(model, balancer, FitConfig())
-    sums = LossSums(suite.tasks.names, "cpu")
+    sums = LossSums(suite.tasks.names)
     cursors, step = schedule.start(), 0
     while True:
         fed, cursors = feed.step(step, cursors)
-        losses, weights = train_step(model, balancer, optimiser, fed)
-        sums.add(losses, weights)
+        sums.add(train_step(model, balancer, optimiser, fed))
         step += 1
         yield
 

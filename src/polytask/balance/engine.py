@@ -38,12 +38,14 @@ INDEX_CACHE = 256
 class Weights(Mapping[str, float]):
     """The weights of one update: task -> float, for the tasks present, in the order of axis T.
 
-    Looking at a number waits for the device; `weights_K`, the detached tensor, does not.
+    Looking at a number waits for the device; the detached tensors do not: `weights_K`, and
+    `losses_K`, the losses weighed, summed over micro-batches and processes.
     """
 
-    def __init__(self, tasks: tuple[str, ...], weights_K: Tensor) -> None:
+    def __init__(self, tasks: tuple[str, ...], weights_K: Tensor, losses_K: Tensor) -> None:
         self.tasks = tasks
         self.weights_K = weights_K
+        self.losses_K = losses_K
 
     def __getitem__(self, task: str) -> float:
         try:
@@ -208,14 +210,14 @@ class Balancer:
         self._pending = pending = self._pending or _Pending()
         pending.add_losses(at, losses_K)
         if not at:
-            return Weights((), losses_K)
+            return Weights((), losses_K, losses_K)
         if self.method.needs != "losses":
             pending.add_rows(at, given, self.shared)
-            return Weights((), losses_K[:0])
+            return Weights((), losses_K[:0], losses_K[:0])
         # The next state is not taken from here: it follows from the losses of the whole update.
         update = self._ask(at, losses_K)
         _weighted_sum(given, update.weights_K).backward()  # type: ignore[no-untyped-call]
-        return Weights(self._names(at), update.weights_K.detach())
+        return Weights(self._names(at), update.weights_K.detach(), losses_K)
 
     def _whole(self, at: At, given: Given, losses_K: Tensor) -> Weights:
         """Take a whole step, or its last micro-batch: the method answers for the whole of it."""
@@ -229,7 +231,7 @@ class Balancer:
         self._check_finite(all_at, all_K)
         if not all_at:
             self.step += 1
-            return Weights((), all_K)
+            return Weights((), all_K, all_K)
         if self.method.needs == "losses":
             update = self._ask(all_at, all_K)
             self._add_gradients(update, all_at, at, given)
@@ -239,7 +241,7 @@ class Balancer:
             update = self._add_update(pending, all_at, all_K)
         self.state = update.state
         self.step += 1
-        return Weights(self._names(all_at), update.weights_K.detach())
+        return Weights(self._names(all_at), update.weights_K.detach(), all_K)
 
     def _add_gradients(self, update: Update, all_at: At, at: At, given: Given) -> None:
         """Run the one backward pass of the weighted sum; `at` holds this process's tasks."""

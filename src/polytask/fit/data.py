@@ -55,6 +55,8 @@ class Table:
 
     ragged: names padded along dim 1; lengths: (N,), on the CPU, None where nothing is padded.
     starts: where each stream's rows begin.
+    complete: per block, whether every row has one label of each of its tasks, as is common; then
+        a batch's labels need no counting.
     """
 
     inputs: Inputs
@@ -62,6 +64,7 @@ class Table:
     ragged: frozenset[str]
     lengths: Tensor | None
     starts: tuple[int, ...]
+    complete: tuple[bool, ...]
 
     def batch(self, rows_B: Tensor) -> Batch:
         """Return the named rows, ragged tensors cut to the longest of them."""
@@ -86,7 +89,10 @@ class Table:
     def counts(self, rows_B: Tensor) -> dict[str, float]:
         """Return the labels per task in these rows; tasks without any are left out."""
         found: dict[str, float] = {}
-        for block in self.blocks:
+        for block, complete in zip(self.blocks, self.complete, strict=True):
+            if complete and len(rows_B):
+                found.update(dict.fromkeys(block.tasks, float(len(rows_B))))
+                continue
             counts_K = block.counts_NK.index_select(0, rows_B).sum(0).tolist()
             found.update((t, n) for t, n in zip(block.tasks, counts_K, strict=True) if n)
         return found
@@ -119,7 +125,9 @@ def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Tab
     if ragged:
         lengths = torch.cat([s.lengths for s in streams if s.lengths is not None])
     made = blocks(tasks.only(labelled), targets)
-    return Table(inputs, tuple(b.to(device) for b in made), ragged, lengths, tuple(starts))
+    complete = tuple(bool((block.counts_NK == 1).all()) for block in made)
+    on_device = tuple(block.to(device) for block in made)
+    return Table(inputs, on_device, ragged, lengths, tuple(starts), complete)
 
 
 def _target(stream: Stream, task: str, streams: Sequence[Stream]) -> Tensor:

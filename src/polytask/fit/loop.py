@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,31 +72,55 @@ class _State:
 
 
 class LossSums:
-    """Sums of losses and weights per task since the last validation, on the device.
+    """Sums of losses and weights per task since the last validation.
 
-    Kept as tensors: reading a number back costs a wait for the device, once per validation.
+    Updates are held as they come and added up by the hundred: reading numbers back waits for the
+    device, and even on the CPU an addition costs as much as a small layer. They are added one
+    after another, so that it does not matter when, and a resumed run has the same sums.
     """
 
     names = ("losses", "weights", "updates")
+    held = 256
 
-    def __init__(self, tasks: tuple[str, ...], device: str) -> None:
-        self._tasks = tasks
+    def __init__(self, tasks: tuple[str, ...]) -> None:
         self._at = {task: i for i, task in enumerate(tasks)}
-        self._every = torch.arange(len(tasks), device=device)
-        self.tensors = {
-            name: torch.zeros(len(tasks), dtype=torch.float64, device=device) for name in self.names
-        }
+        self._held: list[Weights] = []
+        self._sums = {name: torch.zeros(len(tasks), dtype=torch.float64) for name in self.names}
 
-    def add(self, losses: Mapping[str, Tensor], weights: Weights) -> None:
-        if not weights.tasks:
+    def add(self, weights: Weights) -> None:
+        """Count one update."""
+        self._held.append(weights)
+        if len(self._held) >= self.held:
+            self._add_up()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums, (T,) each, as a checkpoint keeps them; change them in place to restore."""
+        self._add_up()
+        return self._sums
+
+    def _add_up(self) -> None:
+        if not self._held:
             return
-        at = self._every
-        if weights.tasks != self._tasks:
-            at = torch.tensor([self._at[task] for task in weights.tasks], device=at.device)
-        losses_K = torch.stack([losses[task] for task in weights.tasks])
-        self.tensors["losses"].index_add_(0, at, losses_K.double())
-        self.tensors["weights"].index_add_(0, at, weights.weights_K.double())
-        self.tensors["updates"].index_add_(0, at, torch.ones_like(losses_K, dtype=torch.float64))
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for n, weights in enumerate(self._held):
+            alike.setdefault(weights.tasks, []).append(n)
+        shape = len(self._held), len(self._at)
+        rows = {name: torch.zeros(shape, dtype=torch.float64) for name in self.names}
+        for tasks, at in alike.items():
+            if not tasks:
+                continue
+            index = torch.tensor(at)[:, None], torch.tensor([self._at[t] for t in tasks])
+            rows["losses"][index] = torch.stack([self._held[n].losses_K for n in at]).double().cpu()
+            rows["weights"][index] = (
+                torch.stack([self._held[n].weights_K for n in at]).double().cpu()
+            )
+            rows["updates"][index] = 1.0
+        self._held.clear()
+        for name, sums_T in self._sums.items():
+            # numpy's accumulate adds strictly in order; a sum over a dimension does not.
+            in_order = np.add.accumulate(torch.cat([sums_T[None], rows[name]]).numpy())
+            sums_T.copy_(torch.from_numpy(in_order[-1]))
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return mean loss and mean weight of every task seen."""
@@ -196,7 +221,7 @@ class _Run:
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
         self.meters = Meters(suite.tasks, primary_only=True)
-        self.sums = LossSums(suite.tasks.names, config.device)
+        self.sums = LossSums(suite.tasks.names)
         self.cursors_S = self.schedule.start()
         self.state = _State()
         self.best: dict[str, Tensor] = {}
@@ -223,13 +248,13 @@ class _Run:
             # The first update of this process is counted: its batch is as large as any.
             watch = contextlib.nullcontext() if counted else self.memory.watch()
             with watch:
-                losses, weights = train_step(
+                weights = train_step(
                     self.model, self.balancer, self.optimiser, fed, config.precision, config.clip
                 )
             if not counted:
                 counted = True
                 self._count_memory()
-            self.sums.add(losses, weights)
+            self.sums.add(weights)
             state.step += 1
             now = time.perf_counter()
             state.seconds += now - begun

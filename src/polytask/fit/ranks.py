@@ -8,7 +8,7 @@ What random numbers the processes draw themselves (dropout) differs from one to 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -75,28 +75,22 @@ def gather(mine: Tensor) -> list[Tensor]:
     return [tensor.cpu() for tensor in theirs]
 
 
-def sum_update(
-    parameters: Iterable[nn.Parameter], losses: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Sum .grad over processes, in one message; return the losses, summed by the same message.
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum .grad over processes, in one message.
 
     A gradient absent everywhere stays absent: the optimiser must pass by the head of a task
     without labels. One that is absent here alone counts as zero.
-    losses: scalars; every process gives the same names in the same order.
     """
     if world() == 1:
-        return dict(losses)
+        return
     params = [p for p in parameters if p.requires_grad]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     given = torch.tensor([float(p.grad is not None) for p in params], device=_device())
-    scalars = [loss.reshape(1) for loss in losses.values()]
-    flat = torch.cat([given, *scalars, *(grad.flatten() for grad in grads)])
+    flat = torch.cat([given, *(grad.flatten() for grad in grads)])
     dist.all_reduce(flat)
-    sizes = [len(params), len(scalars), *(p.numel() for p in params)]
-    counts, sums, *pieces = torch.split(flat, sizes)
+    counts, *pieces = torch.split(flat, [len(params), *(p.numel() for p in params)])
     for p, piece, count in zip(params, pieces, counts.tolist(), strict=True):
         p.grad = piece.view_as(p).to(p.dtype) if count else None
-    return dict(zip(losses, sums.unbind(), strict=True))
 
 
 def _device() -> str:

@@ -63,8 +63,8 @@ def train_step(
     fed: Step,
     precision: str = "float32",
     clip: float | None = None,
-) -> tuple[dict[str, Tensor], Weights]:
-    """Make one update; return each present task's loss, a detached scalar, and the weights.
+) -> Weights:
+    """Make one update; return the weights of the tasks present, and with them their losses.
 
     fed: see `Feed.step`; over several processes each is fed its share of the update, and the
     losses and gradients are those of the whole.
@@ -73,17 +73,14 @@ def train_step(
     Raises RunError naming the task whose loss is not finite; nothing is updated then.
     """
     optimiser.zero_grad(set_to_none=True)
-    total: dict[str, Tensor] = {}
     weights: Weights | None = None
     for m, batches in enumerate(fed.micros):
         losses = task_losses(model, batches, fed.counts, precision)
         weights = balancer.backward(losses, accumulate=m < len(fed.micros) - 1)
-        for task, loss in losses.items():
-            total[task] = total[task] + loss.detach() if task in total else loss.detach()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    total = ranks.sum_update(parameters, total)
+    ranks.sum_gradients(parameters)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
     assert weights is not None, "an update is fed at least one batch"
-    return total, weights
+    return weights

@@ -38,15 +38,16 @@ METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
 GRID: tuple[tuple[float, float], ...] = (
     (1e-3, 1e-2),
     (3e-3, 1e-2),
+    (1e-3, 3.0),
+    (3e-3, 3.0),
     (3e-4, 1e-2),
-    (1e-3, 1.0),
-    (3e-3, 1.0),
     (1e-2, 1e-2),
-    (3e-4, 1.0),
-    (1e-2, 1.0),
+    (3e-4, 3.0),
+    (3e-3, 0.3),
 )
 """Learning rate and weight decay of AdamW, the likeliest first; `tune` takes that many of them.
-Decay is decoupled: what acts per update is learning rate times decay, hence the step of 100."""
+Decay is decoupled: an update shrinks weights by learning rate times decay, so that 0.01 hardly
+acts in a short run, and 3 is what a task with few rows needs."""
 
 STOPPING = (
     "Each run trains at most {epochs} epochs (an epoch is one pass, at least {steps} updates) and "
