@@ -5,7 +5,6 @@ from polytask.fit.data import Batch, Feed, Step
 from polytask.fit.loop import (
     RECORD,
     WEIGHTS,
-    LossSums,
     Score,
     build_optimiser,
     fit,
@@ -14,6 +13,7 @@ from polytask.fit.loop import (
 from polytask.fit.probe import probe
 from polytask.fit.progress import Bar, Progress, Silent
 from polytask.fit.step import task_losses, train_step
+from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, primary, validate
 
 __all__ = [
