@@ -1,0 +1,50 @@
+"""Levels: each task's mean loss over one early epoch, the yardstick of the losses that follow.
+
+What IGB and STCH share: both descend the logarithms of the losses, and both weigh them by a softmax
+over how high each loss stands above its level.
+
+Shapes: T = tasks of the run, K = tasks present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from polytask.balance.base import Signal, State, Update
+
+
+def no_levels(tasks: int) -> State:
+    """Return the state before the epoch that sets the levels."""
+    return {
+        "sum_T": torch.zeros(tasks, dtype=torch.float64),
+        "steps_T": torch.zeros(tasks, dtype=torch.float64),
+    }
+
+
+def weigh_by_level(
+    signal: Signal, state: State, epoch: int, height: Callable[[Tensor], Tensor]
+) -> Update:
+    """Return weights K softmax(height(L / level)) / L, float64; 1 / L up to the end of `epoch`.
+
+    signal: every loss > 0. epoch: the one whose mean losses are the levels.
+    A task without a level, for it had no label in that epoch, keeps 1 / L.
+    """
+    assert signal.epoch is not None, "the engine tells the epoch where by_epoch is True"
+    losses_K = signal.losses_K.to(torch.float64)
+    if signal.epoch == epoch:
+        ones_K = torch.ones_like(losses_K)
+        state = {
+            "sum_T": state["sum_T"].index_add(0, signal.index_K, losses_K),
+            "steps_T": state["steps_T"].index_add(0, signal.index_K, ones_K),
+        }
+    if signal.epoch <= epoch:
+        return Update(state, 1 / losses_K)
+    levels_T = state["sum_T"] / state["steps_T"]  # 0 / 0: NaN, no label in that epoch
+    levels_K = levels_T.index_select(0, signal.index_K)
+    known_K = ~levels_K.isnan()
+    height_K = height(losses_K / levels_K).masked_fill(~known_K, -torch.inf)
+    shares_K = torch.softmax(height_K, dim=0)  # NaN where no task has a level, and then not taken
+    return Update(state, torch.where(known_K, known_K.sum() * shares_K, 1.0) / losses_K)
