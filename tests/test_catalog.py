@@ -22,7 +22,7 @@ class Frozen:
     unit: Literal["step", "epoch"] = "step"
     note: str = ""
     shares: tuple[float, ...] | None = None
-    names: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 class Trained(nn.Module):
@@ -151,8 +151,8 @@ def test_a_real_method_takes_its_setting():
             "(default None).",
         ),
         (
-            "frozen:names=left",  # several texts: for Python alone
-            "Unknown setting of frozen 'names'. "
+            "frozen:words=left",  # several texts: for Python alone
+            "Unknown setting of frozen 'words'. "
             "Its settings: temperature, cap, often, unit, note, shares.",
         ),
         (

@@ -220,7 +220,8 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     """Return the settings a person may write in a recipe, by name, annotations resolved.
 
     They are the target's parameters with a default that one word can give: a number, a flag, a
-    text, None, or several numbers parted by "/". The others are for Python alone. Holds for dataclasses and for modules alike.
+    text, None, or several numbers parted by "/". The others are for Python alone. Holds
+    for dataclasses and for modules alike.
     """
     parameters = inspect.signature(row.load(), eval_str=True).parameters
     return {

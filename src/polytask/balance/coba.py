@@ -7,7 +7,8 @@ Differs from the source: the divergence factor is at most 1, as in the text; the
     it grow, which turns the absolute scores' sign. The window of the absolute scores is the last
     `history` slopes, as in the text; the code's is shorter by the warm-up. The slopes of the
     maximum are all remembered, but past `SLOPES` of them the older half is kept in means of
-    two, four, ..., so that the state has a fixed size. L(0) is the task's first loss observed.
+    two, four, ..., so that the state has a fixed size. L(0) is the task's first loss observed,
+    where the code takes the mean over the whole validation split.
     A task that has fewer than two losses in the window has the slope 0, as in the code.
 Shapes: T = tasks of the run, K = tasks observed, H = window, S = slopes of the maximum.
 """
@@ -86,7 +87,7 @@ class CoBa:
             raise UsageError(
                 f"CoBa has seen no validation loss in {signal.step} updates; give those of a "
                 "validation batch, computed under torch.no_grad(), to balancer.observe(losses) "
-                "after each update."
+                "before each update."
             )
         return Update(state, state["weights_T"].index_select(0, signal.index_K))
 
