@@ -6,11 +6,12 @@ Source: Gong et al., "CoBa: Convergence Balancer for Multitask Finetuning of Lar
 Differs from the source: the divergence factor is at most 1, as in the text; the authors' code lets
     it grow, which turns the absolute scores' sign. The window of the absolute scores is the last
     `history` slopes, as in the text; the code's is shorter by the warm-up. The slopes of the
-    maximum are all remembered, but past `SLOPES` of them the older half is kept in means of
-    two, four, ..., so that the state has a fixed size. L(0) is the task's first loss observed,
+    maximum are all remembered, but past `SLOPES` of them those of nearly one size become one, so
+    that the state has a fixed size. L(0) is the task's first loss observed,
     where the code takes the mean over the whole validation split.
     A task that has fewer than two losses in the window has the slope 0, as in the code.
-Shapes: T = tasks of the run, K = tasks observed, H = window, S = slopes of the maximum.
+Shapes: T = tasks of the run, K = tasks observed, H = window, S = slopes of the maximum,
+    R = pairs of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from polytask.balance.base import (
 from polytask.errors import UsageError
 
 SLOPES = 4096
-"""Slopes of the maximum that are remembered one by one. Even, so that halving pairs them."""
+"""Slopes of the maximum that are remembered one by one. A multiple of 8, so that pairs come out."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class CoBa:
             "slopes_HT": nothing.repeat(self.history, tasks),
             "worst_S": torch.zeros(SLOPES, dtype=torch.float64),
             "worst_counts_S": torch.zeros(SLOPES, dtype=torch.float64),
+            "worst_size": torch.zeros((), dtype=torch.float64),
             "weights_T": torch.full((tasks,), 1 / tasks, dtype=torch.float64),
         }
 
@@ -113,12 +115,14 @@ class CoBa:
         window = (~slopes_HT.isnan()).sum(0)
         relative_T = torch.softmax(_over(len(slope_T) * slope_T, slope_T.abs().sum()), dim=0)
         absolute_T = torch.softmax(_over(-window * slope_T, slopes_HT.abs().nansum(0)), dim=0)
-        factor = divergence_factor(worst_S, counts_S, self.tau)
+        size = state["worst_size"] + worst.abs().sum()
+        factor = divergence_factor(worst_S, counts_S, size, self.tau)
         scores_T = factor * relative_T + (1 - factor) * absolute_T
         return state | {
             "slopes_HT": slopes_HT,
             "worst_S": worst_S,
             "worst_counts_S": counts_S,
+            "worst_size": size,
             "weights_T": _floored(torch.softmax(len(scores_T) * scores_T, dim=0)),
         }
 
@@ -137,13 +141,13 @@ def slopes(values_HT: Tensor) -> Tensor:
     return _over((rows_HT * values_HT).sum(0), rows_HT.square().sum(0))
 
 
-def divergence_factor(worst_S: Tensor, counts_S: Tensor, tau: float) -> Tensor:
+def divergence_factor(worst_S: Tensor, counts_S: Tensor, size: Tensor, tau: float) -> Tensor:
     """Return the divergence factor in (0, 1]; the newest slope is the last that has a count.
 
     worst_S: slopes of the largest loss ratio; counts_S: how many slopes each is the mean of.
+    size: sum of their absolute values, before any mean was taken.
     """
     number = counts_S.sum()
-    size = (counts_S * worst_S.abs()).sum()
     heights_S = _over(-tau * number * worst_S, size)
     newest = heights_S[(counts_S > 0).sum() - 1]
     mean = torch.logsumexp(heights_S + counts_S.log(), dim=0) - number.log()  # log 0 = -inf: unused
@@ -151,13 +155,23 @@ def divergence_factor(worst_S: Tensor, counts_S: Tensor, tau: float) -> Tensor:
 
 
 def _remember(worst_S: Tensor, counts_S: Tensor, worst: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slopes with one more; where they are full, pairs of equal counts become one."""
+    """Return the slopes with one more; where they are full, the nearest become one.
+
+    The factor sums over the slopes in whatever order, each by its exponential. So neighbours in
+    size are merged, and not the steepest falls, which make up nearly all of the sum.
+    """
     used = int((counts_S > 0).sum())
     if used == len(counts_S):
-        rest = torch.zeros_like(counts_S[: used // 2])
-        worst_S = torch.cat([worst_S.view(-1, 2).mean(1), rest])
-        counts_S = torch.cat([counts_S.view(-1, 2).sum(1), rest])
-        used //= 2
+        order_S = worst_S.argsort(stable=True)
+        worst_S, counts_S = worst_S[order_S], counts_S[order_S]
+        alone = used // 4
+        pairs_R2 = counts_S[alone:].view(-1, 2)
+        merged_R = pairs_R2.sum(1)
+        means_R = (worst_S[alone:].view(-1, 2) * pairs_R2).sum(1) / merged_R
+        rest_R = torch.zeros_like(merged_R)
+        worst_S = torch.cat([worst_S[:alone], means_R, rest_R])
+        counts_S = torch.cat([counts_S[:alone], merged_R, rest_R])
+        used -= len(merged_R)
     at = torch.tensor([used], device=counts_S.device)
     return worst_S.index_copy(0, at, worst), counts_S.index_fill(0, at, 1.0)
 

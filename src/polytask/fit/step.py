@@ -74,7 +74,7 @@ def step_losses(model: SharedModel, fed: Step, precision: str) -> tuple[tuple[st
     tasks = tuple(dict.fromkeys(task for names, _ in parts for task in names))
     if not tasks:
         return parts[0]
-    losses_K = torch.cat([losses for _, losses in parts])
+    losses_K = torch.cat([losses for names, losses in parts if names])
     at = [tasks.index(task) for names, _ in parts for task in names]
     at_K = torch.tensor(at, device=losses_K.device)
     return tasks, losses_K.new_zeros(len(tasks)).index_add(0, at_K, losses_K)
