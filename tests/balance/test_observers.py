@@ -51,6 +51,14 @@ def test_an_update_that_was_not_looked_at_again_is_noticed():
     balancer.backward({"a": leaf * 1, "b": leaf * 1})
 
 
+def test_a_loaded_state_awaits_no_second_look():
+    balancer, leaf = made(FAMO())
+    saved = balancer.state_dict()
+    balancer.backward({"a": leaf * 1, "b": leaf * 1})
+    balancer.load_state_dict(saved)
+    assert dict(balancer.backward({"a": leaf * 1, "b": leaf * 1})) == {"a": 0.5, "b": 0.5}
+
+
 def test_an_update_without_any_task_needs_no_second_look():
     balancer, leaf = made(FAMO())
     balancer.backward({})

@@ -11,7 +11,7 @@ from polytask.fit.loop import (
     load_weights,
 )
 from polytask.fit.probe import probe
-from polytask.fit.progress import Bar, Progress, Silent
+from polytask.fit.progress import Bar, Log, Progress, Silent
 from polytask.fit.step import step_losses, task_losses, train_step
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, primary, validate
@@ -23,6 +23,7 @@ __all__ = [
     "Batch",
     "Feed",
     "FitConfig",
+    "Log",
     "LossSums",
     "Meters",
     "Progress",
