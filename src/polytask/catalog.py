@@ -99,8 +99,13 @@ METHODS: tuple[Method, ...] = (
         "Chen et al., ICML 2018, arXiv:1711.02257",
     ),
     Method(
-        "igb", "balance", "polytask.balance.igb:IGB",
-        "more weight to tasks least improved since an early epoch (IGB v1)",
+        "igb-v1", "balance", "polytask.balance.igb_v1:IGBv1",
+        "more weight to tasks least improved since an early epoch",
+        "Dai, Fei & Lu, UAI 2023, arXiv:2307.15429",
+    ),
+    Method(
+        "igb-v2", "balance", "polytask.balance.igb_v2:IGBv2",
+        "weights chosen by an agent that is rewarded by the least improved task",
         "Dai, Fei & Lu, UAI 2023, arXiv:2307.15429",
     ),
     Method(

@@ -10,7 +10,6 @@ from torch import nn
 from polytask.balance import (
     DWA,
     GLS,
-    IGB,
     IMTLL,
     RLW,
     STCH,
@@ -20,6 +19,7 @@ from polytask.balance import (
     Equal,
     Fixed,
     GradNorm,
+    IGBv1,
     PCGrad,
     ScaleInvariant,
     Signal,
@@ -212,7 +212,7 @@ def test_the_first_call_fixes_the_tasks(toy):
     "build",
     [
         *(Equal, Uncertainty, DWA, PCGrad, AlignedMTL, Fixed, RLW, IMTLL, GLS, ScaleInvariant),
-        *(GradNorm, IGB, STCH),
+        *(GradNorm, IGBv1, STCH),
     ],
     ids=lambda build: build.__name__,
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from polytask.balance import IGB, STCH
+from polytask.balance import STCH, IGBv1
 from polytask.errors import UsageError
 
 ABSENT = math.nan
@@ -32,7 +32,7 @@ def stch(mu: float):
     return objective
 
 
-CASES = [(IGB(), igb), (STCH(warmup=1), stch(1.0)), (STCH(mu=0.1, warmup=1), stch(0.1))]
+CASES = [(IGBv1(), igb), (STCH(warmup=1), stch(1.0)), (STCH(mu=0.1, warmup=1), stch(0.1))]
 ids = ["igb", "stch", "stch sharp"]
 
 
@@ -67,7 +67,7 @@ def test_a_task_without_a_level_keeps_its_inverse_loss(weigh, gradient, method, 
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1e15])
-@pytest.mark.parametrize("method", [IGB(), STCH(warmup=1)], ids=repr)
+@pytest.mark.parametrize("method", [IGBv1(), STCH(warmup=1)], ids=repr)
 def test_the_unit_of_one_loss_changes_no_weighted_loss(weigh, method, scale):
     plain = weigh(method, EARLY + LATER, steps_per_epoch=2)
     scaled_steps = [[a * scale, b, c] for a, b, c in EARLY + LATER]
@@ -90,7 +90,7 @@ def test_mu_chooses_between_the_worst_task_and_logarithms(weigh):
         (lambda: STCH(mu=0.0), "mu is 0.0; give a value > 0"),
         (lambda: STCH(mu=math.nan), "mu is nan; give a value > 0"),
         (lambda: STCH(warmup=-1), "warmup is -1; give epochs >= 0"),
-        (lambda: IGB(level_epoch=-1), "level_epoch is -1; give an epoch >= 0"),
+        (lambda: IGBv1(level_epoch=-1), "level_epoch is -1; give an epoch >= 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, text):

@@ -6,17 +6,17 @@ import torch
 from polytask.balance import (
     FAMO,
     GLS,
-    IGB,
     IMTLL,
     STCH,
     Balancer,
     CoBa,
     GradNorm,
+    IGBv1,
     ScaleInvariant,
 )
 from polytask.errors import RunError
 
-POSITIVE = [FAMO, GLS, GradNorm, IGB, ScaleInvariant, STCH]
+POSITIVE = [FAMO, GLS, GradNorm, IGBv1, ScaleInvariant, STCH]
 
 
 def two_losses(build, bad: float) -> tuple[Balancer, torch.Tensor, dict[str, torch.Tensor]]:

@@ -19,7 +19,8 @@ from polytask.balance.famo import FAMO
 from polytask.balance.fixed import Fixed
 from polytask.balance.gls import GLS
 from polytask.balance.gradnorm import GradNorm
-from polytask.balance.igb import IGB
+from polytask.balance.igb_v1 import IGBv1
+from polytask.balance.igb_v2 import IGBv2
 from polytask.balance.imtl_l import IMTLL
 from polytask.balance.pcgrad import PCGrad
 from polytask.balance.rlw import RLW
@@ -28,7 +29,7 @@ from polytask.balance.stch import STCH
 from polytask.balance.uncertainty import Uncertainty
 
 __all__ = [
-    "DWA", "FAMO", "GLS", "IGB", "IMTLL", "RLW", "STCH", "AlignedMTL", "Balance", "Balancer",
-    "CoBa", "Equal", "Fixed", "GradNorm", "Losses", "Needs", "Observed", "Observer", "PCGrad",
-    "ScaleInvariant", "Signal", "State", "TaskFault", "Uncertainty", "Update", "Weights",
+    "DWA", "FAMO", "GLS", "IMTLL", "RLW", "STCH", "AlignedMTL", "Balance", "Balancer", "CoBa",
+    "Equal", "Fixed", "GradNorm", "IGBv1", "IGBv2", "Losses", "Needs", "Observed", "Observer",
+    "PCGrad", "ScaleInvariant", "Signal", "State", "TaskFault", "Uncertainty", "Update", "Weights",
 ]  # fmt: skip

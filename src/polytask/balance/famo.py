@@ -19,11 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from polytask.balance.adam import adam_step
 from polytask.balance.base import Needs, Observed, Signal, State, TaskFault, Update, check_positive
 from polytask.errors import UsageError
-
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-"""Of Adam, its usual ones."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +80,13 @@ class FAMO:
         logits_K = state["logits_T"].index_select(0, index_K)
         shares_K = torch.softmax(logits_K, dim=0)
         grad_K = shares_K * (fall_K - shares_K @ fall_K) + self.gamma * logits_K
-        mean_K = _mixed(state["mean_T"], index_K, grad_K, BETA_1)
-        square_K = _mixed(state["square_T"], index_K, grad_K.square(), BETA_2)
-        count_K = state["count_T"].index_select(0, index_K) + 1
-        size_K = (square_K / (1 - BETA_2**count_K)).sqrt() + EPSILON
-        step_K = mean_K / (1 - BETA_1**count_K) / size_K
-        return {
-            "logits_T": state["logits_T"].index_copy(0, index_K, logits_K - self.lr * step_K),
-            "mean_T": state["mean_T"].index_copy(0, index_K, mean_K),
-            "square_T": state["square_T"].index_copy(0, index_K, square_K),
-            "count_T": state["count_T"].index_copy(0, index_K, count_K),
-            "log_before_T": state["log_before_T"],
-        }
-
-
-def _mixed(kept_T: Tensor, index_K: Tensor, new_K: Tensor, beta: float) -> Tensor:
-    return beta * kept_T.index_select(0, index_K) + (1 - beta) * new_K
+        kept = [state[n].index_select(0, index_K) for n in ("mean_T", "square_T", "count_T")]
+        mean_K, square_K, count_K = kept
+        count_K = count_K + 1
+        moved = adam_step(logits_K, mean_K, square_K, grad_K, count_K, self.lr)
+        new = dict(zip(("logits_T", "mean_T", "square_T"), moved, strict=True))
+        new["count_T"] = count_K
+        return state | {n: state[n].index_copy(0, index_K, new_K) for n, new_K in new.items()}
 
 
 def _check_known(fall_K: Tensor, index_K: Tensor) -> None:

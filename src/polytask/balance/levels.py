@@ -1,7 +1,7 @@
 """Levels: each task's mean loss over one early epoch, the yardstick of the losses that follow.
 
-What IGB and STCH share: both descend the logarithms of the losses, and both weigh them by a softmax
-over how high each loss stands above its level.
+What IGB and STCH share: they descend the logarithms of the losses; IGB v1 and STCH weigh them by a
+softmax over how high each loss stands above its level.
 
 Shapes: T = tasks of the run, K = tasks present.
 """
@@ -24,6 +24,24 @@ def no_levels(tasks: int) -> State:
     }
 
 
+def gather(signal: Signal, state: State, epoch: int) -> State:
+    """Return the state with this step's losses added, if the step is one of `epoch`."""
+    assert signal.epoch is not None, "the engine tells the epoch where by_epoch is True"
+    if signal.epoch != epoch:
+        return state
+    losses_K = signal.losses_K.to(torch.float64)
+    ones_K = torch.ones_like(losses_K)
+    return state | {
+        "sum_T": state["sum_T"].index_add(0, signal.index_K, losses_K),
+        "steps_T": state["steps_T"].index_add(0, signal.index_K, ones_K),
+    }
+
+
+def levels(state: State) -> Tensor:
+    """Return every task's level, (T,); NaN where it had no label in the epoch that sets them."""
+    return state["sum_T"] / state["steps_T"]
+
+
 def weigh_by_level(
     signal: Signal, state: State, epoch: int, height: Callable[[Tensor], Tensor]
 ) -> Update:
@@ -32,18 +50,11 @@ def weigh_by_level(
     signal: every loss > 0. epoch: the one whose mean losses are the levels.
     A task without a level, for it had no label in that epoch, keeps 1 / L.
     """
-    assert signal.epoch is not None, "the engine tells the epoch where by_epoch is True"
+    state = gather(signal, state, epoch)
     losses_K = signal.losses_K.to(torch.float64)
-    if signal.epoch == epoch:
-        ones_K = torch.ones_like(losses_K)
-        state = {
-            "sum_T": state["sum_T"].index_add(0, signal.index_K, losses_K),
-            "steps_T": state["steps_T"].index_add(0, signal.index_K, ones_K),
-        }
-    if signal.epoch <= epoch:
+    if signal.epoch is None or signal.epoch <= epoch:
         return Update(state, 1 / losses_K)
-    levels_T = state["sum_T"] / state["steps_T"]  # 0 / 0: NaN, no label in that epoch
-    levels_K = levels_T.index_select(0, signal.index_K)
+    levels_K = levels(state).index_select(0, signal.index_K)
     known_K = ~levels_K.isnan()
     height_K = height(losses_K / levels_K).masked_fill(~known_K, -torch.inf)
     shares_K = torch.softmax(height_K, dim=0)  # NaN where no task has a level, and then not taken

@@ -20,7 +20,7 @@ from polytask.errors import UsageError
 
 
 @dataclass(frozen=True)
-class IGB:
+class IGBv1:
     """Weights K softmax(L / level) / L, with each task's mean loss in an early epoch as its level.
 
     The gap left to improve is taken as L / level, the loss of a perfect model as 0. Until the
@@ -38,7 +38,7 @@ class IGB:
     def __post_init__(self) -> None:
         if self.level_epoch < 0:
             raise UsageError(
-                f"IGB: level_epoch is {self.level_epoch}; give an epoch >= 0 (default 1)."
+                f"IGBv1: level_epoch is {self.level_epoch}; give an epoch >= 0 (default 1)."
             )
 
     def start(self, tasks: int) -> State:
@@ -47,5 +47,5 @@ class IGB:
 
     def __call__(self, signal: Signal, state: State) -> Update:
         """Return weights of shape (K,), float64; raise where a loss is not > 0."""
-        check_positive("IGB", signal)
+        check_positive("IGBv1", signal)
         return weigh_by_level(signal, state, self.level_epoch, lambda ratio_K: ratio_K)
