@@ -34,7 +34,7 @@ COMMANDS = {
     "sider": "polytask compare sider --seeds 3 --tune 3",
     "sarcos": "polytask compare sarcos --seeds 3 --tune 3",
     "census": "polytask compare census --seeds 3 --tune 3",
-    "sentences": "polytask compare sentences --seeds 3 --tune 3",
+    "sentences": "polytask compare sentences --seeds 1 --tune 3",
     "school": "polytask compare school --seeds 3 --tune 3",
     "snips": "polytask compare snips --seeds 1 --tune 2",
     "camvid": "polytask compare camvid --seeds 1 --tune 1",
