@@ -13,6 +13,8 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -75,6 +77,9 @@ class Balancer:
     process_group: the processes that share one global batch; None: all, where torch.distributed
         is initialised.
 
+    `notes` counts the updates in which the method had to use a substitute for what its source
+    asks, by what it was; the first of each is warned of.
+
     Several processes: each passes its share of the global losses (sum over its rows, divided by
     the count over all rows), calls equally often, and afterwards the loop sums `.grad` over the
     processes, for shared and other parameters alike. The Gramian holds the products across
@@ -106,6 +111,7 @@ class Balancer:
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
         self.step = 0
         self.state: State = {}
+        self.notes: Counter[str] = Counter()
         self._steps_per_epoch = steps_per_epoch
         self._group = process_group
         self._tasks: tuple[str, ...] = ()
@@ -294,9 +300,23 @@ class Balancer:
             rows_KP,
         )
         try:
-            return self.method(signal, self.state)
+            update = self.method(signal, self.state)
         except TaskFault as fault:
             raise fault.named(self._tasks[fault.index]) from None
+        if update.note is not None:
+            self._count(update.note)
+        return update
+
+    def _count(self, note: str) -> None:
+        """Add to `notes`, for the record of a run; warn where this one is new."""
+        text = f"{type(self.method).__name__}: {note}"
+        if text not in self.notes:
+            warnings.warn(
+                f"{text} (step {self.step}; counted in Balancer.notes).",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        self.notes[text] += 1
 
     # -- what the user hands in -----------------------------------------------------------------
 
