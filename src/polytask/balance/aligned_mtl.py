@@ -11,7 +11,6 @@ Shapes: T = tasks of the run, K = tasks present, R = rank of the Gramian.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from polytask.balance.base import Needs, Signal, State, Update
+from polytask.balance.problem import check_length, check_preference
 from polytask.errors import UsageError
 
 ScaleMode = Literal["min", "median", "rmse"]
@@ -46,20 +46,11 @@ class AlignedMTL:
             raise UsageError(
                 f"AlignedMTL: scale_mode is {self.scale_mode!r}; give 'min', 'median' or 'rmse'."
             )
-        if self.preference is not None and not (
-            all(0 <= w < math.inf for w in self.preference) and any(self.preference)
-        ):
-            raise UsageError(
-                f"AlignedMTL: preference is {self.preference}; give finite numbers >= 0, not all 0."
-            )
+        check_preference("AlignedMTL", self.preference)
 
     def start(self, tasks: int) -> State:
         """Return an empty state; raise where the preference is for another number of tasks."""
-        if self.preference is not None and len(self.preference) != tasks:
-            raise UsageError(
-                f"AlignedMTL: preference has {len(self.preference)} numbers for {tasks} tasks; "
-                "give one per task."
-            )
+        check_length("AlignedMTL", self.preference, tasks)
         return {}
 
     def __call__(self, signal: Signal, state: State) -> Update:

@@ -17,7 +17,11 @@ from torch import Tensor
 from polytask.errors import RunError
 
 State = dict[str, Tensor]
-"""What a method remembers: named tensors, so that a checkpoint holds it as it is."""
+"""What a method remembers: named tensors, so that a checkpoint holds it as it is.
+
+A tensor keeps its shape and dtype through the run; one that starts without elements, because its
+size is known from the first signal alone, takes them at the first step.
+"""
 
 Needs = Literal["losses", "gramian", "rows"]
 """What a method must see: the K losses; their gradients' K x K products; the gradients."""

@@ -189,14 +189,17 @@ class Balancer:
                 f"{type(self.method).__name__}. Load it with the method that wrote it."
             )
         for name, value in expected.items():
-            if saved[name].shape != value.shape:
+            # A state that starts without elements takes its size at the first step.
+            if value.numel() and saved[name].shape != value.shape:
                 raise RunError(
                     f"Balancer: saved {name!r} has shape {tuple(saved[name].shape)}, expected "
                     f"{tuple(value.shape)}: it was saved with other tasks than {self._tasks}."
                 )
         self.step = int(saved["step"])
         self.state = {
-            name: saved[f"state.{name}"].to(value.device, value.dtype, copy=True)
+            name: saved[f"state.{name}"].to(
+                value.device, value.dtype if value.numel() else None, copy=True
+            )
             for name, value in self.state.items()
         }
         if isinstance(self.method, nn.Module):

@@ -100,4 +100,5 @@ def preferred(signal: Signal, preference: tuple[float, ...] | None) -> Floats:
     present = len(signal.index_K)
     if preference is None:
         return np.full(present, 1 / present)
-    return np.array(preference, dtype=np.float64)[signal.index_K.cpu().numpy()]
+    preference_K: Floats = np.array(preference)[signal.index_K.cpu().numpy()]
+    return preference_K.astype(np.float64)

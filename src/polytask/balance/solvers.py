@@ -90,8 +90,10 @@ def nonnegative(
 
 
 def _allowed(values_NK: Floats) -> Floats:
-    """Return by how much a sign may be wrong, (N, 1): never more than a millionth."""
-    return TOLERANCE * np.minimum(1.0 + np.abs(values_NK).max(axis=1, keepdims=True), 1e6)
+    """Return by how much a sign may be wrong: never more than a millionth."""
+    largest_N1 = 1.0 + np.abs(values_NK).max(axis=1, keepdims=True)
+    allowed_N1: Floats = TOLERANCE * np.minimum(largest_N1, 1e6)
+    return allowed_N1
 
 
 def _by_additions(matrix_KK: Floats, linear_NK: Floats, rounds: int) -> tuple[Floats, bool]:
@@ -115,7 +117,10 @@ def _by_additions(matrix_KK: Floats, linear_NK: Floats, rounds: int) -> tuple[Fl
         # As far towards the trial as every free variable stays >= 0.
         down_NK = free_NK[at_N] & (trial_NK <= 0)
         part_NK = np.divide(
-            start_NK, start_NK - trial_NK, out=np.ones_like(start_NK), where=down_NK & (start_NK > 0)
+            start_NK,
+            start_NK - trial_NK,
+            out=np.ones_like(start_NK),
+            where=down_NK & (start_NK > 0),
         )
         part_NK[down_NK & (start_NK <= 0)] = 0.0
         part_N = np.where(futile_N, 0.0, part_NK.min(axis=1))
@@ -172,7 +177,9 @@ def nearest(gram_KK: Floats, support_K: Flags | None = None) -> Solution:
     return Solution(weights_K / weights_K.sum(), solved.trouble)
 
 
-def towards(gram_KK: Floats, target_K: Floats, pull: float, support_K: Flags | None) -> Solution:
+def towards(
+    gram_KK: Floats, target_K: Floats, pull: float, support_K: Flags | None = None
+) -> Solution:
     """Return weights w on the simplex that give the shortest J'(w + pull x target).
 
     Since the weights add up to 1, that is `nearest` for gradients g_k + pull x J' target.
@@ -245,14 +252,27 @@ def _step(
     return at_K
 
 
-def even_cosines(cosines_KK: Floats) -> Floats:
-    """Return the a for which J'a, J of unit rows, makes the same product, 1, with every row.
+def even_products(cosines_KK: Floats, aims_K: Floats) -> Floats:
+    """Return the a for which J'a, J of unit rows, makes the products `aims` with the rows.
 
-    The least-squares solution of C a = 1, and of those the shortest, where gradients depend on
-    each other. Eigenvalues below K x 1e-13 of the largest count as 0.
+    The least-squares solution of C a = aims, and of those the shortest, where gradients depend on
+    each other; all 0 where no combination comes nearer to the aims than none. Eigenvalues below
+    K x 1e-13 of the largest count as 0.
     """
     values_K, basis_KK = np.linalg.eigh(cosines_KK)
-    kept_K = values_K > values_K[-1] * len(values_K) * 1e-13
+    parts_K = aims_K @ basis_KK
+    kept_K = (values_K > values_K[-1] * len(values_K) * 1e-13) & (
+        np.abs(parts_K) > 1e-12 * np.linalg.norm(aims_K)
+    )
     inverse_K = np.divide(1.0, values_K, out=np.zeros_like(values_K), where=kept_K)
-    even_K: Floats = basis_KK @ (inverse_K * basis_KK.sum(axis=0))
+    even_K: Floats = basis_KK @ (inverse_K * parts_K)
     return even_K
+
+
+def onto_simplex(point_K: Floats) -> Floats:
+    """Return the nearest weights >= 0 with sum 1."""
+    high_K = np.sort(point_K - point_K.max())[::-1]
+    levels_K = (np.cumsum(high_K) - 1) / np.arange(1, len(high_K) + 1)
+    level = levels_K[np.flatnonzero(high_K > levels_K)[-1]]
+    weights_K: Floats = np.maximum(point_K - point_K.max() - level, 0.0)
+    return weights_K
