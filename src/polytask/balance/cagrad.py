@@ -60,9 +60,10 @@ class CAGrad:
 
 def conflict_averse(gram_KK: Floats, c: float, rounds: int = 60) -> Solution:
     """Return the weights of CAGrad's update, (K,)."""
-    tasks = len(gram_KK)
-    mean_K = np.full(tasks, 1 / tasks)
     gram_KK = gram_KK / (gram_KK.diagonal().max() or 1.0)  # the weights do not depend on it
+    tasks = len(gram_KK)
+    norms_K = np.sqrt(np.maximum(gram_KK.diagonal(), 0.0))
+    mean_K = np.full(tasks, 1 / tasks)
     pulled_K = gram_KK @ mean_K
     radius = c * math.sqrt(max(float(mean_K @ pulled_K), 0.0))
     if radius <= 1e-12:  # of the longest gradient: no ball to search
@@ -77,7 +78,7 @@ def conflict_averse(gram_KK: Floats, c: float, rounds: int = 60) -> Solution:
         if abs(excess) <= 1e-12 * size:
             return Solution(mean_K + radius / size * weights_K, trouble)
         low, high = (pull, high) if excess > 0 else (low, pull)
-        if high <= 1e-7:
+        if size <= 1e-7 * float(weights_K @ norms_K):  # they cancel, as far as can be told
             return _beyond_conflict(gram_KK, mean_K)
         pull = _next_pull(gram_KK, pulled_K, weights_K, pull, radius)
         if not low < pull < high:

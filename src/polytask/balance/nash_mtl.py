@@ -4,11 +4,10 @@ Source: Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022,
     https://arxiv.org/abs/2202.01017; authors' code https://github.com/AvivNavon/nash-mtl
 Differs from the source: the equation is the minimum of a convex function and has one solution,
     found by Newton steps to 1e-10; the source approaches it by a few convex programs from the last
-    weights, and stops at 1e-3. So the weights follow from the Gramian alone and there is no state.
-    As in the authors' code, and unlike the text, the Gramian is first divided by its Frobenius
-    norm: the update then shrinks as the gradients do. Where some weights make the gradients cancel
-    the equation has no solution, and a ridge of 1e-10 on the cosines bounds the weights.
-    `update_weights_every` is left to whoever asks for the Gramian.
+    weights, and keeps those where the solver fails. So the weights follow from the Gramian alone
+    and there is no state. The bound on the length is the authors' code's, not the text's. Where
+    some weights make the gradients cancel the equation has no solution, and a ridge of 1e-13 on
+    the cosines bounds the weights. `update_weights_every` is left to whoever asks for the Gramian.
 Shapes: K = tasks present.
 """
 
@@ -18,8 +17,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from polytask.balance.base import Needs, Signal, State, Update
 from polytask.balance.problem import pose
 from polytask.balance.solvers import equilibrium
@@ -28,11 +25,11 @@ from polytask.errors import UsageError
 
 @dataclass(frozen=True)
 class NashMTL:
-    """Weights > 0 with G w = |G| / w, then scaled so that the update is no longer than max_norm.
+    """Weights > 0 with G w = 1 / w, then scaled so that the update is no longer than max_norm.
 
-    The direction is invariant to the scale of every loss; the length is not.
-    max_norm: the largest length of the update in the shared parameters, as in the authors' code;
-        0: no bound.
+    The update is invariant to the scale of every loss. Its length before the bound is sqrt(K),
+    however short the gradients, so the learning rate alone must bring the training to rest.
+    max_norm: the largest length of the update in the shared parameters; 0: no bound.
     A task whose gradient is zero has the weight 0.
     """
 
@@ -58,7 +55,6 @@ class NashMTL:
         problem = pose(signal, "NashMTL")
         gram_KK = problem.gram_KK
         weights_K, trouble = equilibrium(gram_KK, 1.0)
-        weights_K *= math.sqrt(np.linalg.norm(gram_KK))
         length = math.sqrt(max(float(weights_K @ gram_KK @ weights_K), 0.0))
         if 0 < self.max_norm < length:
             weights_K *= self.max_norm / length

@@ -204,7 +204,7 @@ def equilibrium(gram_KK: Floats, power: float, rounds: int = 200) -> Solution:
 
     power: > 0. It is the minimum of w G w / 2 - sum of the integrals of w ** -power, convex, found
     by Newton steps. Where some weights make the gradients cancel there is none: weights then grow
-    until the ridge 1e-10 on the cosines holds them, which leaves the update bounded.
+    until a ridge of 1e-13 on the cosines holds them, which leaves the update bounded.
     """
     weights_K = np.zeros(len(gram_KK))
     some_K = gram_KK.diagonal() > 0
@@ -212,7 +212,7 @@ def equilibrium(gram_KK: Floats, power: float, rounds: int = 200) -> Solution:
         return Solution(weights_K)
     cosines_KK, norms_K = split(gram_KK[np.ix_(some_K, some_K)])
     tasks = len(norms_K)
-    matrix_KK = cosines_KK + 1e-10 * np.eye(tasks)
+    matrix_KK = cosines_KK + 1e-13 * np.eye(tasks)
     # With w = v / norm it reads C v = unit ** (power + 1) v ** -power; were C = I, v = unit.
     unit_K = norms_K ** ((power - 1) / (power + 1))
     factor_K = np.ones(tasks)  # v = unit x factor
