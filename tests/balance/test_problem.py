@@ -8,6 +8,7 @@ import torch
 from polytask.balance import (
     IMTLG,
     MGDA,
+    AlignedMTL,
     Balancer,
     CAGrad,
     ConFIG,
@@ -15,13 +16,24 @@ from polytask.balance import (
     FairGrad,
     GradVac,
     MoCo,
+    PCGrad,
     SDMGrad,
     UPGrad,
 )
 from polytask.errors import RunError, UsageError
 
-NORMALISED = [MGDA(), CAGrad(), FairGrad(), GradVac(), SDMGrad(), UPGrad(), DualProj()]
-PREFERRED = [ConFIG(), SDMGrad(), UPGrad(), DualProj()]
+NORMALISED = [
+    PCGrad(),
+    AlignedMTL(),
+    MGDA(),
+    CAGrad(),
+    FairGrad(),
+    GradVac(),
+    SDMGrad(),
+    UPGrad(),
+    DualProj(),
+]
+PREFERRED = [AlignedMTL(), ConFIG(), SDMGrad(), UPGrad(), DualProj()]
 
 
 @pytest.mark.parametrize("method", NORMALISED, ids=repr)

@@ -317,7 +317,7 @@ class Balancer:
             warnings.warn(
                 f"{text} (step {self.step}; counted in Balancer.notes).",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         self.notes[text] += 1
 

@@ -82,7 +82,7 @@ def nonnegative(
             return Solution(values_NK)
         free_NK[open_N] ^= wrong_NK[~done_N]
     values_NK[open_N], settled = _by_additions(
-        matrix_KK, linear_NK[open_N], additions * len(matrix_KK)
+        matrix_KK, linear_NK[open_N], free_NK[open_N], additions * len(matrix_KK)
     )
     if settled:
         return Solution(values_NK)
@@ -96,12 +96,16 @@ def _allowed(values_NK: Floats) -> Floats:
     return allowed_N1
 
 
-def _by_additions(matrix_KK: Floats, linear_NK: Floats, rounds: int) -> tuple[Floats, bool]:
-    """Return feasible points and whether all are minima: one variable comes in at a time."""
+def _by_additions(
+    matrix_KK: Floats, linear_NK: Floats, free_NK: Flags, rounds: int
+) -> tuple[Floats, bool]:
+    """Return feasible points and whether all are minima: one variable comes in at a time.
+
+    free_NK: where to begin, changed in place; those of them that turn out below 0 go first.
+    """
     values_NK = np.zeros_like(linear_NK)
-    free_NK = np.zeros(linear_NK.shape, dtype=bool)
     barred_NK = np.zeros_like(free_NK)  # came in, and went straight out: depends on the others
-    moving_N = np.zeros(len(linear_NK), dtype=bool)  # still on the way to the minimum of its set
+    moving_N = free_NK.sum(axis=1) > 0  # still on the way to the minimum of its set
     for _ in range(rounds):
         gain_NK = linear_NK - values_NK @ matrix_KK
         gain_NK[free_NK | barred_NK] = 0.0
