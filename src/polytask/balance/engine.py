@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -111,9 +110,9 @@ class Balancer:
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
         self.step = 0
         self.state: State = {}
-        self.notes: Counter[str] = Counter()
         self._steps_per_epoch = steps_per_epoch
         self._group = process_group
+        self.notes: dict[str, int] = {}
         self._tasks: tuple[str, ...] = ()
         self._at: dict[str, int] = {}
         self._index: dict[tuple[int, ...], Tensor] = {}
@@ -248,9 +247,19 @@ class Balancer:
             pending = pending or _Pending()
             pending.add_rows(at, given, self.shared)
             update = self._add_update(pending, all_at, all_K)
+        if update.note is not None:
+            self._count(update.note)
         self.state = update.state
         self.step += 1
         return Weights(self._names(all_at), update.weights_K.detach(), all_K)
+
+    def _count(self, note: str) -> None:
+        """Add to `notes`; warn the caller of `backward` where this one is new."""
+        text = f"{type(self.method).__name__}: {note}"
+        if text not in self.notes:
+            said = f"{text} (update {self.step}; the others are counted in Balancer.notes)."
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
+        self.notes[text] = self.notes.get(text, 0) + 1
 
     def _add_gradients(self, update: Update, all_at: At, at: At, given: Given) -> None:
         """Run the one backward pass of the weighted sum; `at` holds this process's tasks."""
@@ -303,23 +312,9 @@ class Balancer:
             rows_KP,
         )
         try:
-            update = self.method(signal, self.state)
+            return self.method(signal, self.state)
         except TaskFault as fault:
             raise fault.named(self._tasks[fault.index]) from None
-        if update.note is not None:
-            self._count(update.note)
-        return update
-
-    def _count(self, note: str) -> None:
-        """Add to `notes`, for the record of a run; warn where this one is new."""
-        text = f"{type(self.method).__name__}: {note}"
-        if text not in self.notes:
-            warnings.warn(
-                f"{text} (step {self.step}; counted in Balancer.notes).",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-        self.notes[text] += 1
 
     # -- what the user hands in -----------------------------------------------------------------
 
