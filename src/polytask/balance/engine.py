@@ -189,7 +189,8 @@ class Balancer:
             )
         for name, value in expected.items():
             # A state that starts without elements takes its size at the first step.
-            if value.numel() and saved[name].shape != value.shape:
+            grows = not (value.numel() and saved[name].numel())
+            if not grows and saved[name].shape != value.shape:
                 raise RunError(
                     f"Balancer: saved {name!r} has shape {tuple(saved[name].shape)}, expected "
                     f"{tuple(value.shape)}: it was saved with other tasks than {self._tasks}."
