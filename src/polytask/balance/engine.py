@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from polytask.balance import gradients
 from polytask.balance.base import Balance, Signal, State, TaskFault, Update
+from polytask.balance.gramian import PerLayer
 from polytask.errors import Diverged, RunError, UsageError, unknown
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
@@ -74,6 +76,8 @@ class Balancer:
     steps_per_epoch: updates in an epoch; needed by methods that compare epochs (`by_epoch`).
     process_group: the processes that share one global batch; None: all, where torch.distributed
         is initialised.
+    gramian: "per layer" forms the Gramian without the tasks' gradients wherever it can (see
+        `gramian`); "rows" always forms them, one backward per task present.
 
     Several processes: each passes its share of the global losses (sum over its rows, divided by
     the count over all rows), calls equally often, and afterwards the loop sums `.grad` over the
@@ -89,6 +93,7 @@ class Balancer:
         tasks: Sequence[str] | None = None,
         steps_per_epoch: int | None = None,
         process_group: dist.ProcessGroup | None = None,
+        gramian: Literal["per layer", "rows"] = "per layer",
     ) -> None:
         name = type(method).__name__
         if not isinstance(method, Balance):
@@ -104,8 +109,12 @@ class Balancer:
         self.shared = tuple(dict.fromkeys(shared_parameters))
         if not self.shared and method.needs != "losses":
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
+        if gramian not in ("per layer", "rows"):
+            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'per layer' or 'rows'.")
         self.step = 0
         self.state: State = {}
+        self._gramian = gramian
+        self._per_layer = PerLayer()
         self._steps_per_epoch = steps_per_epoch
         self._group = process_group
         self._tasks: tuple[str, ...] = ()
@@ -126,6 +135,8 @@ class Balancer:
         """Return how gradients are computed, in words, for the record of a run."""
         if self.method.needs == "losses":
             return "one backward of the weighted losses"
+        if self.method.needs == "gramian" and self._gramian == "per layer":
+            return self._per_layer.said or "exact, per layer: chosen at the first step"
         return "exact: one backward per task present"
 
     def parameters(self) -> list[nn.Parameter]:
@@ -236,9 +247,11 @@ class Balancer:
             update = self._ask(all_at, all_K)
             self._add_gradients(update, all_at, at, given)
         else:
-            pending = pending or _Pending()
-            pending.add_rows(at, given, self.shared)
-            update = self._add_update(pending, all_at, all_K)
+            update = self._add_fast(at, given, all_K) if self._may_be_fast(pending) else None
+            if update is None:
+                pending = pending or _Pending()
+                pending.add_rows(at, given, self.shared)
+                update = self._add_update(pending, all_at, all_K)
         self.state = update.state
         self.step += 1
         return Weights(self._names(all_at), update.weights_K.detach(), all_K)
@@ -255,6 +268,28 @@ class Balancer:
             terms.append(update.penalty / self._world())
         if terms:
             sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
+
+    def _may_be_fast(self, pending: _Pending | None) -> bool:
+        # Micro-batches and processes add up the rows themselves before they are multiplied.
+        return (
+            self.method.needs == "gramian"
+            and self._gramian == "per layer"
+            and pending is None
+            and self._world() == 1
+        )
+
+    def _add_fast(self, at: At, given: Given, losses_K: Tensor) -> Update | None:
+        """Form the Gramian layer by layer and add the method's update; None where it cannot."""
+        losses = given.unbind() if isinstance(given, Tensor) else given
+        products = self._per_layer.products(losses, self.shared)
+        if products is None:
+            return None
+        update = self._ask(at, losses_K, products.gram_KK)
+        assert update.direction_P is None, "a direction needs rows"
+        products.add(update.weights_K.detach(), self.shared)
+        if update.penalty is not None:
+            update.penalty.backward()  # type: ignore[no-untyped-call]
+        return update
 
     def _add_update(self, pending: _Pending, at: At, losses_K: Tensor) -> Update:
         """Form the Gramian, ask the method, and add its update to the shared `.grad`."""
