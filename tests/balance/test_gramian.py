@@ -221,8 +221,8 @@ def test_rows_labelled_for_few_tasks(build, labels, dtype, tolerance):
     assert f"label-sparse, {labels} backward" in said
 
 
-@PRECISION
 @pytest.mark.parametrize("build", [batch_norm, lstm_tagger])
-def test_where_rows_are_mixed_or_layers_unknown_every_task_has_its_pass(build, dtype, tolerance):
-    said = compare(*case(build, dtype, 6, lambda k, b: b % 6 == k), dtype, tolerance)
+def test_where_rows_are_mixed_or_layers_unknown_every_task_has_its_pass(build):
+    """In float32 an LSTM is one node, of a sort the engine does not know."""
+    said = compare(*case(build, torch.float32, 6, lambda k, b: b % 6 == k), torch.float32, 1e-4)
     assert "one backward per task present" in said

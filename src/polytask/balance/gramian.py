@@ -57,7 +57,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from polytask.balance import gradients
 from polytask.balance.graph import ROW_BY_ROW, Graph, read
-from polytask.balance.layers import Embedding, Linear, Small, Use, scatter, shape_of, wide
+from polytask.balance.layers import Embedding, Linear, Small, Use, shape_of, wide
 
 Way = Literal["ghost", "looked up", "sums", "formed", "rows"]
 
@@ -84,20 +84,20 @@ class Streams:
     given: S gradients of the cut's output; empty without a cut.
     tasks_SB: the task (0 to K - 1) of each row of each stream, K for nobody's; None: stream s is
         task s, in all rows.
-    minor: nodes of the layers whose positions count rows fastest, as in (L, B, ...).
+    minor: the uses whose positions count rows fastest, as in (L, B, ...).
     """
 
     tasks: int
     at: Node | None = None
     given: tuple[Tensor, ...] = ()
     tasks_SB: Tensor | None = None
-    minor: frozenset[Node] = frozenset()
+    minor: frozenset[Use] = frozenset()
 
     def tasks_SN(self, use: Use) -> Tensor:
         """Return the task of each position of a layer, per stream."""
         assert self.tasks_SB is not None
         times = use.shape[0] // self.tasks_SB.shape[1]
-        if use.node in self.minor:
+        if use in self.minor:
             return self.tasks_SB.repeat(1, times)
         return self.tasks_SB.repeat_interleave(times, dim=1)
 
@@ -182,7 +182,8 @@ class PerLayer:
                 continue
             uses = graph.uses[i]
             assert uses is not None
-            layer = _Layer(uses, [kept[use.node] for use in uses], streams)
+            kept_here = [kept[use.node].view(-1, *use.shape) for use in uses]
+            layer = _Layer(uses, kept_here, streams)
             if way == "sums":
                 sums_KQ = layer.sums()
                 gram_KK += gradients.gram(sums_KQ)
@@ -271,22 +272,17 @@ class _Verdict:
         self._asked = 0
         self._minor: tuple[bool, ...] = ()
 
-    def minor(self, graph: Graph, cut: Node) -> frozenset[Node] | None:
-        """Return the layers whose positions count rows fastest; None where rows are mixed."""
-        nodes = _nodes(graph)
+    def minor(self, graph: Graph, cut: Node) -> frozenset[Use] | None:
+        """Return the uses whose positions count rows fastest; None where rows are mixed."""
+        uses = [use for uses in graph.uses.values() for use in uses or ()]
         self._asked += 1
         if self._asked & (self._asked - 1) == 0:
-            found = _try_rows(cut, nodes)
+            found = _try_rows(cut, uses)
             self.mixes = found is None
             self._minor = found or ()
         if self.mixes:
             return None
-        return frozenset(n for n, minor in zip(nodes, self._minor, strict=True) if minor)
-
-
-def _nodes(graph: Graph) -> list[Node]:
-    """Return the nodes of all known layers, each once, in a fixed order."""
-    return list(dict.fromkeys(use.node for uses in graph.uses.values() for use in uses or ()))
+        return frozenset(use for use, minor in zip(uses, self._minor, strict=True) if minor)
 
 
 def _may_keep_rows(node: Node) -> bool:
@@ -295,27 +291,28 @@ def _may_keep_rows(node: Node) -> bool:
     return node.name() in ROW_BY_ROW
 
 
-def _try_rows(cut: Node, nodes: list[Node]) -> tuple[bool, ...] | None:
-    """Return, per layer, whether positions count rows fastest; None where a layer mixes rows."""
+def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
+    """Return, per use, whether positions count rows fastest; None where a layer mixes rows."""
     shape = shape_of(cut)
     rows = shape[0]
-    if any(shape_of(node)[0] % rows for node in nodes):
+    if any(use.shape[0] % rows for use in uses):
         return None
-    metadata = cut._input_metadata[0]  # type: ignore[attr-defined]
+    nodes = list(dict.fromkeys(use.node for use in uses))
+    like = cut._input_metadata[0]  # type: ignore[attr-defined]
     generator = torch.Generator().manual_seed(rows)
-    layouts = [{False, True} for _ in nodes]
+    layouts = [{False, True} for _ in uses]
     for _ in range(2):
         half_B = torch.zeros(rows, dtype=torch.bool)
         half_B[torch.randperm(rows, generator=generator)[: (rows + 1) // 2]] = True
         for mask_B in (half_B, ~half_B):
             d = torch.randn(shape, generator=generator)
             d[~mask_B] = 0
-            d = d.to(metadata.device, metadata.dtype)
-            found = _below(cut, d, nodes, [])
-            for node, d_N, left in zip(nodes, found, layouts, strict=True):
+            found = dict(zip(nodes, _below(cut, d.to(like.device, like.dtype), nodes, []), strict=True))
+            for use, left in zip(uses, layouts, strict=True):
+                d_N = found[use.node]
                 if d_N is None:
                     continue
-                there_N = (d_N.flatten(1) != 0).any(1).cpu()
+                there_N = (d_N.reshape(use.shape[0], -1) != 0).any(1).cpu()
                 times = len(there_N) // rows
                 for minor in tuple(left):
                     mask_N = mask_B.repeat(times) if minor else mask_B.repeat_interleave(times)
@@ -327,7 +324,7 @@ def _try_rows(cut: Node, nodes: list[Node]) -> tuple[bool, ...] | None:
 
 
 def _packed(
-    cut: Node, given: Sequence[Tensor], there_KB: Tensor, streams: int, minor: frozenset[Node]
+    cut: Node, given: Sequence[Tensor], there_KB: Tensor, streams: int, minor: frozenset[Use]
 ) -> Streams:
     """Return the tasks' gradients with several tasks' rows in one stream."""
     tasks, rows = there_KB.shape
@@ -532,25 +529,16 @@ class _Layer:
             yield _total(parts)
 
     def _looked_up(self) -> Tensor:
-        words, inverse = torch.unique(
-            torch.cat([u.indices.flatten() for u in self.uses if isinstance(u, Embedding)]),
-            return_inverse=True,
-        )
-        tasks, start = self.streams.tasks, 0
-        width = self.kept[0].shape[-1]
-        table = self.kept[0].new_zeros((tasks + 1) * len(words), width)
-        for use, d_SN in zip(self.uses, self.kept, strict=True):
-            assert isinstance(use, Embedding)
-            own = inverse[start : start + use.indices.numel()]
-            start += use.indices.numel()
-            kept = (use.indices.flatten() != use.padding)[:, None]
+        uses = [use for use in self.uses if isinstance(use, Embedding)]
+        words, inverse = torch.unique(torch.cat([u.indices_N for u in uses]), return_inverse=True)
+        tasks = self.streams.tasks
+        table = self.kept[0].new_zeros((tasks + 1) * len(words), self.kept[0].shape[-1])
+        sizes = [use.shape[0] for use in uses]
+        for use, d_SN, own_N in zip(uses, self.kept, inverse.split(sizes), strict=True):
+            d_SN = d_SN * (use.indices_N != use.padding)[:, None]
             for s, d_N in enumerate(d_SN):
-                if self.streams.tasks_SB is None:
-                    tasks_N: Tensor | int = s
-                else:
-                    inner = use.indices.numel() // use.shape[0]
-                    tasks_N = self.streams.tasks_SN(use)[s].repeat_interleave(inner)
-                table.index_add_(0, tasks_N * len(words) + own, d_N.flatten(0, -2) * kept)
+                task = s if self.streams.tasks_SB is None else self.streams.tasks_SN(use)[s]
+                table.index_add_(0, task * len(words) + own_N, d_N)
         return gradients.gram(table.view(tasks + 1, -1)[:-1])
 
     def _ghost(self) -> Tensor | None:

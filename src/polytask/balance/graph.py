@@ -158,7 +158,8 @@ def _cuts(order: list[Node], roots: Sequence[Node | None], targets: set[Node]) -
             continue
         if node in targets:
             break  # reached, so nothing that comes later lies on every path
-        if entering[node] == crossing and shape_of(node):
+        single = len(node._input_metadata) == 1  # type: ignore[attr-defined]
+        if entering[node] == crossing and single and shape_of(node):
             cuts.append(node)
         crossing -= entering[node]
         for child, _ in node.next_functions:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 
 ALIASES = {"TBackward0": True, "ToCopyBackward0": False}
 """Nodes between a parameter and its layer that keep its values; True where they transpose."""
@@ -35,9 +35,8 @@ def saved(node: Node, name: str) -> Any:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Return the shape of the node's only output in the forward pass; () where it has several."""
-    outputs = node._input_metadata  # type: ignore[attr-defined]
-    return tuple(outputs[0].shape) if len(outputs) == 1 else ()
+    """Return the shape of the node's first output in the forward pass."""
+    return tuple(node._input_metadata[0].shape)  # type: ignore[attr-defined]
 
 
 def wide(values: Tensor) -> Tensor:
@@ -48,14 +47,15 @@ def wide(values: Tensor) -> Tensor:
 class Use:
     """One place where a parameter enters the computation.
 
-    edge: the layer's output, whose gradient tells the parameter's.
-    shape: of that output; dim 0 holds the positions.
+    node: the layer, whose output's gradient tells the parameter's.
+    shape: of that output, the dimensions before the last `trailing` ones as one: (N, ...).
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, trailing: int | None = None) -> None:
+        out = shape_of(node)
+        lead = 1 if trailing is None else len(out) - trailing
         self.node = node
-        self.edge = GradientEdge(node, 0)
-        self.shape = shape_of(node)
+        self.shape = (math.prod(out[:lead]), *out[lead:])
 
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
         """Return the parameter's gradient for output gradients d_N (N, ...).
@@ -125,38 +125,31 @@ class Embedding(Use):
     """A table of which rows are looked up."""
 
     def __init__(self, node: Node) -> None:
-        super().__init__(node)
+        super().__init__(node, trailing=1)
         self.words = int(saved(node, "weight_sym_argsize_0"))
+        padding = int(saved(node, "padding_idx"))
+        # Never gets a gradient. Autograd shows -1, for none, without its sign.
+        self.padding = padding if padding < self.words else -1
 
     @property
-    def indices(self) -> Tensor:
-        """The rows looked up, in any shape; that of the output without its last dimension."""
+    def indices_N(self) -> Tensor:
+        """The rows looked up."""
         indices: Tensor = saved(self.node, "indices")
-        return indices
-
-    @property
-    def padding(self) -> int:
-        """The row that never gets a gradient; -1 for none."""
-        padding = int(saved(self.node, "padding_idx"))
-        return padding if padding < self.words else -1  # autograd shows -1 without its sign
+        return indices.flatten()
 
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
-        indices = (self.indices if at is None else self.indices[at]).flatten()
-        return scatter(d_N.flatten(0, -2), indices, self.words, self.padding)
-
-
-def scatter(d_NE: Tensor, indices_N: Tensor, words: int, padding: int) -> Tensor:
-    """Return the sums of d_NE over positions of the same index, (V, E)."""
-    if padding >= 0:
-        d_NE = d_NE * (indices_N != padding)[:, None]
-    return d_NE.new_zeros(words, d_NE.shape[-1]).index_add_(0, indices_N, d_NE)
+        indices_N = self.indices_N if at is None else self.indices_N[at]
+        d_N = d_N * (indices_N != self.padding)[:, None]
+        return d_N.new_zeros(self.words, d_N.shape[1]).index_add_(0, indices_N, d_N)
 
 
 class Small(Use):
     """A parameter whose gradient is a sum over positions of something as large as the output."""
 
-    def __init__(self, node: Node, each: Callable[[Node, Tensor], Tensor]) -> None:
-        super().__init__(node)
+    def __init__(
+        self, node: Node, each: Callable[[Node, Tensor], Tensor], trailing: int | None = None
+    ) -> None:
+        super().__init__(node, trailing)
         self._each = each
 
     def each(self, d_N: Tensor) -> Tensor:
@@ -168,13 +161,17 @@ class Small(Use):
         return self.each(d_N).sum(0)
 
 
-def _broadcast(shape: tuple[int, ...], other: str | None = None) -> Callable[..., Tensor]:
-    """Return the rule of a parameter of that shape that is added to, or multiplied by, `other`."""
+def _whole(node: Node, d_N: Tensor) -> Tensor:
+    """Added to every position as it is."""
+    return d_N.flatten(1)
+
+
+def _times(other: str) -> Callable[[Node, Tensor], Tensor]:
+    """Return the rule of a parameter that every position of `other` is multiplied by."""
 
     def each(node: Node, d_N: Tensor) -> Tensor:
-        if other is not None:
-            d_N = d_N * saved(node, other)
-        return d_N.sum_to_size(len(d_N), *(1,) * (d_N.dim() - 1 - len(shape)), *shape).flatten(1)
+        factor: Tensor = saved(node, other)
+        return (d_N * factor.expand(shape_of(node)).reshape(d_N.shape)).flatten(1)
 
     return each
 
@@ -184,14 +181,9 @@ def _channels(node: Node, d_N: Tensor) -> Tensor:
     return d_N.flatten(2).sum(2)
 
 
-def _layer_norm_bias(node: Node, d_N: Tensor) -> Tensor:
-    width = math.prod(saved(node, "normalized_shape"))
-    return d_N.reshape(len(d_N), -1, width).sum(1)
-
-
 def _layer_norm_scale(node: Node, d_N: Tensor) -> Tensor:
     inputs, mean = wide(saved(node, "input")), saved(node, "result1")
-    return _layer_norm_bias(node, d_N * ((inputs - mean) * saved(node, "result2")))
+    return (d_N * ((inputs - mean) * saved(node, "result2")).reshape(d_N.shape)).flatten(1)
 
 
 def _group_norm_scale(node: Node, d_N: Tensor) -> Tensor:
@@ -228,19 +220,21 @@ def recognise(site: Site, shape: tuple[int, ...]) -> Use | None:
     if name == "EmbeddingBackward0":
         usual = not (saved(node, "scale_grad_by_freq") or saved(node, "sparse"))
         return Embedding(node) if usual else None
-    if name == "NativeLayerNormBackward0" and len(saved(node, "normalized_shape")) < len(out):
-        return Small(node, _layer_norm_scale if argument == 1 else _layer_norm_bias)
     if name == "NativeGroupNormBackward0":
         return Small(node, _group_norm_scale if argument == 1 else _channels)
-    # What is left is spread over the rows: dim 0 of a parameter must not be the rows themselves.
+    if name == "NativeLayerNormBackward0":
+        each = _layer_norm_scale if argument == 1 else _whole
+        trailing = len(saved(node, "normalized_shape"))
+        return Small(node, each, trailing) if trailing < len(out) else None
+    # What is left is spread over the rows: a parameter must not hold the rows' own dimension.
     own = shape[1:] if len(shape) == len(out) and shape[0] == 1 else shape
-    if not 0 < len(own) < len(out):
+    if not 0 < len(own) < len(out) or own != out[len(out) - len(own) :]:
         return None
     if name == "ExpandBackward0" or (
         (name == "AddmmBackward0" and argument == 0 and saved(node, "beta") == 1)
         or (name == "AddBackward0" and (argument == 0 or saved(node, "alpha") == 1))
     ):
-        return Small(node, _broadcast(own))
+        return Small(node, _whole, len(own))
     if name == "MulBackward0":
-        return Small(node, _broadcast(own, "other" if argument == 0 else "self"))
+        return Small(node, _times("other" if argument == 0 else "self"), len(own))
     return None
