@@ -1,6 +1,6 @@
 """The per-layer Gramian and its update, against autograd's gradient of every task."""
 
-import math
+import logging
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from polytask.balance import AlignedMTL, Balancer, PCGrad, Signal, State, Update
-from polytask.balance.gramian import PerLayer
+from polytask.balance import Balancer, Signal, State, Update
+from polytask.errors import UsageError
 
 
 class Fixed:
@@ -226,3 +226,165 @@ def test_where_rows_are_mixed_or_layers_unknown_every_task_has_its_pass(build):
     """In float32 an LSTM is one node, of a sort the engine does not know."""
     said = compare(*case(build, torch.float32, 6, lambda k, b: b % 6 == k), torch.float32, 1e-4)
     assert "one backward per task present" in said
+
+
+def test_rows_of_several_tasks_are_packed_together():
+    """One row of six tasks, the others of one: six streams would save nothing."""
+    said = compare(
+        *case(mlp, torch.float64, 6, lambda k, b: b == 0 or b % 6 == k), torch.float64, 1e-10
+    )
+    assert "one backward per task present" in said
+
+
+def test_a_mixing_layer_that_begins_at_zero_is_found_when_it_grows():
+    """Rows are mixed by a gate that is 0 at first, so that the first trial sees nothing."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(20, 16), nn.Linear(16, 16)
+            self.gate = 0.0
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x + self.gate * x.mean(0, keepdim=True))
+
+    torch.manual_seed(0)
+    encoder, x = Gated().double(), torch.randn(12, 20, dtype=torch.float64)
+    method = Fixed()
+    balancer = Balancer(method, encoder.parameters())
+    for step in range(4):
+        encoder.gate = 0.5 if step else 0.0
+        features = encoder(x)
+        losses = [features[:6].square().sum(), features[6:].sum()]
+        rows_KP = rows_by_autograd(losses, list(encoder.parameters()))
+        balancer.backward(losses)
+        assert ("label-sparse" in balancer.engine) == (step == 0)
+        torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_that_cancel_do_not_cost_the_digits():
+    """A task's rows cancel to a millionth; a product of inputs and output gradients is lost."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(256, 256, bias=False))
+    x = torch.randn(16, 256)
+    features = encoder(torch.cat([x, x]))
+    signs = torch.cat([torch.ones(16), -torch.ones(16) * (1 - 1e-6)])[:, None]
+    losses = [(features * signs).sum(), features.square().mean()]
+    shared = list(encoder.parameters())
+    rows_KP = rows_by_autograd(losses, shared).double()
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    balancer.backward(losses)
+    assert "ghost 1" in balancer.engine
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("labels", [1, 6], ids=["sparse", "dense"])
+def test_under_autocast(labels):
+    """bf16 has 8 bits; the products are formed in float32 from what the layers kept."""
+    torch.manual_seed(0)
+    encoder, heads = nn.Sequential(*mlp()[0], nn.Linear(16, 16)), nn.Linear(16, 6)
+    x = torch.randn(12, 20)
+    mask = (torch.arange(12)[:, None] - torch.arange(6)) % 6 < labels
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = heads(encoder(x))
+    losses = list((outputs.float().square() * mask).sum(0))
+    said = compare(losses, list(encoder.parameters()), heads, torch.float32, 0.02)
+    assert ("label-sparse" in said) == (labels == 1)
+    assert all(p.grad.dtype == torch.float32 for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("labels", [1, 6], ids=["sparse", "dense"])
+def test_dropout_is_that_of_the_forward_pass(labels):
+    def build():
+        layers, x = mlp()
+        return nn.Sequential(layers[0], nn.Dropout(0.5), *layers[1:], nn.Dropout(0.2)), x
+
+    losses = case(build, torch.float64, 6, lambda k, b: (b - k) % 6 < labels)
+    said = compare(*losses, torch.float64, 1e-10)
+    assert ("label-sparse" in said) == (labels == 1)
+
+
+def test_losses_as_one_tensor_from_one_node():
+    torch.manual_seed(0)
+    encoder, heads = mlp()[0].double(), nn.Linear(16, 6).double()
+    x = torch.randn(12, 20, dtype=torch.float64)
+    mask = torch.arange(12)[:, None] % 6 == torch.arange(6)
+    losses_K = (heads(encoder(x)).square() * mask).sum(0) / 2
+    shared = list(encoder.parameters())
+    rows_KP = rows_by_autograd(losses_K.unbind(), shared)
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    balancer.backward(losses_K)
+    assert "label-sparse" in balancer.engine
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-12)
+
+
+def test_a_task_that_reaches_another_part_of_the_encoder():
+    """No node lies on every way, and two tasks share nothing."""
+    torch.manual_seed(0)
+    left, right = nn.Linear(20, 16).double(), nn.Linear(20, 16).double()
+    x = torch.randn(12, 20, dtype=torch.float64)
+    losses = [left(x).square().sum(), right(x).sum(), (left(x) * right(x)).sum()]
+    shared = [*left.parameters(), *right.parameters()]
+    heads = nn.ModuleList([nn.Linear(1, 1).double()])
+    losses = [loss * heads[0](loss.new_ones(1))[0] for loss in losses]
+    said = compare(losses, shared, heads, torch.float64, 1e-10)
+    assert "without a cut" in said
+
+
+def test_hooks_on_shared_parameters_are_obeyed():
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        torch.manual_seed(0)
+        encoder, x = mlp()
+        seen = []
+        getattr(encoder[0].weight, register)(lambda given, seen=seen: seen.append(given) and None)
+        balancer = Balancer(Fixed(), encoder.parameters())
+        balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+        assert len(seen) >= 2, register
+
+
+def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
+    torch.manual_seed(0)
+    encoder, x = mlp()
+    shared, x = list(encoder.parameters()), x.requires_grad_()
+    results = []
+    for wrapped in (True, False):
+        method = Fixed()
+        balancer = Balancer(method, shared)
+        for _ in range(2):
+            features = checkpoint(encoder, x, use_reentrant=True) if wrapped else encoder(x)
+            with caplog.at_level(logging.WARNING):
+                balancer.backward([features.sum(), features.square().sum()])
+        results.append((method.seen_KK, balancer.engine))
+    (got_KK, said), (expected_KK, _) = results
+    torch.testing.assert_close(got_KK, expected_KK, rtol=1e-5, atol=0)
+    assert said.startswith("exact: one backward per task present (a Python-written")
+    assert sum("hides parameters" in record.message for record in caplog.records) == 1
+
+
+def test_micro_batches_and_rows_take_one_backward_per_task():
+    torch.manual_seed(0)
+    encoder, x = mlp()
+    balancer = Balancer(Fixed(), encoder.parameters())
+    balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+    assert balancer.engine.startswith("exact, per layer")
+    balancer.backward([encoder(x).sum(), encoder(x).square().sum()], accumulate=True)
+    balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+    assert balancer.engine == "exact: one backward per task present"
+    by_rows = Balancer(Fixed(), encoder.parameters(), gramian="rows")
+    by_rows.backward([encoder(x).sum(), encoder(x).square().sum()])
+    assert by_rows.engine == "exact: one backward per task present"
+    assert by_rows.held_bytes == 2 * 4 * sum(p.numel() for p in encoder.parameters())
+    with pytest.raises(UsageError, match="gramian is 'ghost'; give 'per layer' or 'rows'"):
+        Balancer(Fixed(), encoder.parameters(), gramian="ghost")
+
+
+def test_a_wide_layer_keeps_no_row_per_task():
+    torch.manual_seed(0)
+    encoder, x = nn.Linear(512, 512, bias=False), torch.randn(8, 512)
+    balancer = Balancer(Fixed(), encoder.parameters())
+    features = encoder(x)
+    balancer.backward([features.sum(), features.square().sum(), features.exp().sum()])
+    assert balancer.held_bytes == 3 * 4 * 8 * 512

@@ -33,6 +33,8 @@ Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 At = tuple[int, ...]  # positions of tasks on axis T, ascending
 Given = Sequence[Tensor] | Tensor  # the present tasks' losses, with their graphs
 
+BY_ROWS = "exact: one backward per task present"
+
 INDEX_CACHE = 256
 """Sets of present tasks whose index tensor is kept, so that a step copies none to the device."""
 
@@ -79,6 +81,8 @@ class Balancer:
     gramian: "per layer" forms the Gramian without the tasks' gradients wherever it can (see
         `gramian`); "rows" always forms them, one backward per task present.
 
+    held_bytes: of the tasks' gradients, or what stood for them, at most in an update so far.
+
     Several processes: each passes its share of the global losses (sum over its rows, divided by
     the count over all rows), calls equally often, and afterwards the loop sums `.grad` over the
     processes, for shared and other parameters alike. The Gramian holds the products across
@@ -115,6 +119,9 @@ class Balancer:
         self.state: State = {}
         self._gramian = gramian
         self._per_layer = PerLayer()
+        fast = method.needs == "gramian" and gramian == "per layer"
+        self._how = "exact, per layer: chosen at the first step" if fast else BY_ROWS
+        self.held_bytes = 0
         self._steps_per_epoch = steps_per_epoch
         self._group = process_group
         self._tasks: tuple[str, ...] = ()
@@ -132,12 +139,10 @@ class Balancer:
 
     @property
     def engine(self) -> str:
-        """Return how gradients are computed, in words, for the record of a run."""
+        """Return how gradients were computed last, in words, for the record of a run."""
         if self.method.needs == "losses":
             return "one backward of the weighted losses"
-        if self.method.needs == "gramian" and self._gramian == "per layer":
-            return self._per_layer.said or "exact, per layer: chosen at the first step"
-        return "exact: one backward per task present"
+        return self._how
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the method's trained parameters, for the optimiser; most methods have none."""
@@ -247,11 +252,8 @@ class Balancer:
             update = self._ask(all_at, all_K)
             self._add_gradients(update, all_at, at, given)
         else:
-            update = self._add_fast(at, given, all_K) if self._may_be_fast(pending) else None
-            if update is None:
-                pending = pending or _Pending()
-                pending.add_rows(at, given, self.shared)
-                update = self._add_update(pending, all_at, all_K)
+            fast = self._add_fast(at, given, all_K) if self._may_be_fast(pending) else None
+            update = fast or self._add_rows(pending or _Pending(), at, given, all_at, all_K)
         self.state = update.state
         self.step += 1
         return Weights(self._names(all_at), update.weights_K.detach(), all_K)
@@ -282,8 +284,10 @@ class Balancer:
         """Form the Gramian layer by layer and add the method's update; None where it cannot."""
         losses = given.unbind() if isinstance(given, Tensor) else given
         products = self._per_layer.products(losses, self.shared)
+        self._how = self._per_layer.said
         if products is None:
             return None
+        self.held_bytes = max(self.held_bytes, self._per_layer.held)
         update = self._ask(at, losses_K, products.gram_KK)
         assert update.direction_P is None, "a direction needs rows"
         products.add(update.weights_K.detach(), self.shared)
@@ -291,15 +295,21 @@ class Balancer:
             update.penalty.backward()  # type: ignore[no-untyped-call]
         return update
 
-    def _add_update(self, pending: _Pending, at: At, losses_K: Tensor) -> Update:
-        """Form the Gramian, ask the method, and add its update to the shared `.grad`."""
-        rows_KP, reached = pending.spread(at, self.shared), pending.reached
+    def _add_rows(
+        self, pending: _Pending, at: At, given: Given, all_at: At, losses_K: Tensor
+    ) -> Update:
+        """Form every task's gradient and add the method's update to the shared `.grad`."""
+        self._how = self._how if self._may_be_fast(None) else BY_ROWS
+        pending.add_rows(at, given, self.shared)
+        rows_KP, reached = pending.spread(all_at, self.shared), pending.reached
+        self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
         world = self._world()
         if world > 1:
             dist.all_reduce(rows_KP, group=self._group)
             reached = self._reached_anywhere(reached)
         needs_rows = self.method.needs == "rows"
-        update = self._ask(at, losses_K, gradients.gram(rows_KP), rows_KP if needs_rows else None)
+        gram_KK = gradients.gram(rows_KP)
+        update = self._ask(all_at, losses_K, gram_KK, rows_KP if needs_rows else None)
         direction_P = update.direction_P
         if direction_P is None:
             direction_P = update.weights_K.detach().to(rows_KP.dtype) @ rows_KP

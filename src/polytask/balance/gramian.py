@@ -49,7 +49,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ MEMORY = 2.0
 them from there saves memory and costs one more product."""
 BLOCK = 1 << 22
 """Numbers of a temporary of the ghost products."""
+BLOCKS = 4
+"""Blocks of positions at least: four save three eighths of the products, more make them small."""
 FORMS = 256
 """Forms of the graph whose verdict is remembered; texts of many lengths have many."""
 
@@ -138,10 +140,15 @@ class Products:
 
 
 class PerLayer:
-    """Gives each step's Gramian and update, and remembers what it found out about the model."""
+    """Gives each step's Gramian and update, and remembers what it found out about the model.
+
+    said: how the last step was computed, in words.
+    held: bytes of output gradients and rows that the last step held.
+    """
 
     def __init__(self) -> None:
         self.said = ""
+        self.held = 0
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
         self._told = False
 
@@ -149,9 +156,12 @@ class PerLayer:
         """Return the products of the losses' gradients; None where this cannot tell them."""
         why = _refusal(losses, shared)
         graph = None if why else read(losses, shared)
-        if graph is not None and graph.opaque:
-            if any(p.requires_grad and i not in graph.uses for i, p in enumerate(shared)):
-                why = "a Python-written autograd function hides parameters"
+        if (
+            graph is not None
+            and graph.opaque
+            and any(p.requires_grad and i not in graph.uses for i, p in enumerate(shared))
+        ):
+            why = "a Python-written autograd function hides parameters"
         if graph is None or why:
             self._say(f"exact: one backward per task present ({why})", why)
             return None
@@ -165,11 +175,10 @@ class PerLayer:
         self, graph: Graph, losses: Sequence[Tensor], shared: Sequence[nn.Parameter]
     ) -> Products:
         streams = self._streams(graph, losses)
-        ways = {
-            i: _plan(uses, shared[i].numel(), streams) for i, uses in graph.uses.items()
-        }
+        ways = {i: _plan(uses, shared[i].numel(), streams) for i, uses in graph.uses.items()}
         self._describe(graph, ways, streams)
         kept, rows = _passes(graph, ways, losses, shared, streams)
+        self.held = sum(t.numel() * t.element_size() for t in (*kept.values(), *rows.values()))
         tasks = len(losses)
         device = shared[0].device
         gram_KK = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
@@ -199,9 +208,11 @@ class PerLayer:
         if not graph.cuts:
             return Streams(tasks)
         dense: Streams | None = None
-        deepest = {shape_of(node)[0]: node for node in graph.cuts}  # by the number of rows
+        deepest: dict[int, Node] = {}  # by the number of rows, from the deepest cut on
+        for cut in reversed(graph.cuts):
+            deepest.setdefault(shape_of(cut)[0], cut)
         known = all(uses is not None for uses in graph.uses.values())
-        for cut in reversed(deepest.values()):
+        for cut in deepest.values():
             verdict = self._verdict(graph, cut) if known and tasks > 1 else None
             if dense is not None and (verdict is None or verdict.mixes):
                 continue
@@ -298,7 +309,7 @@ def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
     if any(use.shape[0] % rows for use in uses):
         return None
     nodes = list(dict.fromkeys(use.node for use in uses))
-    like = cut._input_metadata[0]  # type: ignore[attr-defined]
+    like = cut._input_metadata[0]
     generator = torch.Generator().manual_seed(rows)
     layouts = [{False, True} for _ in uses]
     for _ in range(2):
@@ -307,7 +318,9 @@ def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
         for mask_B in (half_B, ~half_B):
             d = torch.randn(shape, generator=generator)
             d[~mask_B] = 0
-            found = dict(zip(nodes, _below(cut, d.to(like.device, like.dtype), nodes, []), strict=True))
+            found = dict(
+                zip(nodes, _below(cut, d.to(like.device, like.dtype), nodes, []), strict=True)
+            )
             for use, left in zip(uses, layouts, strict=True):
                 d_N = found[use.node]
                 if d_N is None:
@@ -349,7 +362,7 @@ def _down_to(cut: Node, losses: Sequence[Tensor]) -> tuple[Tensor, ...]:
         torch.autograd.grad(loss, [edge], retain_graph=True, allow_unused=True)[0]
         for loss in losses
     ]
-    like = cut._input_metadata[0]  # type: ignore[attr-defined]
+    like = cut._input_metadata[0]
     return tuple(
         torch.zeros(shape_of(cut), dtype=like.dtype, device=like.device) if d is None else d
         for d in found
@@ -360,10 +373,19 @@ def _below(
     cut: Node, d: Tensor, nodes: Sequence[Node], leaves: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients at the outputs of nodes, and of leaves, for one gradient at the cut."""
-    wanted = [*(GradientEdge(node, 0) for node in nodes), *leaves]
-    return torch.autograd.grad(
-        [GradientEdge(cut, 0)], wanted, grad_outputs=[d], retain_graph=True, allow_unused=True
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        [GradientEdge(cut, 0)],
+        _wanted(nodes, leaves),
+        grad_outputs=[d],
+        retain_graph=True,
+        allow_unused=True,
     )
+    return found
+
+
+def _wanted(nodes: Sequence[Node], leaves: Sequence[Tensor]) -> list[Any]:
+    # torch takes edges and tensors side by side; its annotations know of lists of one sort.
+    return [*(GradientEdge(node, 0) for node in nodes), *leaves]
 
 
 def _passes(
@@ -385,8 +407,9 @@ def _passes(
     kept: dict[Node, Tensor] = {}
     rows: dict[int, Tensor] = {}
     for s in range(count if nodes or leaves else 0):
+        found: tuple[Tensor | None, ...]
         if streams.at is None:
-            wanted = [*(GradientEdge(node, 0) for node in nodes), *leaves]
+            wanted = _wanted(nodes, leaves)
             found = torch.autograd.grad(losses[s], wanted, retain_graph=True, allow_unused=True)
         else:
             found = _below(streams.at, streams.given[s], nodes, leaves)
@@ -450,7 +473,7 @@ def _plan(uses: list[Use] | None, numel: int, streams: Streams) -> Way:
             other = tasks * own + tasks**2 * numel
         if ghost < other:
             return "ghost"
-    if sparse or MEMORY * outputs < numel and not any(isinstance(use, Small) for use in uses):
+    if sparse or (MEMORY * outputs < numel and not any(isinstance(use, Small) for use in uses)):
         return "formed"
     return "rows"
 
@@ -515,9 +538,7 @@ class _Layer:
         ]
         for k in range(self.streams.tasks):
             parts = []
-            for n, (use, d_SN, tasks_SN) in enumerate(
-                zip(self.uses, self.kept, maps, strict=True)
-            ):
+            for n, (use, d_SN, tasks_SN) in enumerate(zip(self.uses, self.kept, maps, strict=True)):
                 if n in sums:
                     parts.append(sums[n][k].flatten())
                 elif tasks_SN is None:
@@ -565,18 +586,30 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
 
 def _ghost_dense(inputs_NI: Tensor, d_KNO: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Gramian, and each task's sum of its positions' own squares."""
-    tasks, positions, outs = d_KNO.shape
-    gram_KK = torch.zeros(tasks, tasks, dtype=torch.float64, device=d_KNO.device)
-    block = max(1, BLOCK // (tasks * outs))
-    for start in range(0, positions, block):
-        here = slice(start, start + block)
-        inner_CN = inputs_NI[here] @ inputs_NI.T
+    tasks, _, outs = d_KNO.shape
+    half_KK = torch.zeros(tasks, tasks, dtype=torch.float64, device=d_KNO.device)
+    for here, later, inner_CM in _blocks(inputs_NI, BLOCK // (tasks * outs)):
         # One product per task: a batched one is half as fast again on processors.
-        mixed_CKO = torch.stack([inner_CN @ d_NO for d_NO in d_KNO], 1)
-        gram_KK += torch.bmm(mixed_CKO, d_KNO[:, here].permute(1, 2, 0)).sum(0, dtype=torch.float64)
+        mixed_CKO = torch.stack([inner_CM @ d_NO[later] for d_NO in d_KNO], 1)
+        half_KK += torch.bmm(mixed_CKO, d_KNO[:, here].permute(1, 2, 0)).sum(0, dtype=torch.float64)
     squares_N = inputs_NI.square().sum(1)
     apart_K = torch.stack([d_NO.square().sum(1) @ squares_N for d_NO in d_KNO])
-    return gram_KK, apart_K.to(torch.float64)
+    return half_KK + half_KK.T, apart_K.to(torch.float64)
+
+
+def _blocks(inputs_NI: Tensor, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield blocks of positions, each with those from its start on, and their inputs' products.
+
+    The products are symmetric and only one side is formed. Those within a block are halved, so
+    that a sum over all and its transpose make the whole. size: of a block at most.
+    """
+    positions = len(inputs_NI)
+    size = max(1, min(size, -(-positions // BLOCKS)))
+    for start in range(0, positions, size):
+        here, later = slice(start, start + size), slice(start, None)
+        inner_CM = inputs_NI[here] @ inputs_NI[later].T
+        inner_CM[:, : len(inner_CM)] /= 2
+        yield here, later, inner_CM
 
 
 def _ghost_sparse(
@@ -585,17 +618,15 @@ def _ghost_sparse(
     """Return the Gramian, and each task's sum of its positions' own squares."""
     streams, positions, _ = d_SNO.shape
     # One task more than there are, for the rows that belong to none.
-    gram_KK = torch.zeros(tasks + 1, tasks + 1, dtype=torch.float64, device=d_SNO.device)
-    block = max(1, BLOCK // positions)
-    for start in range(0, positions, block):
-        here = slice(start, start + block)
-        inner_CN = inputs_NI[here] @ inputs_NI.T
+    half_KK = torch.zeros(tasks + 1, tasks + 1, dtype=torch.float64, device=d_SNO.device)
+    for here, later, inner_CM in _blocks(inputs_NI, BLOCK // positions):
         for s in range(streams):
-            onto_CK = gram_KK.new_zeros(len(inner_CN), tasks + 1)
+            onto_CK = half_KK.new_zeros(len(inner_CM), tasks + 1)
             for t in range(streams):
-                products_CN = (d_SNO[s, here] @ d_SNO[t].T) * inner_CN
-                onto_CK.index_add_(1, tasks_SN[t], products_CN.to(torch.float64))
-            gram_KK.index_add_(0, tasks_SN[s, here], onto_CK)
+                products_CM = (d_SNO[s, here] @ d_SNO[t, later].T) * inner_CM
+                onto_CK.index_add_(1, tasks_SN[t, later], products_CM.double())
+            half_KK.index_add_(0, tasks_SN[s, here], onto_CK)
+    gram_KK = half_KK + half_KK.T
     squares_SN = d_SNO.square().sum(2) * inputs_NI.square().sum(1)
     apart_K = gram_KK.new_zeros(tasks + 1)
     apart_K.index_add_(0, tasks_SN.flatten(), squares_SN.flatten().to(torch.float64))

@@ -24,9 +24,9 @@ ROW_BY_ROW = frozenset(
     for variant in range(3)
     for name in (
         # element by element
-        "Relu", "LeakyRelu", "Gelu", "Silu", "Mish", "Elu", "Tanh", "Sigmoid", "Softplus", "Hardtanh",
-        "Hardswish", "Hardsigmoid", "Exp", "Log", "Sqrt", "Rsqrt", "Pow", "Neg", "Abs", "Clamp",
-        "ClampMin", "ClampMax", "Add", "Sub", "Rsub", "Mul", "Div", "Where", "MaskedFill",
+        "Relu", "LeakyRelu", "Gelu", "Silu", "Mish", "Elu", "Tanh", "Sigmoid", "Softplus",
+        "Hardtanh", "Hardswish", "Hardsigmoid", "Exp", "Log", "Sqrt", "Rsqrt", "Pow", "Neg", "Abs",
+        "Clamp", "ClampMin", "ClampMax", "Add", "Sub", "Rsub", "Mul", "Div", "Where", "MaskedFill",
         "NativeDropout", "ToCopy", "Clone",
         # other views of the same numbers
         "View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Expand",
@@ -96,9 +96,7 @@ def read(losses: Sequence[Tensor], shared: Sequence[nn.Parameter | Tensor]) -> G
         for argument, (child, _) in enumerate(node.next_functions):
             if child is not None:
                 sites.setdefault(child, []).append(Site(node, argument, False))
-    uses = {
-        i: _uses(_sites(leaves[i], sites), tuple(shared[i].shape)) for i in sorted(leaves)
-    }
+    uses = {i: _uses(_sites(leaves[i], sites), tuple(shared[i].shape)) for i in sorted(leaves)}
     return Graph(uses, others, _cuts(order, roots, set(leaves.values())), opaque, order)
 
 
@@ -158,7 +156,7 @@ def _cuts(order: list[Node], roots: Sequence[Node | None], targets: set[Node]) -
             continue
         if node in targets:
             break  # reached, so nothing that comes later lies on every path
-        single = len(node._input_metadata) == 1  # type: ignore[attr-defined]
+        single = len(node._input_metadata) == 1
         if entering[node] == crossing and single and shape_of(node):
             cuts.append(node)
         crossing -= entering[node]

@@ -36,7 +36,7 @@ def saved(node: Node, name: str) -> Any:
 
 def shape_of(node: Node) -> tuple[int, ...]:
     """Return the shape of the node's first output in the forward pass."""
-    return tuple(node._input_metadata[0].shape)  # type: ignore[attr-defined]
+    return tuple(node._input_metadata[0].shape)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -171,7 +171,8 @@ def _times(other: str) -> Callable[[Node, Tensor], Tensor]:
 
     def each(node: Node, d_N: Tensor) -> Tensor:
         factor: Tensor = saved(node, other)
-        return (d_N * factor.expand(shape_of(node)).reshape(d_N.shape)).flatten(1)
+        each_N: Tensor = d_N * factor.expand(shape_of(node)).reshape(d_N.shape)
+        return each_N.flatten(1)
 
     return each
 
@@ -183,7 +184,8 @@ def _channels(node: Node, d_N: Tensor) -> Tensor:
 
 def _layer_norm_scale(node: Node, d_N: Tensor) -> Tensor:
     inputs, mean = wide(saved(node, "input")), saved(node, "result1")
-    return (d_N * ((inputs - mean) * saved(node, "result2")).reshape(d_N.shape)).flatten(1)
+    normed: Tensor = (inputs - mean) * saved(node, "result2")
+    return (d_N * normed.reshape(d_N.shape)).flatten(1)
 
 
 def _group_norm_scale(node: Node, d_N: Tensor) -> Tensor:
@@ -227,7 +229,7 @@ def recognise(site: Site, shape: tuple[int, ...]) -> Use | None:
         trailing = len(saved(node, "normalized_shape"))
         return Small(node, each, trailing) if trailing < len(out) else None
     # What is left is spread over the rows: a parameter must not hold the rows' own dimension.
-    own = shape[1:] if len(shape) == len(out) and shape[0] == 1 else shape
+    own = shape[1:] if len(shape) == len(out) and shape[:1] == (1,) else shape
     if not 0 < len(own) < len(out) or own != out[len(out) - len(own) :]:
         return None
     if name == "ExpandBackward0" or (
