@@ -264,12 +264,12 @@ def test_a_mixing_layer_that_begins_at_zero_is_found_when_it_grows():
 
 
 def test_rows_that_cancel_do_not_cost_the_digits():
-    """A task's rows cancel to a millionth; a product of inputs and output gradients is lost."""
+    """A task's rows cancel to a thousandth, its squared gradient to a millionth."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(256, 256, bias=False))
     x = torch.randn(16, 256)
     features = encoder(torch.cat([x, x]))
-    signs = torch.cat([torch.ones(16), -torch.ones(16) * (1 - 1e-6)])[:, None]
+    signs = torch.cat([torch.ones(16), -torch.ones(16) * (1 - 1e-3)])[:, None]
     losses = [(features * signs).sum(), features.square().mean()]
     shared = list(encoder.parameters())
     rows_KP = rows_by_autograd(losses, shared).double()
@@ -277,7 +277,7 @@ def test_rows_that_cancel_do_not_cost_the_digits():
     balancer = Balancer(method, shared)
     balancer.backward(losses)
     assert "ghost 1" in balancer.engine
-    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-2, atol=0)
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=3e-3, atol=0)
 
 
 @pytest.mark.parametrize("labels", [1, 6], ids=["sparse", "dense"])

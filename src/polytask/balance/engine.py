@@ -252,6 +252,7 @@ class Balancer:
             update = self._ask(all_at, all_K)
             self._add_gradients(update, all_at, at, given)
         else:
+            self._how = BY_ROWS
             fast = self._add_fast(at, given, all_K) if self._may_be_fast(pending) else None
             update = fast or self._add_rows(pending or _Pending(), at, given, all_at, all_K)
         self.state = update.state
@@ -299,7 +300,6 @@ class Balancer:
         self, pending: _Pending, at: At, given: Given, all_at: At, losses_K: Tensor
     ) -> Update:
         """Form every task's gradient and add the method's update to the shared `.grad`."""
-        self._how = self._how if self._may_be_fast(None) else BY_ROWS
         pending.add_rows(at, given, self.shared)
         rows_KP, reached = pending.spread(all_at, self.shared), pending.reached
         self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())

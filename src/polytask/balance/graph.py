@@ -52,7 +52,8 @@ class Graph:
 
     uses: position among the shared parameters -> its uses, None where one of them is unknown.
     others: every leaf that is no shared parameter.
-    cuts: nodes with one output that all paths to shared parameters go through, losses first.
+    cuts: nodes with one output that all paths to shared parameters' layers go through, losses first;
+        the last may be such a layer itself.
     opaque: true where a Python-written function may run a backward pass of its own inside.
     """
 
@@ -96,8 +97,10 @@ def read(losses: Sequence[Tensor], shared: Sequence[nn.Parameter | Tensor]) -> G
         for argument, (child, _) in enumerate(node.next_functions):
             if child is not None:
                 sites.setdefault(child, []).append(Site(node, argument, False))
-    uses = {i: _uses(_sites(leaves[i], sites), tuple(shared[i].shape)) for i in sorted(leaves)}
-    return Graph(uses, others, _cuts(order, roots, set(leaves.values())), opaque, order)
+    found = {i: _sites(leaves[i], sites) for i in sorted(leaves)}
+    uses = {i: _uses(found[i], tuple(shared[i].shape)) for i in found}
+    users = {site.node for own in found.values() for site in own}
+    return Graph(uses, others, _cuts(order, roots, users), opaque, order)
 
 
 def _topological(roots: list[Node]) -> list[Node]:
@@ -139,8 +142,8 @@ def _uses(sites: list[Site], shape: tuple[int, ...]) -> list[Use] | None:
     return known if len(known) == len(uses) else None
 
 
-def _cuts(order: list[Node], roots: Sequence[Node | None], targets: set[Node]) -> list[Node]:
-    leads = set(targets)  # nodes on a way to a shared parameter
+def _cuts(order: list[Node], roots: Sequence[Node | None], users: set[Node]) -> list[Node]:
+    leads = set(users)  # nodes on a way to a layer that uses a shared parameter
     for node in reversed(order):
         if any(child in leads for child, _ in node.next_functions):
             leads.add(node)
@@ -154,11 +157,11 @@ def _cuts(order: list[Node], roots: Sequence[Node | None], targets: set[Node]) -
     for node in order:
         if node not in leads:
             continue
-        if node in targets:
-            break  # reached, so nothing that comes later lies on every path
         single = len(node._input_metadata) == 1
         if entering[node] == crossing and single and shape_of(node):
             cuts.append(node)
+        if node in users:
+            break  # nothing that comes later lies on the way to this one
         crossing -= entering[node]
         for child, _ in node.next_functions:
             if child in leads:
