@@ -512,7 +512,13 @@ class _Layer:
             gram_KK = self._ghost()
             if gram_KK is not None:
                 return gram_KK
-        return gradients.gram(torch.stack([grad.flatten() for grad in self._formed()]))
+        rows_KP: Tensor | None = None
+        for k, grad_P in enumerate(self._formed()):
+            if rows_KP is None:
+                rows_KP = grad_P.new_empty(self.streams.tasks, len(grad_P))
+            rows_KP[k] = grad_P
+        assert rows_KP is not None
+        return gradients.gram(rows_KP)
 
     def sums(self) -> Tensor:
         """Return the tasks' gradients, (K, Q), as sums over the positions of each."""
@@ -530,7 +536,7 @@ class _Layer:
         return sums_KQ[:-1]
 
     def _formed(self) -> Iterator[Tensor]:
-        """Yield each task's gradient."""
+        """Yield each task's gradient, flattened."""
         sums = {n: self._sums(n) for n, use in enumerate(self.uses) if isinstance(use, Small)}
         maps = [
             None if self.streams.tasks_SB is None else self.streams.tasks_SN(use)

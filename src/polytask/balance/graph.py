@@ -52,8 +52,8 @@ class Graph:
 
     uses: position among the shared parameters -> its uses, None where one of them is unknown.
     others: every leaf that is no shared parameter.
-    cuts: nodes with one output that all paths to shared parameters' layers go through, losses first;
-        the last may be such a layer itself.
+    cuts: nodes with one output that all paths to shared parameters' layers go through, the nearest
+        to the losses first; the last may be such a layer itself.
     opaque: true where a Python-written function may run a backward pass of its own inside.
     """
 
