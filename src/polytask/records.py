@@ -202,6 +202,45 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} cannot be read as JSON: {error}.") from error
 
 
+def claim(path: Path, identity: dict[str, Any], what: str) -> None:
+    """Mark the folder of `path` as that of `identity`; raise RunError where it is another's.
+
+    identity: plain JSON types; the error names the first entry that differs, also inside a dict.
+    what: "run" or "comparison", for the error.
+    """
+    if not path.exists():
+        write_json(path, identity)
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RunError(
+            f"{path} does not describe a {what}; give another folder, or delete that file."
+        )
+    expected, came = _flat(identity), _flat(found)
+    for key in expected | came:
+        mine, other = expected.get(key), came.get(key)
+        if other != mine:
+            raise RunError(
+                f"{path.parent} holds another {what}: its {key} is {_short(other)}, this one's is "
+                f"{_short(mine)}. Give another folder, or delete that one."
+            )
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the same with each entry of an inner dict named on its own."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` under `path`: the file is the old one or the new one, never half of it.
 

@@ -9,11 +9,11 @@ from rich.console import Console
 from polytask.cli import show
 from polytask.cli.show import Bars, Lines, Pace, result_tables
 from polytask.fit import FitConfig
-from polytask.recipes import Job
+from polytask.recipes import SINGLE, Job
 
 
-def job(name: str) -> Job:
-    return Job("s", None, "equal", FitConfig(), Path(name))
+def job(name: str, label: str = SINGLE) -> Job:
+    return Job("s", None, "equal", FitConfig(), Path(name), label=label)
 
 
 class Clock:
@@ -26,18 +26,47 @@ class Clock:
 def test_time_left_goes_by_updates_of_runs_and_leaves_the_test_split_out():
     clock = Clock()
     pace = Pace(clock)
-    pace.begin([2, 1, 1, 4])
+    pace.begin([3, 0, 1, 4])
     assert pace.text() == "0 of 4 runs"
+    pace.step(job("a"), 1, 100)
     clock.now += 30
     pace.step(job("a"), 50, 100)  # half a run in 30 s, three and a half to go
     assert pace.text() == "0 of 4 runs, about 0:03:30 left"
+    clock.now += 30
     pace.done(0, job("a"), fresh=True)
-    assert pace.text() == "1 of 4 runs, about 0:01:30 left"
+    assert pace.text() == "1 of 4 runs, about 0:03:00 left"
     pace.done(3, job("a"), fresh=True)
-    assert pace.text() == "1 of 4 runs, about 0:01:30 left"
-    for phase in (0, 1, 2):
+    assert pace.text() == "1 of 4 runs, about 0:03:00 left"
+    for phase in (0, 0, 2):
         pace.done(phase, job("b"), fresh=True)
     assert pace.text() == "4 of 4 runs"
+
+
+def test_models_of_all_tasks_are_timed_apart():
+    clock = Clock()
+    pace = Pace(clock)
+    pace.begin([2, 1, 3, 0])  # of the three other seeds, two are of single-task models
+    for name in "ab":
+        pace.step(job(name), 1, 10)
+        clock.now += 10
+        pace.done(0, job(name), fresh=True)
+    assert pace.text() == "2 of 6 runs, over 0:00:20 left"  # and two of a kind not seen yet
+    pace.step(job("c", "equal"), 1, 10)
+    clock.now += 100
+    pace.done(1, job("c", "equal"), fresh=True)
+    assert pace.text() == "3 of 6 runs, about 0:02:00 left"
+
+
+def test_two_at_once_halve_the_time_left():
+    clock = Clock()
+    pace = Pace(clock)
+    pace.begin([4, 0, 0, 0])
+    for name in "ab":
+        pace.step(job(name), 0, 10)
+    clock.now += 10
+    for name in "ab":
+        pace.done(0, job(name), fresh=True)
+    assert pace.text() == "2 of 4 runs, about 0:00:10 left"
 
 
 def test_runs_of_an_earlier_command_say_nothing_about_the_pace():
@@ -47,6 +76,7 @@ def test_runs_of_an_earlier_command_say_nothing_about_the_pace():
     pace.done(0, job("a"), fresh=False)
     pace.done(0, job("b"), fresh=False)
     assert pace.text() == "2 of 4 runs"
+    pace.step(job("c"), 1, 10)
     clock.now += 10
     pace.done(0, job("c"), fresh=True)
     assert pace.text() == "3 of 4 runs, about 0:00:10 left"
@@ -66,8 +96,8 @@ def test_a_log_has_a_line_per_phase_and_one_a_minute(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "toys: 1 of 3 runs, about 0:03:00 left, 0:01:00 so far",
-        "toys: 1 of 3 runs, about 0:06:00 left, 0:02:00 so far",
+        "toys: 1 of 3 runs, over 0:00:30 left, 0:01:00 so far",
+        "toys: 1 of 3 runs, over 0:01:30 left, 0:02:00 so far",
         "toys: single-task models: tuning: 2 done (1 of them before), 0:02:30 so far",
     ]
 

@@ -20,7 +20,8 @@ def test_cosines_and_norms_are_those_of_autograd(tiny: ModuleType) -> None:
     fed = first_step(suite, tiny)
     found = probe(model, fed, 17)
     model.eval()
-    losses = task_losses(model, fed.micros[0], fed.counts, "float32")
+    names, losses_K = task_losses(model, fed.micros[0], fed.counts, "float32")
+    losses = dict(zip(names, losses_K, strict=True))
     shared = model.shared_parameters()
     rows_TP = torch.stack(
         [

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from polytask.fit import Bar, Silent
+from polytask.fit import Bar, Log, Silent
 from polytask.records import Point
 
 POINT = Point(8, 1, 0.5, {}, {}, {}, 12.345)
@@ -71,3 +71,19 @@ def test_a_resumed_run_says_how_much_is_done(tmp_path: object, tiny: ModuleType)
     # The callback stopped update 5 before its checkpoint; that of update 4 is taken up.
     assert watcher.begun_at == 4
     assert watcher.seen == list(range(5, 25))
+
+
+def test_a_log_has_a_line_per_validation_and_not_too_many(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = Log("digits2 equal", every=60.0)
+    log.begin(24, 0)
+    for epoch in (1, 2, 3):
+        log.step(8 * epoch, dict)
+        log.point(Point(8 * epoch, epoch, 0.5, {}, {}, {}, epoch / 3))
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, last = said.err.splitlines()  # the second validation comes within the minute
+    assert first.startswith("digits2 equal: update 8 of at most 24, epoch 1, score 0.3333, at most")
+    assert "update 24 of at most 24" in last
+    assert last.endswith("at most 0 s left")

@@ -306,7 +306,7 @@ def fit(
     """
     from polytask.cli.config import read
     from polytask.cli.show import fit_summary
-    from polytask.fit import Bar, Silent, ranks
+    from polytask.fit import Bar, Log, Silent, ranks
     from polytask.recipes import Job, test, train
 
     asked = read(config)
@@ -318,11 +318,12 @@ def fit(
     ranks.start(settings.device)
     try:
         first = ranks.rank() == 0
+        title = f"{asked.suite} {method}"
         if first and sys.stderr.isatty():
-            with Bar(f"{asked.suite} {method}") as bar:
+            with Bar(title) as bar:
                 record = train(job, bar)
         else:
-            record = train(job, Silent())
+            record = train(job, Log(title) if first else Silent())
     finally:
         ranks.stop()
     if not first:

@@ -62,39 +62,64 @@ def methods_table(rows: Sequence[Method]) -> None:
 class Pace:
     """How much of a comparison's training is done, and how long the rest takes at this pace.
 
-    A run in progress counts by its updates; one that stops early makes the rest shorter than it
-    was said to be, never longer. Reading the test split takes next to nothing and is left out.
+    Single-task models and models of all tasks are timed apart: one of 139 tasks takes a hundred
+    times as long as one of one. A run in progress counts by its updates; one that stops early
+    makes the rest shorter than it was said to be. Reading the test split takes next to nothing.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._begun = clock, clock()
-        self._runs = self._done = self._fresh = 0
-        self._parts: dict[Path, float] = {}
+        self._runs = self._done = 0
+        self._left = {True: 0.0, False: 0.0}  # by whether a model has one task alone
+        self._took: dict[bool, list[float]] = {True: [], False: []}
+        self._parts: dict[Path, tuple[bool, float, float]] = {}
 
     def begin(self, runs: Sequence[int]) -> None:
-        self._runs = sum(runs) - runs[TESTS]
+        single, joint, others, _ = runs
+        self._runs = single + joint + others
+        share = single / (single + joint) if single + joint else 0.0
+        self._left = {True: single + others * share, False: joint + others * (1 - share)}
 
     def step(self, job: Job, step: int, steps: int) -> None:
-        self._parts[job.folder] = step / steps
+        _, begun, _ = self._parts.get(job.folder, (False, self._clock(), 0.0))
+        self._parts[job.folder] = (_alone(job), begun, step / steps)
 
     def done(self, phase: int, job: Job, fresh: bool) -> None:
-        self._parts.pop(job.folder, None)
-        if phase != TESTS:
-            self._done += 1
-            self._fresh += fresh
+        part = self._parts.pop(job.folder, None)
+        if phase == TESTS:
+            return
+        self._done += 1
+        self._left[_alone(job)] -= 1
+        if fresh:
+            self._took[_alone(job)].append(self._clock() - part[1] if part else 0.0)
 
     def seconds(self) -> float:
         """Return the seconds since the comparison was called."""
         return self._clock() - self._begun
 
     def text(self) -> str:
-        """Return "12 of 45 runs, about 0:01:30 left"."""
-        parts = sum(self._parts.values())
-        worked, rest = self._fresh + parts, self._runs - self._done - parts
+        """Return "12 of 45 runs, about 0:01:30 left"; "over" where not all kinds were timed."""
         said = f"{self._done} of {self._runs} runs"
-        if not worked or not rest:
+        now = self._clock()
+        worked = sum(map(sum, self._took.values())) + sum(now - p[1] for p in self._parts.values())
+        if not worked or not self.seconds() or self._done == self._runs:
             return said
-        return f"{said}, about {_duration(self.seconds() * rest / worked)} left"
+        left, word = 0.0, "about"
+        for kind, count in self._left.items():
+            going = [(now - begun, part) for k, begun, part in self._parts.values() if k == kind]
+            # What a run in progress will take, once it has shown enough of it to tell.
+            whole = [*self._took[kind], *(took / part for took, part in going if part > 0.05)]
+            if whole:
+                mean = sum(whole) / len(whole)
+                left += max(0.0, count * mean - sum(took for took, _ in going))
+            elif count > 0:
+                word = "over"
+        at_once = max(1.0, worked / self.seconds())
+        return f"{said}, {word} {_duration(left / at_once)} left"
+
+
+def _alone(job: Job) -> bool:
+    return job.label == SINGLE
 
 
 def _duration(seconds: float) -> str:

@@ -5,15 +5,15 @@ from polytask.fit.data import Batch, Feed, Step
 from polytask.fit.loop import (
     RECORD,
     WEIGHTS,
-    LossSums,
     Score,
     build_optimiser,
     fit,
     load_weights,
 )
 from polytask.fit.probe import probe
-from polytask.fit.progress import Bar, Progress, Silent
+from polytask.fit.progress import Bar, Log, Progress, Silent
 from polytask.fit.step import task_losses, train_step
+from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, primary, validate
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Batch",
     "Feed",
     "FitConfig",
+    "Log",
     "LossSums",
     "Meters",
     "Progress",

@@ -12,15 +12,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polytask.balance import Balance, Balancer, Weights
+from polytask.balance import Balance, Balancer
 from polytask.errors import RunError, UsageError
 from polytask.fit import checkpoint, ranks
 from polytask.fit.config import FitConfig
@@ -28,16 +27,17 @@ from polytask.fit.cost import Memory
 from polytask.fit.data import Feed
 from polytask.fit.probe import probe
 from polytask.fit.progress import Progress, Silent
+from polytask.fit.state import State
 from polytask.fit.step import train_step
+from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, primary, validate
 from polytask.mix import Mix, Schedule
 from polytask.records import (
     Cost,
     Point,
-    Probe,
     Record,
+    claim,
     file_name,
-    read_json,
     to_json,
     versions,
     write_atomic,
@@ -52,89 +52,6 @@ Chooses the best weights."""
 
 RECORD = "record.json"
 WEIGHTS = "best.safetensors"
-
-
-@dataclass
-class _State:
-    """What changes while a run trains; the JSON part of a checkpoint."""
-
-    step: int = 0
-    seconds: float = 0.0
-    validation_seconds: float = 0.0
-    waited: float = 0.0
-    peak_memory: int = 0
-    stale: int = 0
-    best: int | None = None
-    points: list[Point] = field(default_factory=list)
-    probes: list[Probe] = field(default_factory=list)
-    best_per_task: dict[str, tuple[int, float]] = field(default_factory=dict)
-    stopped: str = ""
-
-
-class LossSums:
-    """Sums of losses and weights per task since the last validation.
-
-    Updates are held as they come and added up by the hundred: reading numbers back waits for the
-    device, and even on the CPU an addition costs as much as a small layer. They are added one
-    after another, so that it does not matter when, and a resumed run has the same sums.
-    """
-
-    names = ("losses", "weights", "updates")
-    held = 256
-
-    def __init__(self, tasks: tuple[str, ...]) -> None:
-        self._at = {task: i for i, task in enumerate(tasks)}
-        self._held: list[Weights] = []
-        self._sums = {name: torch.zeros(len(tasks), dtype=torch.float64) for name in self.names}
-
-    def add(self, weights: Weights) -> None:
-        """Count one update."""
-        self._held.append(weights)
-        if len(self._held) >= self.held:
-            self._add_up()
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums, (T,) each, as a checkpoint keeps them; change them in place to restore."""
-        self._add_up()
-        return self._sums
-
-    def _add_up(self) -> None:
-        if not self._held:
-            return
-        alike: dict[tuple[str, ...], list[int]] = {}
-        for n, weights in enumerate(self._held):
-            alike.setdefault(weights.tasks, []).append(n)
-        shape = len(self._held), len(self._at)
-        rows = {name: torch.zeros(shape, dtype=torch.float64) for name in self.names}
-        for tasks, at in alike.items():
-            if not tasks:
-                continue
-            index = torch.tensor(at)[:, None], torch.tensor([self._at[t] for t in tasks])
-            rows["losses"][index] = torch.stack([self._held[n].losses_K for n in at]).double().cpu()
-            rows["weights"][index] = (
-                torch.stack([self._held[n].weights_K for n in at]).double().cpu()
-            )
-            rows["updates"][index] = 1.0
-        self._held.clear()
-        for name, sums_T in self._sums.items():
-            # numpy's accumulate adds strictly in order; a sum over a dimension does not.
-            in_order = np.add.accumulate(torch.cat([sums_T[None], rows[name]]).numpy())
-            sums_T.copy_(torch.from_numpy(in_order[-1]))
-
-    def means(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return mean loss and mean weight of every task seen."""
-        updates = self.tensors["updates"].tolist()
-        losses, weights = self.tensors["losses"].tolist(), self.tensors["weights"].tolist()
-        seen = {task: i for task, i in self._at.items() if updates[i]}
-        return (
-            {task: losses[i] / updates[i] for task, i in seen.items()},
-            {task: weights[i] / updates[i] for task, i in seen.items()},
-        )
-
-    def reset(self) -> None:
-        for tensor in self.tensors.values():
-            tensor.zero_()
 
 
 def fit(
@@ -223,7 +140,7 @@ class _Run:
         self.meters = Meters(suite.tasks, primary_only=True)
         self.sums = LossSums(suite.tasks.names)
         self.cursors_S = self.schedule.start()
-        self.state = _State()
+        self.state = State()
         self.best: dict[str, Tensor] = {}
         self.best_of_task: dict[str, bytes] = {}
         # Of its own in every process: rows of one batch must not share their dropout.
@@ -394,7 +311,7 @@ class _Run:
                 "again."
             )
         try:
-            self.state = _state(raw)
+            self.state = State.from_json(raw)
             self.model.load_state_dict(checkpoint.under("model", tensors))
             checkpoint.restore_optimiser(self.optimiser, checkpoint.under("optimiser", tensors))
             self.balancer.load_state_dict(checkpoint.under("balance", tensors))
@@ -470,43 +387,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     if ranks.rank() == 0 and not path.exists():
         write_json(path, identity)
     ranks.barrier()
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise RunError(f"{path} does not describe a run; give another folder, or delete that file.")
-    expected, came = _flat(identity), _flat(found)
-    for key in expected | came:
-        mine, other = expected.get(key), came.get(key)
-        if other != mine:
-            raise RunError(
-                f"{folder} holds another run: its {key} is {_short(other)}, this one's is "
-                f"{_short(mine)}. Give another folder, or delete that one."
-            )
-
-
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the same with each setting, and each stream's rows, named on its own."""
-    flat: dict[str, Any] = {}
-    for key, value in identity.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _state(raw: dict[str, Any]) -> _State:
-    points = [Point.from_json(p) for p in raw.pop("points")]
-    probes = [Probe.from_json(p) for p in raw.pop("probes")]
-    best_per_task = {
-        task: (int(step), math.nan if value is None else float(value))
-        for task, (step, value) in raw.pop("best_per_task").items()
-    }
-    return _State(points=points, probes=probes, best_per_task=best_per_task, **raw)
+    claim(path, identity, "run")
 
 
 def _spread(count: int, epochs: int) -> frozenset[int]:

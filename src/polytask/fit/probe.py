@@ -27,11 +27,11 @@ def probe(model: SharedModel, fed: Step, step: int) -> Probe:
     try:
         # cuDNN's recurrent layers have no backward in evaluation mode; torch's own have.
         with evaluating(model), torch.backends.cudnn.flags(enabled=False):
-            losses = task_losses(model, fed.micros[0], fed.counts, "float32")
-            rows_KP = gradients.empty_rows(len(losses), shared)
+            tasks, losses_K = task_losses(model, fed.micros[0], fed.counts, "float32")
+            rows_KP = gradients.empty_rows(len(tasks), shared)
             for parameter, _ in before:
                 parameter.grad = None  # or the tasks' own gradients would be added to it
-            gradients.add_rows(list(losses.values()), shared, rows_KP.unbind(0))
+            gradients.add_rows(losses_K.unbind(), shared, rows_KP.unbind(0))
     finally:
         for parameter, grad in before:
             parameter.grad = grad
@@ -39,7 +39,7 @@ def probe(model: SharedModel, fed: Step, step: int) -> Probe:
     norms_K = gram_KK.diagonal().clamp(min=0).sqrt()
     safe_K = torch.where(norms_K > 0, norms_K, torch.nan)
     cosines_KK = (gram_KK / (safe_K[:, None] * safe_K[None, :])).clamp(-1, 1)
-    at = {name: k for k, name in enumerate(losses)}
+    at = {name: k for k, name in enumerate(tasks)}
     cosines = cosines_KK.tolist()
     norms = norms_K.tolist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -34,6 +35,39 @@ class Silent:
 
     def point(self, point: Point) -> None:
         """Show nothing."""
+
+
+class Log:
+    """Plain lines on standard error, where no terminal is: a validation each, not too many.
+
+    every: seconds between two lines at least.
+    """
+
+    def __init__(self, title: str, every: float = 10.0) -> None:
+        self._title, self._every = title, every
+        self._steps, self._done, self._begun = 0, 0, time.monotonic()
+        self._said = -every
+
+    def begin(self, steps: int, done: int) -> None:
+        """Remember how far there is to go."""
+        self._steps, self._done, self._begun = steps, done, time.monotonic()
+
+    def step(self, step: int, losses: Callable[[], Values]) -> None:
+        """Show nothing."""
+
+    def point(self, point: Point) -> None:
+        """Print where the run is, its score, and the time left if it does not stop early."""
+        now = time.monotonic() - self._begun
+        if now - self._said < self._every and point.step < self._steps:
+            return
+        self._said = now
+        left = now / max(1, point.step - self._done) * (self._steps - point.step)
+        print(
+            f"{self._title}: update {point.step} of at most {self._steps}, epoch {point.epoch}, "
+            f"score {point.score:.4g}, at most {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Bar:

@@ -5,6 +5,7 @@ Shapes: K = tasks of a block that are present.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,30 +22,44 @@ from polytask.tasks import Block
 
 def task_losses(
     model: SharedModel, batches: Sequence[Batch], counts: Mapping[str, float], precision: str
-) -> dict[str, Tensor]:
-    """Return each present task's loss: the sum over its labels here over its labels in the update.
+) -> tuple[tuple[str, ...], Tensor]:
+    """Return the present tasks and their losses (K,): each the sum over its labels here over its
+    labels in the update.
 
-    batches: one per table; counts: labels per task in the whole update. A task not in `counts`
-    is absent: its head does not run and it has no loss.
+    One tensor and not K scalars: taking them apart and adding them up again would cost as much
+    as a layer. batches: one per table; counts: labels per task in the whole update. A task not in
+    `counts` is absent: its head does not run and it has no loss.
     """
-    losses: dict[str, Tensor] = {}
+    names: list[str] = []
+    sums: list[Tensor] = []
     for batch in batches:
         present = [
             _present(block, target, counts)
             for block, target in zip(batch.blocks, batch.targets, strict=True)
         ]
-        names = [task for block, _ in present for task in block.tasks]
-        device = batch.targets[0].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            outputs = model(batch.inputs, tasks=names)
+        asked = [task for block, _ in present for task in block.tasks]
+        with _autocast(batch.targets[0].device, precision):
+            outputs = model(batch.inputs, tasks=asked)
         for block, target in present:
-            if not block.tasks:
-                continue
-            sums_K = block.loss_sums(outputs, target)
-            total_K = sums_K.new_tensor([counts[task] for task in block.tasks])
-            for task, loss in zip(block.tasks, (sums_K / total_K).unbind(), strict=True):
-                losses[task] = losses[task] + loss if task in losses else loss
-    return losses
+            if block.tasks:
+                names += block.tasks
+                sums.append(block.loss_sums(outputs, target))
+    if not names:
+        return (), torch.empty(0)
+    together = sums[0] if len(sums) == 1 else torch.cat(sums)
+    losses = together / together.new_tensor([counts[task] for task in names])
+    tasks = tuple(dict.fromkeys(names))
+    if len(tasks) == len(names):
+        return tasks, losses
+    # Tables of several batches label the same task: its parts add up.
+    at = torch.tensor([tasks.index(task) for task in names], device=losses.device)
+    return tasks, losses.new_zeros(len(tasks)).index_add(0, at, losses)
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()  # a disabled autocast costs ten times as much
 
 
 def _present(block: Block, target: Tensor, counts: Mapping[str, float]) -> tuple[Block, Tensor]:
@@ -75,8 +90,9 @@ def train_step(
     optimiser.zero_grad(set_to_none=True)
     weights: Weights | None = None
     for m, batches in enumerate(fed.micros):
-        losses = task_losses(model, batches, fed.counts, precision)
-        weights = balancer.backward(losses, accumulate=m < len(fed.micros) - 1)
+        tasks, losses_K = task_losses(model, batches, fed.counts, precision)
+        last = m == len(fed.micros) - 1
+        weights = balancer.backward(losses_K, tasks=tasks, accumulate=not last)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     ranks.sum_gradients(parameters)
     if clip is not None:

@@ -1,16 +1,7 @@
 """Whole applications built from the rooms below: train one run, compare many."""
 
-from polytask.recipes.compare import (
-    GRID,
-    METHODS,
-    PHASES,
-    RESULT,
-    SINGLE,
-    TESTS,
-    Plan,
-    Show,
-    compare,
-)
+from polytask.recipes.compare import PHASES, RESULT, TESTS, Show, compare
+from polytask.recipes.plan import GRID, METHODS, SINGLE, Plan
 from polytask.recipes.train import Job, build, load_suite, score_for, test, train
 
 __all__ = [

@@ -1,0 +1,79 @@
+"""What a comparison is asked for: suite, methods, seeds, and the same tuning for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from polytask.catalog import parse
+from polytask.errors import UsageError
+from polytask.fit import FitConfig
+
+SINGLE = "single"
+"""The name under which the single-task models stand beside the methods."""
+
+METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
+"""What is compared unless methods are named."""
+
+GRID: tuple[tuple[float, float], ...] = (
+    (1e-3, 1e-2),
+    (3e-3, 1e-2),
+    (1e-3, 3.0),
+    (3e-3, 3.0),
+    (3e-4, 1e-2),
+    (1e-2, 1e-2),
+    (3e-4, 3.0),
+    (3e-3, 0.3),
+)
+"""Learning rate and weight decay of AdamW, the likeliest first; `tune` takes that many of them.
+Decay is decoupled: an update shrinks weights by learning rate times decay, so that 0.01 hardly
+acts in a short run, and 3 is what a task with few rows needs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `compare` is asked for.
+
+    suite: a name, or the path of a file that declares one. methods: recipes, see
+    `catalog.parse`. seeds: how many, from 0. tune: how many settings of `GRID` each model tries.
+    config: everything that is not tuned; lr, weight_decay and seed in it are not used.
+    processes: runs at a time. threads: of each run; more than one makes a long run faster, and the
+    last digits of a result depend on it, so it does not follow from `processes`.
+    """
+
+    suite: str
+    methods: tuple[str, ...] = METHODS
+    seeds: int = 3
+    tune: int = 3
+    config: FitConfig = field(default_factory=FitConfig)
+    out: Path = Path("runs")
+    processes: int = 1
+    threads: int = 1
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UsageError(
+                f"seeds is {self.seeds}; give at least 1 (2 for intervals, 3 for useful ones)."
+            )
+        if not 1 <= self.tune <= len(GRID):
+            raise UsageError(f"tune is {self.tune}; give 1 to {len(GRID)} settings.")
+        if self.processes < 1:
+            raise UsageError(f"The number of processes is {self.processes}; give at least 1.")
+        if self.threads < 1:
+            raise UsageError(f"threads is {self.threads}; give at least 1.")
+        if not self.methods:
+            raise UsageError("No method was named; give at least one. See `polytask methods`.")
+        for name in self.methods:
+            if name == SINGLE:
+                raise UsageError("'single' is always trained; name only the methods beside it.")
+            parse(name)
+        if len(set(self.methods)) != len(self.methods):
+            raise UsageError(f"A method is named twice in {', '.join(self.methods)}; name it once.")
+
+
+Setting = tuple[float, float]
+"""Learning rate and weight decay, one of `GRID`."""
+
+Model = tuple[str, str | None]
+"""Who is trained: (SINGLE, task) for a single-task model, (method, None) for one of all tasks."""
