@@ -28,9 +28,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from polytask.balance import AlignedMTL, Balancer, PCGrad, Signal, State, Update
+from polytask.share import HardSharing
 
 BOUNDS = {
     "MLP K=8": (4.0, 3.0),
@@ -67,24 +69,27 @@ class Workload:
         self.tasks = 40 if "K=40" in name else 8
         conv = name.startswith("conv")
         self.inputs = torch.randn(64, 3, 32, 32) if conv else torch.randn(256, 512)
-        self.encoder = convolutions() if conv else perceptron()
-        self.heads = nn.ModuleList(nn.Linear(512, 1) for _ in range(self.tasks))
-        rows, own = len(self.inputs), "rows of one task" in name
-        mask_BK = torch.ones(rows, self.tasks)
-        if own:  # as the packed streams of one data set per task
-            mask_BK = nn.functional.one_hot(torch.arange(rows) % self.tasks, self.tasks).float()
-        self.mask_BK, self.target_BK = mask_BK, torch.randn(rows, self.tasks)
+        names = [f"task {k}" for k in range(self.tasks)]
+        encoder = convolutions() if conv else perceptron()
+        self.model = HardSharing(encoder, {name: nn.Linear(512, 1) for name in names})
+        rows = len(self.inputs)
+        self.target_BK = torch.randn(rows, self.tasks)
+        self.labelled = [torch.arange(rows)] * self.tasks
+        if "rows of one task" in name:  # as the packed streams of one data set per task
+            self.labelled = [torch.arange(k, rows, self.tasks) for k in range(self.tasks)]
 
-    def losses(self) -> Tensor:
-        """Return each task's mean squared error over its rows, (K,)."""
-        features = self.encoder(self.inputs)
-        output_BK = torch.cat([head(features) for head in self.heads], 1)
-        squares_BK = (output_BK - self.target_BK).square() * self.mask_BK
-        return squares_BK.sum(0) / self.mask_BK.sum(0)
+    def losses(self) -> list[Tensor]:
+        """Return each task's mean squared error over its rows."""
+        outputs = self.model(self.inputs)
+        return [
+            functional.mse_loss(output[rows, 0], target_B[rows])
+            for output, target_B, rows in zip(
+                outputs.values(), self.target_BK.T, self.labelled, strict=True
+            )
+        ]
 
     def clear(self) -> None:
-        for parameter in (*self.encoder.parameters(), *self.heads.parameters()):
-            parameter.grad = None
+        self.model.zero_grad(set_to_none=True)
 
 
 def perceptron() -> nn.Module:
@@ -109,7 +114,7 @@ def measure(
     """Return, per balancer, its time and its memory as ratios to the plain step."""
 
     def plain() -> None:
-        work.losses().sum().backward()
+        sum(work.losses()).backward()
 
     def balanced(balancer: Balancer) -> Callable[[], None]:
         return lambda: balancer.backward(work.losses()) and None
@@ -142,7 +147,7 @@ def peak(work: Workload, step: Callable[[], None]) -> int:
         if event.name() == "[memory]":
             held += event.nbytes()
             highest = max(highest, held)
-    fixed = [*work.encoder.parameters(), *work.heads.parameters(), work.inputs]
+    fixed = [*work.model.parameters(), work.inputs]
     return highest + sum(t.numel() * t.element_size() for t in fixed)
 
 
@@ -183,7 +188,7 @@ def main() -> None:
         )
     for name, (time_bound, memory_bound) in BOUNDS.items():
         work = Workload(name)
-        shared = list(work.encoder.parameters())
+        shared = work.model.shared_parameters()
         balancers = {
             "per layer": Balancer(GramianOnly(), shared),
             "one backward per task": Balancer(GramianOnly(), shared, gramian="rows"),
