@@ -124,6 +124,71 @@ METHODS: tuple[Method, ...] = (
         "Senushkin et al., CVPR 2023, arXiv:2305.19000",
     ),
     Method(
+        "mgda", "balance", "polytask.balance.mgda:MGDA",
+        "the shortest convex combination of the gradients: descends on every task",
+        "Sener & Koltun, NeurIPS 2018, arXiv:1810.04650",
+    ),
+    Method(
+        "sdmgrad", "balance", "polytask.balance.sdmgrad:SDMGrad",
+        "MGDA pulled towards the mean gradient or another preferred direction",
+        "Xiao, Ban & Ji, NeurIPS 2023, arXiv:2305.18409",
+    ),
+    Method(
+        "moco", "balance", "polytask.balance.moco:MoCo",
+        "MGDA on moving averages of the gradients",
+        "Fernando et al., ICLR 2023, openreview dLAYGdKTi2",
+    ),
+    Method(
+        "cagrad", "balance", "polytask.balance.cagrad:CAGrad",
+        "near the mean gradient, the direction best for the task worst off",
+        "Liu et al., NeurIPS 2021, arXiv:2110.14048",
+    ),
+    Method(
+        "gradvac", "balance", "polytask.balance.gradvac:GradVac",
+        "turns gradients until their cosines are at least the usual ones",
+        "Wang et al., ICLR 2021, arXiv:2010.05874",
+    ),
+    Method(
+        "imtl-g", "balance", "polytask.balance.imtl_g:IMTLG",
+        "the update makes the same product with every unit gradient",
+        "Liu et al., ICLR 2021, openreview IMPnRXEWpvr",
+    ),
+    Method(
+        "config", "balance", "polytask.balance.conflict_free:ConFIG",
+        "the direction of equal cosine with every gradient, as long as they project onto it",
+        "Liu, Chu & Thuerey, ICLR 2025, arXiv:2408.11104",
+    ),
+    Method(
+        "nash-mtl", "balance", "polytask.balance.nash_mtl:NashMTL",
+        "the Nash bargaining solution among the tasks",
+        "Navon et al., ICML 2022, arXiv:2202.01017",
+    ),
+    Method(
+        "fairgrad", "balance", "polytask.balance.fairgrad:FairGrad",
+        "the alpha-fair share of improvement among the tasks",
+        "Ban & Ji, ICML 2024, arXiv:2402.15638",
+    ),
+    Method(
+        "upgrad", "balance", "polytask.balance.upgrad:UPGrad",
+        "each gradient projected until it conflicts with none, then their mean",
+        "Quinton & Rey, 2024, arXiv:2406.16232",
+    ),
+    Method(
+        "dualproj", "balance", "polytask.balance.dualproj:DualProj",
+        "the mean gradient projected until it conflicts with no task",
+        "Lopez-Paz & Ranzato, NeurIPS 2017, arXiv:1706.08840",
+    ),
+    Method(
+        "graddrop", "balance", "polytask.balance.graddrop:GradDrop",
+        "draws one sign per coordinate and drops gradients of the other",
+        "Chen et al., NeurIPS 2020, arXiv:2010.06808",
+    ),
+    Method(
+        "trimmed-mean", "balance", "polytask.balance.trimmed_mean:TrimmedMean",
+        "the mean without the largest and smallest value of each coordinate",
+        "Yin et al., ICML 2018, arXiv:1803.01498",
+    ),
+    Method(
         "proportional", "mix", "polytask.mix.proportional:Proportional",
         "every row of every stream equally often",
         "the baseline; see Raffel et al., JMLR 2020, arXiv:1910.10683, section 3.5.2",

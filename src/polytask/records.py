@@ -89,6 +89,7 @@ class Record:
     best: the point whose weights were kept. best_per_task: per task, the step of its own best
     point and that value of its primary metric on the validation split.
     stopped: "epochs" (ran out of them) or "patience".
+    notes: what the balance method used in place of what its source asks, and in how many updates.
     """
 
     suite: str
@@ -104,6 +105,7 @@ class Record:
     cost: Cost
     engine: str
     versions: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the record as JSON, atomically. Raises RunError where it cannot be written."""

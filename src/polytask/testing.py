@@ -238,7 +238,14 @@ def _check_update(
         where,
         "the weights carry a graph, but the method is no nn.Module",
     )
-    layout, after = _layout(state), _layout(update.state)
+    # A state that starts without elements takes its size at the first step.
+    sized = {key for key, value in state.items() if value.numel()}
+    layout = {key: (state[key].shape, state[key].dtype) for key in sized}
+    after = {
+        key: (value.shape, value.dtype)
+        for key, value in update.state.items()
+        if key in sized or key not in state
+    }
     _hold(layout == after, where, f"the state's layout changed from {layout} to {after}")
     direction_P = update.direction_P
     if direction_P is not None:

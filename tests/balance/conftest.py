@@ -28,11 +28,17 @@ def rows_KP(request: pytest.FixtureRequest) -> Tensor:
 
 @pytest.fixture
 def signal() -> Callable[..., Signal]:
-    def build(rows_KP: Tensor, step: int = 0, at: tuple[int, ...] | None = None) -> Signal:
-        tasks = len(rows_KP) if at is None else max(at) + 1
+    def build(
+        rows_KP: Tensor,
+        step: int = 0,
+        at: tuple[int, ...] | None = None,
+        losses: tuple[float, ...] | None = None,
+        tasks: int | None = None,
+    ) -> Signal:
         index_K = torch.arange(len(rows_KP)) if at is None else torch.tensor(at)
-        losses_K = torch.ones(len(rows_KP))
-        return Signal(losses_K, index_K, tasks, step, gram_KK=rows_KP @ rows_KP.T)
+        losses_K = torch.tensor(losses or (1.0,) * len(rows_KP))
+        count = tasks or int(index_K.max()) + 1
+        return Signal(losses_K, index_K, count, step, None, rows_KP @ rows_KP.T, rows_KP)
 
     return build
 

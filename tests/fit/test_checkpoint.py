@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from polytask.balance import IMTLG, Signal, State, Update
 from polytask.errors import RunError, UsageError
 from polytask.fit import checkpoint, load_weights
 from polytask.records import Record
@@ -229,3 +231,22 @@ def test_an_unknown_device_is_an_error_before_anything_is_written(
     with pytest.raises(UsageError, match=r"device is 'gpu'.*Give cpu, cuda or cuda:N"):
         tiny.run(tiny.shared(), folder=tmp_path / "run", device="gpu")
     assert not (tmp_path / "run").exists()
+
+
+class Unsettled(IMTLG):
+    """A balance whose every answer is a substitute."""
+
+    def __call__(self, signal: Signal, state: State) -> Update:
+        return replace(super().__call__(signal, state), note="did something else")
+
+
+def test_what_a_balance_did_instead_is_counted_in_the_record_across_a_stop(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiny.METHODS, "unsettled", Unsettled)
+    folder = tmp_path / "run"
+    with pytest.warns(RuntimeWarning, match=r"Unsettled: did something else \(update 0;"):
+        interrupted(tiny, folder, method="unsettled")
+    record, _ = tiny.run(tiny.shared(), folder=folder, method="unsettled")
+    assert record.notes == {"Unsettled: did something else": record.cost.steps}
+    assert Record.load(folder / "record.json").notes == record.notes

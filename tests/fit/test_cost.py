@@ -40,15 +40,15 @@ def test_a_linear_model_needs_what_can_be_counted_by_hand(
     assert found - saved < saved
 
 
-def test_rows_count_once_per_task_where_the_method_looks_at_them(tiny: ModuleType) -> None:
+def test_what_the_balance_holds_of_the_tasks_gradients_counts(tiny: ModuleType) -> None:
     (one, watcher), (two, _) = (
         tiny.run(tiny.shared(missing=0.0), method, epochs=1) for method in ("equal", "pcgrad")
     )
     shared = sum(p.numel() for p in watcher.model.shared_parameters())
     assert one.cost.peak_memory is not None
     assert two.cost.peak_memory is not None
-    # The weighted sum of the losses keeps a few numbers that the other way does not.
-    assert two.cost.peak_memory - one.cost.peak_memory == pytest.approx(4 * shared * 4, abs=64)
+    # At most four rows of float32, the four tasks' gradients; less where layers need none.
+    assert 0 < two.cost.peak_memory - one.cost.peak_memory < 4 * shared * 4
     assert one.cost.shared_parameters == shared
     assert one.cost.parameters == sum(p.numel() for p in watcher.model.parameters())
 

@@ -11,25 +11,40 @@ from polytask.balance.base import (
     TaskFault,
     Update,
 )
+from polytask.balance.cagrad import CAGrad
 from polytask.balance.coba import CoBa
+from polytask.balance.conflict_free import ConFIG
+from polytask.balance.dualproj import DualProj
 from polytask.balance.dwa import DWA
 from polytask.balance.engine import Balancer, Losses, Weights
 from polytask.balance.equal import Equal
+from polytask.balance.fairgrad import FairGrad
 from polytask.balance.famo import FAMO
 from polytask.balance.fixed import Fixed
 from polytask.balance.gls import GLS
+from polytask.balance.graddrop import GradDrop
 from polytask.balance.gradnorm import GradNorm
+from polytask.balance.gradvac import GradVac
 from polytask.balance.igb_v1 import IGBv1
 from polytask.balance.igb_v2 import IGBv2
+from polytask.balance.imtl_g import IMTLG
 from polytask.balance.imtl_l import IMTLL
+from polytask.balance.mgda import MGDA
+from polytask.balance.moco import MoCo
+from polytask.balance.nash_mtl import NashMTL
 from polytask.balance.pcgrad import PCGrad
 from polytask.balance.rlw import RLW
 from polytask.balance.scale_invariant import ScaleInvariant
+from polytask.balance.sdmgrad import SDMGrad
 from polytask.balance.stch import STCH
+from polytask.balance.trimmed_mean import TrimmedMean
 from polytask.balance.uncertainty import Uncertainty
+from polytask.balance.upgrad import UPGrad
 
 __all__ = [
-    "DWA", "FAMO", "GLS", "IMTLL", "RLW", "STCH", "AlignedMTL", "Balance", "Balancer", "CoBa",
-    "Equal", "Fixed", "GradNorm", "IGBv1", "IGBv2", "Losses", "Needs", "Observed", "Observer",
-    "PCGrad", "ScaleInvariant", "Signal", "State", "TaskFault", "Uncertainty", "Update", "Weights",
+    "DWA", "FAMO", "GLS", "IMTLG", "IMTLL", "MGDA", "RLW", "STCH", "AlignedMTL", "Balance",
+    "Balancer", "CAGrad", "CoBa", "ConFIG", "DualProj", "Equal", "FairGrad", "Fixed",
+    "GradDrop", "GradNorm", "GradVac", "IGBv1", "IGBv2", "Losses", "MoCo", "NashMTL", "Needs",
+    "Observed", "Observer", "PCGrad", "SDMGrad", "ScaleInvariant", "Signal", "State",
+    "TaskFault", "TrimmedMean", "UPGrad", "Uncertainty", "Update", "Weights",
 ]  # fmt: skip

@@ -11,7 +11,6 @@ Shapes: T = tasks of the run, K = tasks present, R = rank of the Gramian.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,6 +18,13 @@ import torch
 from torch import Tensor
 
 from polytask.balance.base import Needs, Signal, State, Update
+from polytask.balance.problem import (
+    Normalise,
+    check_length,
+    check_normalise,
+    check_preference,
+    pose,
+)
 from polytask.errors import UsageError
 
 ScaleMode = Literal["min", "median", "rmse"]
@@ -32,6 +38,8 @@ class AlignedMTL:
         ("median"), or the root of the mean of their squares ("rmse").
     preference: w, one number >= 0 per task in the order of axis T; None: all 1. Absent tasks
         leave the others' preference as it is.
+    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
+        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -40,39 +48,31 @@ class AlignedMTL:
 
     scale_mode: ScaleMode = "min"
     preference: tuple[float, ...] | None = None
+    normalise: Normalise = "none"
 
     def __post_init__(self) -> None:
         if self.scale_mode not in ("min", "median", "rmse"):
             raise UsageError(
                 f"AlignedMTL: scale_mode is {self.scale_mode!r}; give 'min', 'median' or 'rmse'."
             )
-        if self.preference is not None and not (
-            all(0 <= w < math.inf for w in self.preference) and any(self.preference)
-        ):
-            raise UsageError(
-                f"AlignedMTL: preference is {self.preference}; give finite numbers >= 0, not all 0."
-            )
+        check_preference("AlignedMTL", self.preference)
+        check_normalise("AlignedMTL", self.normalise)
 
     def start(self, tasks: int) -> State:
         """Return an empty state; raise where the preference is for another number of tasks."""
-        if self.preference is not None and len(self.preference) != tasks:
-            raise UsageError(
-                f"AlignedMTL: preference has {len(self.preference)} numbers for {tasks} tasks; "
-                "give one per task."
-            )
+        check_length("AlignedMTL", self.preference, tasks)
         return {}
 
     def __call__(self, signal: Signal, state: State) -> Update:
         """Return weights of shape (K,), float64."""
-        assert signal.gram_KK is not None
-        # A K x K eigenproblem is a matter of microseconds on the host, of a millisecond elsewhere.
-        gram_KK = signal.gram_KK.cpu()
+        problem = pose(signal, "AlignedMTL", self.normalise)
+        gram_KK = torch.from_numpy(problem.gram_KK)
         if self.preference is None:
             preference_K = gram_KK.new_ones(len(gram_KK))
         else:
             preference_K = gram_KK.new_tensor(self.preference)[signal.index_K.cpu()]
         weights_K = aligned(gram_KK, preference_K, self.scale_mode)
-        return Update(state, weights_K.to(signal.gram_KK.device))
+        return problem.update(state, weights_K.numpy())
 
 
 def aligned(gram_KK: Tensor, preference_K: Tensor, scale_mode: ScaleMode) -> Tensor:

@@ -18,7 +18,11 @@ from torch import Tensor
 from polytask.errors import RunError
 
 State = dict[str, Tensor]
-"""What a method remembers: named tensors, so that a checkpoint holds it as it is."""
+"""What a method remembers: named tensors, so that a checkpoint holds it as it is.
+
+A tensor keeps its shape and dtype through the run; one that starts without elements, because its
+size is known from the first signal alone, takes them at the first step.
+"""
 
 Needs = Literal["losses", "gramian", "rows"]
 """What a method must see: the K losses; their gradients' K x K products; the gradients."""
@@ -60,12 +64,16 @@ class Update:
     penalty: a scalar added to the weighted losses, with a graph into the method's own parameters.
     direction_P: the shared update itself, from methods whose answer is no weighted sum of rows.
         Exactly one of weights_K and direction_P drives the shared parameters.
+    note: None, or what was used in place of what the source asks for: a solver that did not
+        settle, a problem without a solution. One wording per cause, without numbers: the engine
+        warns of each once and counts them, for the run's record.
     """
 
     state: State
     weights_K: Tensor
     penalty: Tensor | None = None
     direction_P: Tensor | None = None
+    note: str | None = None
 
 
 class TaskFault(RunError):

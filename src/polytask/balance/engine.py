@@ -13,9 +13,10 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from polytask.balance import gradients
 from polytask.balance.base import Balance, Observed, Observer, Signal, State, TaskFault, Update
+from polytask.balance.gramian import PerLayer
 from polytask.errors import Diverged, RunError, UsageError, unknown
 
 Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
@@ -32,6 +34,8 @@ Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 At = tuple[int, ...]  # positions of tasks on axis T, ascending
 Given = Sequence[Tensor] | Tensor  # the present tasks' losses, with their graphs
 Answer = TypeVar("Answer")
+
+BY_ROWS = "exact: one backward per task present"
 
 INDEX_CACHE = 256
 """Sets of present tasks whose index tensor is kept, so that a step copies none to the device."""
@@ -76,6 +80,13 @@ class Balancer:
     steps_per_epoch: updates in an epoch; needed by methods that compare epochs (`by_epoch`).
     process_group: the processes that share one global batch; None: all, where torch.distributed
         is initialised.
+    gramian: "per layer" forms the Gramian without the tasks' gradients wherever it can (see
+        `gramian`); "rows" always forms them, one backward per task present.
+
+    held_bytes: of the tasks' gradients, or what stood for them, at most in an update so far.
+
+    `notes` counts the updates in which the method had to use a substitute for what its source
+    asks, by what it was; the first of each is warned of.
 
     Several processes: each passes its share of the global losses (sum over its rows, divided by
     the count over all rows), calls equally often, and afterwards the loop sums `.grad` over the
@@ -91,6 +102,7 @@ class Balancer:
         tasks: Sequence[str] | None = None,
         steps_per_epoch: int | None = None,
         process_group: dist.ProcessGroup | None = None,
+        gramian: Literal["per layer", "rows"] = "per layer",
     ) -> None:
         name = type(method).__name__
         if not isinstance(method, Balance):
@@ -106,10 +118,18 @@ class Balancer:
         self.shared = tuple(dict.fromkeys(shared_parameters))
         if not self.shared and method.needs != "losses":
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
+        if gramian not in ("per layer", "rows"):
+            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'per layer' or 'rows'.")
         self.step = 0
         self.state: State = {}
+        self._gramian = gramian
+        self._per_layer = PerLayer()
+        fast = method.needs == "gramian" and gramian == "per layer"
+        self._how = "exact, per layer: chosen at the first step" if fast else BY_ROWS
+        self.held_bytes = 0
         self._steps_per_epoch = steps_per_epoch
         self._group = process_group
+        self.notes: dict[str, int] = {}
         self._tasks: tuple[str, ...] = ()
         self._at: dict[str, int] = {}
         self._index: dict[tuple[int, ...], Tensor] = {}
@@ -127,7 +147,7 @@ class Balancer:
 
     @property
     def engine(self) -> str:
-        """Return how gradients are computed, in words, for the record of a run."""
+        """Return how gradients were computed last, in words, for the record of a run."""
         looks = {
             None: "",
             "after": ", one forward more",
@@ -135,7 +155,7 @@ class Balancer:
         }[self.observes]
         if self.method.needs == "losses":
             return "one backward of the weighted losses" + looks
-        return "exact: one backward per task present" + looks
+        return self._how + looks
 
     @property
     def observes(self) -> Observed | None:
@@ -224,14 +244,18 @@ class Balancer:
                 f"{type(self.method).__name__}. Load it with the method that wrote it."
             )
         for name, value in expected.items():
-            if saved[name].shape != value.shape:
+            # A state that starts without elements takes its size at the first step.
+            grows = not (value.numel() and saved[name].numel())
+            if not grows and saved[name].shape != value.shape:
                 raise RunError(
                     f"Balancer: saved {name!r} has shape {tuple(saved[name].shape)}, expected "
                     f"{tuple(value.shape)}: it was saved with other tasks than {self._tasks}."
                 )
         self.step = int(saved["step"])
         self.state = {
-            name: saved[f"state.{name}"].to(value.device, value.dtype, copy=True)
+            name: saved[f"state.{name}"].to(
+                value.device, value.dtype if value.numel() else None, copy=True
+            )
             for name, value in self.state.items()
         }
         if isinstance(self.method, nn.Module):
@@ -277,13 +301,23 @@ class Balancer:
             update = self._ask(all_at, all_K)
             self._add_gradients(update, all_at, at, given)
         else:
-            pending = pending or _Pending()
-            pending.add_rows(at, given, self.shared)
-            update = self._add_update(pending, all_at, all_K)
+            self._how = BY_ROWS
+            fast = self._add_fast(at, given, all_K) if self._may_be_fast(pending) else None
+            update = fast or self._add_rows(pending or _Pending(), at, given, all_at, all_K)
+        if update.note is not None:
+            self._count(update.note)
         self.state = update.state
         self.step += 1
         self._unobserved = self._observes == "after"
         return Weights(self._names(all_at), update.weights_K.detach(), all_K)
+
+    def _count(self, note: str) -> None:
+        """Add to `notes`; warn the caller of `backward` where this one is new."""
+        text = f"{type(self.method).__name__}: {note}"
+        if text not in self.notes:
+            said = f"{text} (update {self.step}; the others are counted in Balancer.notes)."
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
+        self.notes[text] = self.notes.get(text, 0) + 1
 
     def _add_gradients(self, update: Update, all_at: At, at: At, given: Given) -> None:
         """Run the one backward pass of the weighted sum; `at` holds this process's tasks."""
@@ -298,15 +332,44 @@ class Balancer:
         if terms:
             sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
 
-    def _add_update(self, pending: _Pending, at: At, losses_K: Tensor) -> Update:
-        """Form the Gramian, ask the method, and add its update to the shared `.grad`."""
-        rows_KP, reached = pending.spread(at, self.shared), pending.reached
+    def _may_be_fast(self, pending: _Pending | None) -> bool:
+        # Micro-batches and processes add up the rows themselves before they are multiplied.
+        return (
+            self.method.needs == "gramian"
+            and self._gramian == "per layer"
+            and pending is None
+            and self._world() == 1
+        )
+
+    def _add_fast(self, at: At, given: Given, losses_K: Tensor) -> Update | None:
+        """Form the Gramian layer by layer and add the method's update; None where it cannot."""
+        losses = given.unbind() if isinstance(given, Tensor) else given
+        products = self._per_layer.products(losses, self.shared)
+        self._how = self._per_layer.said
+        if products is None:
+            return None
+        self.held_bytes = max(self.held_bytes, self._per_layer.held)
+        update = self._ask(at, losses_K, products.gram_KK)
+        assert update.direction_P is None, "a direction needs rows"
+        products.add(update.weights_K.detach(), self.shared)
+        if update.penalty is not None:
+            update.penalty.backward()  # type: ignore[no-untyped-call]
+        return update
+
+    def _add_rows(
+        self, pending: _Pending, at: At, given: Given, all_at: At, losses_K: Tensor
+    ) -> Update:
+        """Form every task's gradient and add the method's update to the shared `.grad`."""
+        pending.add_rows(at, given, self.shared)
+        rows_KP, reached = pending.spread(all_at, self.shared), pending.reached
+        self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
         world = self._world()
         if world > 1:
             dist.all_reduce(rows_KP, group=self._group)
             reached = self._reached_anywhere(reached)
         needs_rows = self.method.needs == "rows"
-        update = self._ask(at, losses_K, gradients.gram(rows_KP), rows_KP if needs_rows else None)
+        gram_KK = gradients.gram(rows_KP)
+        update = self._ask(all_at, losses_K, gram_KK, rows_KP if needs_rows else None)
         direction_P = update.direction_P
         if direction_P is None:
             direction_P = update.weights_K.detach().to(rows_KP.dtype) @ rows_KP

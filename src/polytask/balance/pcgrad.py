@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from polytask.balance.base import Needs, Signal, State, Update
+from polytask.balance.problem import Normalise, check_normalise, pose
 from polytask.errors import UsageError
 
 
@@ -25,6 +25,8 @@ class PCGrad:
     """Weights of the sum of all projected gradients; 1 for each task where no two conflict.
 
     seed: of the random order in which each task meets the others, drawn anew at every step.
+    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
+        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -32,10 +34,12 @@ class PCGrad:
     by_epoch: ClassVar[bool] = False
 
     seed: int = 0
+    normalise: Normalise = "none"
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UsageError(f"PCGrad: seed is {self.seed}; give an integer >= 0.")
+        check_normalise("PCGrad", self.normalise)
 
     def start(self, tasks: int) -> State:
         """Return an empty state: the order follows from the seed and the step alone."""
@@ -43,9 +47,8 @@ class PCGrad:
 
     def __call__(self, signal: Signal, state: State) -> Update:
         """Return weights of shape (K,), float64."""
-        assert signal.gram_KK is not None
-        # K steps of a few small operations: on the host they cost less than as many kernels.
-        gram_KK = signal.gram_KK.cpu().numpy()
+        problem = pose(signal, "PCGrad", self.normalise)
+        gram_KK = problem.gram_KK
         tasks = len(gram_KK)
         every = np.arange(tasks)
         keys_KK = np.random.default_rng((self.seed, signal.step)).random((tasks, tasks))
@@ -65,5 +68,4 @@ class PCGrad:
             factor = product_K[conflict_K] / gram_KK[j, j]
             coefficients_KK[i, j] -= factor
             inner_KK[i] -= factor[:, None] * gram_KK[j]
-        weights_K = torch.from_numpy(coefficients_KK.sum(axis=0))
-        return Update(state, weights_K.to(signal.gram_KK.device))
+        return problem.update(state, coefficients_KK.sum(axis=0))

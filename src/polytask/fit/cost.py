@@ -55,11 +55,8 @@ class Memory:
             if isinstance(entry, Tensor)
         ]
         gradients = [w for w in weights if w.requires_grad]
-        rows = 0
-        if balancer.method.needs != "losses":
-            rows = len(balancer.tasks) * sum(_bytes(p) for p in balancer.shared)
         activations = sum(size for at, size in self._kept.items() if at not in own)
-        return sum(map(_bytes, [*weights, *gradients, *state])) + rows + activations
+        return sum(map(_bytes, [*weights, *gradients, *state])) + balancer.held_bytes + activations
 
 
 def _bytes(tensor: Tensor) -> int:

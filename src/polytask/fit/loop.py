@@ -275,6 +275,7 @@ class _Run:
             cost=cost,
             engine=self.balancer.engine,
             versions=versions(),
+            notes=dict(self.balancer.notes),
         )
 
     def load_best(self) -> None:
@@ -303,6 +304,7 @@ class _Run:
             tensors[f"best_of_task/{task}"] = torch.frombuffer(
                 bytearray(content), dtype=torch.uint8
             )
+        self.state.notes = dict(self.balancer.notes)
         checkpoint.save(self.folder, self.state.step, tensors, to_json(self.state))
 
     def resume(self) -> None:
@@ -324,6 +326,7 @@ class _Run:
             self.model.load_state_dict(checkpoint.under("model", tensors))
             checkpoint.restore_optimiser(self.optimiser, checkpoint.under("optimiser", tensors))
             self.balancer.load_state_dict(checkpoint.under("balance", tensors))
+            self.balancer.notes = dict(self.state.notes)
             for name, value in checkpoint.under("sums", tensors).items():
                 self.sums.tensors[name].copy_(value)
             self.cursors_S = tensors["cursors"]

@@ -24,6 +24,7 @@ class State:
     probes: list[Probe] = field(default_factory=list)
     best_per_task: dict[str, tuple[int, float]] = field(default_factory=dict)
     stopped: str = ""
+    notes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> State:

@@ -1,0 +1,242 @@
+"""Layers read from the autograd graph: what a layer got, and its gradient for any output gradient.
+
+A `Use` is one place where a parameter enters the computation. It knows the layer's inputs, which
+autograd kept for its own backward pass anyway, so that the parameter's gradient follows from the
+gradient of the layer's output alone: for all rows, or for some.
+
+Autograd's graph is read rather than modules hooked, because it cannot be wrong about what reaches
+a parameter: `functional.linear` on somebody's weight, a layer used twice, a weight cast by autocast
+are nodes of the graph like any other. Every node that is not known here is said to be unknown, and
+its parameters are then left to autograd.
+
+Shapes: N = positions (dim 0 of what the layer returns), I, O = inputs and outputs of a linear
+layer, C = channels, E = embedding width, V = vocabulary, Q = parameters of a small layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+ALIASES = {"TBackward0": True, "ToCopyBackward0": False}
+"""Nodes between a parameter and its layer that keep its values; True where they transpose."""
+
+
+def saved(node: Node, name: str) -> Any:
+    """Return what autograd kept for the node, a tensor without its graph."""
+    value = getattr(node, f"_saved_{name}")
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Return the shape of the node's first output in the forward pass."""
+    return tuple(node._input_metadata[0].shape)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return the values in a dtype that products can be formed in: at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class Use:
+    """One place where a parameter enters the computation.
+
+    node: the layer, whose output's gradient tells the parameter's.
+    shape: of that output, the dimensions before the last `trailing` ones as one: (N, ...).
+    """
+
+    def __init__(self, node: Node, trailing: int | None = None) -> None:
+        out = shape_of(node)
+        lead = 1 if trailing is None else len(out) - trailing
+        self.node = node
+        self.shape = (math.prod(out[:lead]), *out[lead:])
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        """Return the parameter's gradient for output gradients d_N (N, ...).
+
+        at: positions the rows of d_N stand at, int64; None: every position in order.
+        """
+        raise NotImplementedError
+
+
+class Linear(Use):
+    """A weight in a matrix product: (N, I) times its transpose, (O, I), or itself, (I, O)."""
+
+    def __init__(self, node: Node, transposed: bool) -> None:
+        super().__init__(node)
+        self.transposed = transposed
+        self._name = "mat1" if node.name() == "AddmmBackward0" else "self"
+        self._inputs_NI: Tensor | None = None
+
+    @property
+    def inputs_NI(self) -> Tensor:
+        """The inputs. Read once: under activation checkpointing each look computes them anew."""
+        if self._inputs_NI is None:
+            self._inputs_NI = wide(saved(self.node, self._name))
+        return self._inputs_NI
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """N, I, O, without a look at the inputs."""
+        rows, outputs = self.shape
+        sizes = f"_saved_{'mat1' if self._name == 'mat1' else 'self'}_sym_sizes"
+        return rows, int(getattr(self.node, sizes)[1]), outputs
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        inputs_NI = self.inputs_NI if at is None else self.inputs_NI[at]
+        return d_N.T @ inputs_NI if self.transposed else inputs_NI.T @ d_N
+
+
+class Convolution(Use):
+    """The weight of a convolution of any number of dimensions, transposed or in groups."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._inputs: Tensor | None = None
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        if self._inputs is None:
+            self._inputs = wide(saved(self.node, "input"))
+        inputs = self._inputs if at is None else self._inputs[at]
+        _, grad, _ = torch.ops.aten.convolution_backward(
+            d_N,
+            inputs,
+            wide(saved(self.node, "weight")),
+            None,
+            saved(self.node, "stride"),
+            saved(self.node, "padding"),
+            saved(self.node, "dilation"),
+            saved(self.node, "transposed"),
+            saved(self.node, "output_padding"),
+            saved(self.node, "groups"),
+            [False, True, False],
+        )
+        weight: Tensor = grad
+        return weight
+
+
+class Embedding(Use):
+    """A table of which rows are looked up."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node, trailing=1)
+        self.words = int(saved(node, "weight_sym_argsize_0"))
+        padding = int(saved(node, "padding_idx"))
+        # Never gets a gradient. Autograd shows -1, for none, without its sign.
+        self.padding = padding if padding < self.words else -1
+
+    @property
+    def indices_N(self) -> Tensor:
+        """The rows looked up."""
+        indices: Tensor = saved(self.node, "indices")
+        return indices.flatten()
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        indices_N = self.indices_N if at is None else self.indices_N[at]
+        d_N = d_N * (indices_N != self.padding)[:, None]
+        return d_N.new_zeros(self.words, d_N.shape[1]).index_add_(0, indices_N, d_N)
+
+
+class Small(Use):
+    """A parameter whose gradient is a sum over positions of something as large as the output."""
+
+    def __init__(
+        self, node: Node, each: Callable[[Node, Tensor], Tensor], trailing: int | None = None
+    ) -> None:
+        super().__init__(node, trailing)
+        self._each = each
+
+    def each(self, d_N: Tensor) -> Tensor:
+        """Return every position's own part of the gradient, (N, Q)."""
+        return self._each(self.node, d_N)
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        assert at is None, "sums are taken over all positions"
+        return self.each(d_N).sum(0)
+
+
+def _whole(node: Node, d_N: Tensor) -> Tensor:
+    """Added to every position as it is."""
+    return d_N.flatten(1)
+
+
+def _times(other: str) -> Callable[[Node, Tensor], Tensor]:
+    """Return the rule of a parameter that every position of `other` is multiplied by."""
+
+    def each(node: Node, d_N: Tensor) -> Tensor:
+        factor: Tensor = saved(node, other)
+        each_N: Tensor = d_N * factor.expand(shape_of(node)).reshape(d_N.shape)
+        return each_N.flatten(1)
+
+    return each
+
+
+def _channels(node: Node, d_N: Tensor) -> Tensor:
+    """Bias along the channels, dim 1."""
+    return d_N.flatten(2).sum(2)
+
+
+def _layer_norm_scale(node: Node, d_N: Tensor) -> Tensor:
+    inputs, mean = wide(saved(node, "input")), saved(node, "result1")
+    normed: Tensor = (inputs - mean) * saved(node, "result2")
+    return (d_N * normed.reshape(d_N.shape)).flatten(1)
+
+
+def _group_norm_scale(node: Node, d_N: Tensor) -> Tensor:
+    inputs = wide(saved(node, "input"))
+    mean_NG, rstd_NG = saved(node, "result1"), saved(node, "result2")
+    groups = inputs.reshape(*mean_NG.shape, -1)
+    normed = (groups - mean_NG[..., None]) * rstd_NG[..., None]
+    return _channels(node, d_N * normed.reshape(inputs.shape))
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a parameter enters a node: as which argument, and whether transposed on the way."""
+
+    node: Node
+    argument: int
+    transposed: bool
+
+
+def recognise(site: Site, shape: tuple[int, ...]) -> Use | None:
+    """Return the use of a parameter of this shape at this site; None where it is unknown."""
+    node, argument = site.node, site.argument
+    name, out = node.name(), shape_of(node)
+    if name == "AddmmBackward0" and argument == 2:
+        return Linear(node, site.transposed) if saved(node, "alpha") == 1 else None
+    if name == "MmBackward0" and argument == 1:
+        return Linear(node, site.transposed)
+    if site.transposed:
+        return None
+    if name == "ConvolutionBackward0" and argument == 1:
+        return Convolution(node)
+    if name == "ConvolutionBackward0" and argument == 2:
+        return Small(node, _channels)
+    if name == "EmbeddingBackward0":
+        usual = not (saved(node, "scale_grad_by_freq") or saved(node, "sparse"))
+        return Embedding(node) if usual else None
+    if name == "NativeGroupNormBackward0":
+        return Small(node, _group_norm_scale if argument == 1 else _channels)
+    if name == "NativeLayerNormBackward0":
+        each = _layer_norm_scale if argument == 1 else _whole
+        trailing = len(saved(node, "normalized_shape"))
+        return Small(node, each, trailing) if trailing < len(out) else None
+    # What is left is spread over the rows: a parameter must not hold the rows' own dimension.
+    own = shape[1:] if len(shape) == len(out) and shape[:1] == (1,) else shape
+    if not 0 < len(own) < len(out) or own != out[len(out) - len(own) :]:
+        return None
+    if name == "ExpandBackward0" or (
+        (name == "AddmmBackward0" and argument == 0 and saved(node, "beta") == 1)
+        or (name == "AddBackward0" and (argument == 0 or saved(node, "alpha") == 1))
+    ):
+        return Small(node, _whole, len(own))
+    if name == "MulBackward0":
+        return Small(node, _times("other" if argument == 0 else "self"), len(own))
+    return None

@@ -1,0 +1,390 @@
+"""The per-layer Gramian and its update, against autograd's gradient of every task."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from polytask.balance import Balancer, Signal, State, Update
+from polytask.errors import UsageError
+
+
+class Fixed:
+    """Weights 1, -2, 3, ... that keep the Gramian they saw."""
+
+    needs = "gramian"
+    foresees = False
+    by_epoch = False
+
+    def start(self, tasks: int) -> State:
+        return {}
+
+    def __call__(self, signal: Signal, state: State) -> Update:
+        self.seen_KK = signal.gram_KK
+        signs = (-1.0) ** torch.arange(len(signal.index_K))
+        return Update(state, signs * (1 + signal.index_K))
+
+
+# -- models: encoder, a batch, rows first; features (B, F) or (B, L, F) ---------------------------
+
+
+def mlp() -> tuple[nn.Module, torch.Tensor]:
+    return nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, 16), nn.Tanh()), torch.randn(
+        12, 20
+    )
+
+
+class Norms(nn.Module):
+    """A CNN with group and layer normalisation, strides, groups, a scale and a position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.GroupNorm(2, 8), nn.GELU(),
+            nn.Conv2d(8, 8, 3, stride=2, groups=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.ConvTranspose2d(8, 6, 2), nn.Flatten(), nn.LayerNorm(6 * 16), nn.Linear(6 * 16, 16),
+        )  # fmt: skip
+        self.scale = nn.Parameter(torch.rand(16))
+        self.place = nn.Parameter(torch.rand(1, 16))
+
+    def forward(self, x):
+        return self.body(x) * self.scale + self.place
+
+
+def cnn() -> tuple[nn.Module, torch.Tensor]:
+    return Norms(), torch.randn(12, 3, 14, 14)
+
+
+def batch_norm() -> tuple[nn.Module, torch.Tensor]:
+    layers = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 16)
+    return nn.Sequential(*layers), torch.randn(12, 3, 8, 8)
+
+
+class SmallViT(nn.Module):
+    def __init__(self, tokens: bool = False) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.first = nn.Parameter(torch.randn(1, 1, 16))
+        self.places = nn.Parameter(torch.randn(1, 5, 16))
+        self.blocks = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True)
+                for _ in range(2)
+            )
+        )
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.places
+        x = self.norm(self.blocks(x))
+        return x if self.tokens else x[:, 0]
+
+
+def vit() -> tuple[nn.Module, torch.Tensor]:
+    return SmallViT(), torch.randn(12, 3, 8, 8)
+
+
+def vit_tokens() -> tuple[nn.Module, torch.Tensor]:
+    return SmallViT(tokens=True), torch.randn(12, 3, 8, 8)
+
+
+class Tagger(nn.Module):
+    def __init__(self, cell=nn.GRU) -> None:
+        super().__init__()
+        self.words = nn.Embedding(300, 10, padding_idx=0)
+        self.cell = cell(10, 8, batch_first=True, bidirectional=True)
+        self.top = nn.Linear(16, 16)
+
+    def forward(self, tokens):
+        return self.top(self.cell(self.words(tokens))[0])
+
+
+def gru_tagger() -> tuple[nn.Module, torch.Tensor]:
+    return Tagger(), torch.randint(0, 300, (12, 7))
+
+
+def lstm_tagger() -> tuple[nn.Module, torch.Tensor]:
+    return Tagger(nn.LSTM), torch.randint(0, 300, (12, 7))
+
+
+class Shared(nn.Module):
+    """A layer used twice, a weight used by hand and transposed, a table that is also a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+        self.table = nn.Embedding(9, 16)
+        self.plain = nn.Parameter(torch.randn(16, 16) / 4)
+
+    def forward(self, tokens):
+        x = self.table(tokens).mean(1)
+        x = self.layer(self.layer(x).tanh())
+        x = F.linear(x, self.plain) + x @ self.plain
+        return x + F.linear(x, self.table.weight) @ self.table.weight
+
+
+def weight_sharing() -> tuple[nn.Module, torch.Tensor]:
+    return Shared(), torch.randint(0, 9, (12, 4))
+
+
+def checkpointed() -> tuple[nn.Module, torch.Tensor]:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, _ = mlp()
+
+        def forward(self, x):
+            return checkpoint(self.layers, x, use_reentrant=False)
+
+    return Checkpointed(), torch.randn(12, 20)
+
+
+MODELS = [
+    mlp, cnn, batch_norm, vit, vit_tokens, gru_tagger, lstm_tagger, weight_sharing, checkpointed,
+]  # fmt: skip
+ROWS_APART = [mlp, cnn, vit, vit_tokens, gru_tagger, weight_sharing, checkpointed]
+
+
+def rows_by_autograd(losses, shared) -> torch.Tensor:
+    rows = []
+    for loss in losses:
+        grads = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(shared, grads, strict=True)]
+        rows.append(torch.cat([g.flatten() for g in flat]))
+    return torch.stack(rows)
+
+
+def case(build, dtype, tasks, labels):
+    """Return losses, shared parameters and heads; task k is labelled where labels(k, row)."""
+    torch.manual_seed(0)
+    encoder, inputs = build()
+    encoder.to(dtype)
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(tasks)).to(dtype)
+    features = encoder(inputs.to(dtype) if inputs.is_floating_point() else inputs)
+    losses = []
+    for k, head in enumerate(heads):
+        rows = [b for b in range(len(inputs)) if labels(k, b)]
+        losses.append((head(features[rows]) - k).square().mean() * 10.0 ** (k % 3))
+    return losses, list(encoder.parameters()), heads
+
+
+def compare(losses, shared, heads, dtype, tolerance) -> str:
+    """Check Gramian and update against autograd's; return what the engine says it did."""
+    rows_KP = rows_by_autograd(losses, shared).double()
+    own = torch.autograd.grad(sum(losses), list(heads.parameters()), retain_graph=True)
+    expected_KK = rows_KP @ rows_KP.T
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    weights_K = balancer.backward(losses).weights_K.double()
+    norms_K = expected_KK.diagonal().sqrt()
+    error = (method.seen_KK - expected_KK).abs() / (norms_K[:, None] * norms_K)
+    assert method.seen_KK.dtype == torch.float64
+    assert torch.equal(method.seen_KK, method.seen_KK.T)
+    assert float(error.max()) < tolerance
+    update_P = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in shared]
+    )
+    expected_P = weights_K @ rows_KP
+    assert float((update_P - expected_P).norm()) < tolerance * float(
+        (weights_K.abs() * norms_K).sum()
+    )
+    for parameter, grad in zip(heads.parameters(), own, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=max(tolerance, 1e-6), atol=1e-12)
+    return balancer.engine
+
+
+PRECISION = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["64", "32"]
+)
+
+
+@PRECISION
+@pytest.mark.parametrize("build", MODELS)
+def test_dense_labels(build, dtype, tolerance):
+    said = compare(*case(build, dtype, 3, lambda k, b: True), dtype, tolerance)
+    assert said.startswith("exact, per layer: one backward per task present")
+
+
+@PRECISION
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("build", ROWS_APART)
+def test_rows_labelled_for_few_tasks(build, labels, dtype, tolerance):
+    def labelled(k, b):
+        return (b - k) % 6 < labels
+
+    said = compare(*case(build, dtype, 6, labelled), dtype, tolerance)
+    assert f"label-sparse, {labels} backward" in said
+
+
+@pytest.mark.parametrize("build", [batch_norm, lstm_tagger])
+def test_where_rows_are_mixed_or_layers_unknown_every_task_has_its_pass(build):
+    """In float32 an LSTM is one node, of a sort the engine does not know."""
+    said = compare(*case(build, torch.float32, 6, lambda k, b: b % 6 == k), torch.float32, 1e-4)
+    assert "one backward per task present" in said
+
+
+def test_rows_of_several_tasks_are_packed_together():
+    """One row of six tasks, the others of one: six streams would save nothing."""
+    said = compare(
+        *case(mlp, torch.float64, 6, lambda k, b: b == 0 or b % 6 == k), torch.float64, 1e-10
+    )
+    assert "one backward per task present" in said
+
+
+def test_a_mixing_layer_that_begins_at_zero_is_found_when_it_grows():
+    """Rows are mixed by a gate that is 0 at first, so that the first trial sees nothing."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(20, 16), nn.Linear(16, 16)
+            self.gate = 0.0
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x + self.gate * x.mean(0, keepdim=True))
+
+    torch.manual_seed(0)
+    encoder, x = Gated().double(), torch.randn(12, 20, dtype=torch.float64)
+    method = Fixed()
+    balancer = Balancer(method, encoder.parameters())
+    for step in range(4):
+        encoder.gate = 0.5 if step else 0.0
+        features = encoder(x)
+        losses = [features[:6].square().sum(), features[6:].sum()]
+        rows_KP = rows_by_autograd(losses, list(encoder.parameters()))
+        balancer.backward(losses)
+        assert ("label-sparse" in balancer.engine) == (step == 0)
+        torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_that_cancel_do_not_cost_the_digits():
+    """A task's rows cancel to a thousandth, its squared gradient to a millionth."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(256, 256, bias=False))
+    x = torch.randn(16, 256)
+    features = encoder(torch.cat([x, x]))
+    signs = torch.cat([torch.ones(16), -torch.ones(16) * (1 - 1e-3)])[:, None]
+    losses = [(features * signs).sum(), features.square().mean()]
+    shared = list(encoder.parameters())
+    rows_KP = rows_by_autograd(losses, shared).double()
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    balancer.backward(losses)
+    assert "ghost 1" in balancer.engine
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=3e-3, atol=0)
+
+
+@pytest.mark.parametrize("labels", [1, 6], ids=["sparse", "dense"])
+def test_under_autocast(labels):
+    """bf16 has 8 bits; the products are formed in float32 from what the layers kept."""
+    torch.manual_seed(0)
+    encoder, heads = nn.Sequential(*mlp()[0], nn.Linear(16, 16)), nn.Linear(16, 6)
+    x = torch.randn(12, 20)
+    mask = (torch.arange(12)[:, None] - torch.arange(6)) % 6 < labels
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = heads(encoder(x))
+    losses = list((outputs.float().square() * mask).sum(0))
+    said = compare(losses, list(encoder.parameters()), heads, torch.float32, 0.02)
+    assert ("label-sparse" in said) == (labels == 1)
+    assert all(p.grad.dtype == torch.float32 for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("labels", [1, 6], ids=["sparse", "dense"])
+def test_dropout_is_that_of_the_forward_pass(labels):
+    def build():
+        layers, x = mlp()
+        return nn.Sequential(layers[0], nn.Dropout(0.5), *layers[1:], nn.Dropout(0.2)), x
+
+    losses = case(build, torch.float64, 6, lambda k, b: (b - k) % 6 < labels)
+    said = compare(*losses, torch.float64, 1e-10)
+    assert ("label-sparse" in said) == (labels == 1)
+
+
+def test_losses_as_one_tensor_from_one_node():
+    torch.manual_seed(0)
+    encoder, heads = mlp()[0].double(), nn.Linear(16, 6).double()
+    x = torch.randn(12, 20, dtype=torch.float64)
+    mask = torch.arange(12)[:, None] % 6 == torch.arange(6)
+    losses_K = (heads(encoder(x)).square() * mask).sum(0) / 2
+    shared = list(encoder.parameters())
+    rows_KP = rows_by_autograd(losses_K.unbind(), shared)
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    balancer.backward(losses_K)
+    assert "label-sparse" in balancer.engine
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-12)
+
+
+def test_a_task_that_reaches_another_part_of_the_encoder():
+    """No node lies on every way, and two tasks share nothing."""
+    torch.manual_seed(0)
+    left, right = nn.Linear(20, 16).double(), nn.Linear(20, 16).double()
+    x = torch.randn(12, 20, dtype=torch.float64)
+    losses = [left(x).square().sum(), right(x).sum(), (left(x) * right(x)).sum()]
+    shared = [*left.parameters(), *right.parameters()]
+    heads = nn.ModuleList([nn.Linear(1, 1).double()])
+    losses = [loss * heads[0](loss.new_ones(1))[0] for loss in losses]
+    said = compare(losses, shared, heads, torch.float64, 1e-10)
+    assert "without a cut" in said
+
+
+def test_hooks_on_shared_parameters_are_obeyed():
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        torch.manual_seed(0)
+        encoder, x = mlp()
+        seen = []
+        getattr(encoder[0].weight, register)(lambda given, seen=seen: seen.append(given) and None)
+        balancer = Balancer(Fixed(), encoder.parameters())
+        balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+        assert len(seen) >= 2, register
+
+
+def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
+    torch.manual_seed(0)
+    encoder, x = mlp()
+    shared, x = list(encoder.parameters()), x.requires_grad_()
+    results = []
+    for wrapped in (True, False):
+        method = Fixed()
+        balancer = Balancer(method, shared)
+        for _ in range(2):
+            features = checkpoint(encoder, x, use_reentrant=True) if wrapped else encoder(x)
+            with caplog.at_level(logging.WARNING):
+                balancer.backward([features.sum(), features.square().sum()])
+        results.append((method.seen_KK, balancer.engine))
+    (got_KK, said), (expected_KK, _) = results
+    torch.testing.assert_close(got_KK, expected_KK, rtol=1e-5, atol=0)
+    assert said.startswith("exact: one backward per task present (a Python-written")
+    assert sum("hides parameters" in record.message for record in caplog.records) == 1
+
+
+def test_micro_batches_and_rows_take_one_backward_per_task():
+    torch.manual_seed(0)
+    encoder, x = mlp()
+    balancer = Balancer(Fixed(), encoder.parameters())
+    balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+    assert balancer.engine.startswith("exact, per layer")
+    balancer.backward([encoder(x).sum(), encoder(x).square().sum()], accumulate=True)
+    balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+    assert balancer.engine == "exact: one backward per task present"
+    by_rows = Balancer(Fixed(), encoder.parameters(), gramian="rows")
+    by_rows.backward([encoder(x).sum(), encoder(x).square().sum()])
+    assert by_rows.engine == "exact: one backward per task present"
+    assert by_rows.held_bytes == 2 * 4 * sum(p.numel() for p in encoder.parameters())
+    with pytest.raises(UsageError, match="gramian is 'ghost'; give 'per layer' or 'rows'"):
+        Balancer(Fixed(), encoder.parameters(), gramian="ghost")
+
+
+def test_a_wide_layer_keeps_no_row_per_task():
+    torch.manual_seed(0)
+    encoder, x = nn.Linear(512, 512, bias=False), torch.randn(8, 512)
+    balancer = Balancer(Fixed(), encoder.parameters())
+    features = encoder(x)
+    balancer.backward([features.sum(), features.square().sum(), features.exp().sum()])
+    assert balancer.held_bytes == 3 * 4 * 8 * 512
