@@ -22,6 +22,7 @@ class Frozen:
     unit: Literal["step", "epoch"] = "step"
     note: str = ""
     shares: tuple[float, ...] | None = None
+    words: tuple[str, ...] = ()
 
 
 class Trained(nn.Module):
@@ -85,6 +86,7 @@ def test_settings_are_read_as_the_type_the_method_declares():
     )
     assert recipe.mix.build() == Frozen(0.1, 5, True, "epoch", "1")
     assert parse("frozen:cap=none").mix.build() == Frozen()
+    assert parse("frozen:shares=1/0.5/2e-1").mix.build() == Frozen(shares=(1.0, 0.5, 0.2))
     assert isinstance(parse("frozen:temperature=1").mix.build().temperature, float)
 
 
@@ -121,7 +123,7 @@ def test_a_real_method_takes_its_setting():
         (
             "frozen:temprature=1",
             "Unknown setting of frozen 'temprature'. Did you mean 'temperature'? "
-            "Its settings: temperature, cap, often, unit, note.",
+            "Its settings: temperature, cap, often, unit, note, shares.",
         ),
         (
             "frozen:temperature",
@@ -144,9 +146,14 @@ def test_a_real_method_takes_its_setting():
             "Setting 'unit' of 'frozen' is 'year'; give step or epoch (default 'step').",
         ),
         (
-            "frozen:shares=1",  # a tuple: for Python alone
-            "Unknown setting of frozen 'shares'. "
-            "Its settings: temperature, cap, often, unit, note.",
+            "frozen:shares=1/two",
+            "Setting 'shares' of 'frozen' is '1/two'; give numbers parted by '/' or none "
+            "(default None).",
+        ),
+        (
+            "frozen:words=left",  # several texts: for Python alone
+            "Unknown setting of frozen 'words'. "
+            "Its settings: temperature, cap, often, unit, note, shares.",
         ),
         (
             "frozen:cap=1,cap=2",

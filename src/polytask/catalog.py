@@ -59,6 +59,61 @@ METHODS: tuple[Method, ...] = (
         "Liu, Johns & Davison, CVPR 2019, arXiv:1803.10704",
     ),
     Method(
+        "fixed", "balance", "polytask.balance.fixed:Fixed",
+        "constant weights, one per task, such as fixed:weights=1/0.5/2",
+        "the baseline; see Kurin et al., NeurIPS 2022, arXiv:2201.04122",
+    ),
+    Method(
+        "gls", "balance", "polytask.balance.gls:GLS",
+        "the geometric mean of the losses",
+        "Chennupati et al., CVPR Workshops 2019, arXiv:1904.08492",
+    ),
+    Method(
+        "rlw", "balance", "polytask.balance.rlw:RLW",
+        "weights drawn anew at every step, the control",
+        "Lin et al., TMLR 2022, arXiv:2111.10603",
+    ),
+    Method(
+        "imtl-l", "balance", "polytask.balance.imtl_l:IMTLL",
+        "learned scales that bring every loss to 1",
+        "Liu et al., ICLR 2021, openreview:IMPnRXEWpvr",
+    ),
+    Method(
+        "scale-invariant", "balance", "polytask.balance.scale_invariant:ScaleInvariant",
+        "the sum of the losses' logarithms",
+        "Navon et al., ICML 2022, arXiv:2202.01017",
+    ),
+    Method(
+        "stch", "balance", "polytask.balance.stch:STCH",
+        "a smooth maximum of the losses over their early levels",
+        "Lin et al., ICML 2024, arXiv:2402.19078",
+    ),
+    Method(
+        "famo", "balance", "polytask.balance.famo:FAMO",
+        "equal relative falls of all losses, for one forward more",
+        "Liu et al., NeurIPS 2023, arXiv:2306.03792",
+    ),
+    Method(
+        "gradnorm", "balance", "polytask.balance.gradnorm:GradNorm",
+        "learned weights that bring gradients to norms by training rate",
+        "Chen et al., ICML 2018, arXiv:1711.02257",
+    ),
+    Method(
+        "igb-v1", "balance", "polytask.balance.igb_v1:IGBv1",
+        "more weight to tasks least improved since an early epoch",
+        "Dai, Fei & Lu, UAI 2023, arXiv:2307.15429",
+    ),
+    Method(
+        "igb-v2", "balance", "polytask.balance.igb_v2:IGBv2",
+        "weights chosen by an agent that is rewarded by the least improved task",
+        "Dai, Fei & Lu, UAI 2023, arXiv:2307.15429",
+    ),
+    Method(
+        "coba", "balance", "polytask.balance.coba:CoBa",
+        "weights from the slopes of validation losses",
+        "Gong et al., EMNLP 2024, arXiv:2410.06741",
+    ),
+    Method(
         "pcgrad", "balance", "polytask.balance.pcgrad:PCGrad",
         "projects away the part of a gradient that conflicts with another task's",
         "Yu et al., NeurIPS 2020, arXiv:2001.06782",
@@ -170,18 +225,22 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     """Return the settings a person may write in a recipe, by name, annotations resolved.
 
     They are the target's parameters with a default that one word can give: a number, a flag, a
-    text, None. The others are for Python alone. Holds for dataclasses and for modules alike.
+    text, None, or several numbers parted by "/". The others are for Python alone. Holds
+    for dataclasses and for modules alike.
     """
     parameters = inspect.signature(row.load(), eval_str=True).parameters
     return {
         name: parameter
         for name, parameter in parameters.items()
         if parameter.default is not inspect.Parameter.empty
-        and all(o in _WORDS or get_origin(o) is Literal for o in _options(parameter))
+        and all(
+            o in _WORDS or o == _NUMBERS or get_origin(o) is Literal for o in _options(parameter)
+        )
     }
 
 
 _WORDS = (bool, int, float, str, NoneType)
+_NUMBERS = tuple[float, ...]
 
 
 def _options(parameter: inspect.Parameter) -> tuple[Any, ...]:
@@ -226,6 +285,10 @@ def _value(text: str, parameter: inspect.Parameter, what: str) -> Any:
             wanted += ["true", "false"]
         elif option is str:
             return text
+        elif option == _NUMBERS:
+            with contextlib.suppress(ValueError):
+                return tuple(map(float, text.split("/")))
+            wanted.append("numbers parted by '/'")
         else:
             with contextlib.suppress(ValueError):  # not of this type; perhaps of the next
                 return option(text)

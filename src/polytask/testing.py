@@ -20,7 +20,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from polytask.balance import Balance, Signal, State, Update
+from polytask.balance import Balance, Observer, Signal, State, Update
 from polytask.errors import UsageError
 from polytask.tasks import IGNORE, Kind
 
@@ -218,7 +218,12 @@ def check_balance(method: Balance, tasks: int = 4, seed: int = 0) -> None:
                         where,
                         "it says foresees, but weights depend on the losses or on who is present",
                     )
+                if isinstance(method, Observer):
+                    _check_observation(method, signal, update.state, where)
             state = update.state  # of the last subset, all tasks
+            if isinstance(method, Observer):
+                observed = _signal(method, losses_T * 0.9, rows_TP, tuple(range(tasks)), step)
+                state = method.observe(observed, state)
 
 
 def _check_update(
@@ -233,13 +238,24 @@ def _check_update(
         where,
         "the weights carry a graph, but the method is no nn.Module",
     )
-    layout = {key: (value.shape, value.dtype) for key, value in state.items()}
-    after = {key: (value.shape, value.dtype) for key, value in update.state.items()}
+    layout, after = _layout(state), _layout(update.state)
     _hold(layout == after, where, f"the state's layout changed from {layout} to {after}")
     direction_P = update.direction_P
     if direction_P is not None:
         _hold(signal.rows_KP is not None, where, "a direction needs rows; say needs = 'rows'")
         _hold(bool(torch.isfinite(direction_P).all()), where, "the direction is not finite")
+
+
+def _check_observation(method: Observer, signal: Signal, state: State, where: str) -> None:
+    before = {key: value.clone() for key, value in state.items()}
+    after = method.observe(signal, state)
+    _hold(_same(state, before), where, "observe changed the state it was given")
+    _hold(_layout(state) == _layout(after), where, "observe changed the state's layout")
+    _hold(_same(after, method.observe(signal, state)), where, "observe is not repeatable")
+
+
+def _layout(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {key: (value.shape, value.dtype) for key, value in state.items()}
 
 
 def _signal(

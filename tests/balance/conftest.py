@@ -1,12 +1,13 @@
 """What the balance tests share: a toy model, hard gradients, and signals made from rows."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from polytask.balance import Signal
+from polytask.balance import Balance, Balancer, Signal
 
 HARD = {
     "random": torch.randn(4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
@@ -34,6 +35,40 @@ def signal() -> Callable[..., Signal]:
         return Signal(losses_K, index_K, tasks, step, gram_KK=rows_KP @ rows_KP.T)
 
     return build
+
+
+@pytest.fixture
+def weigh() -> Callable[..., list[list[float]]]:
+    """A function (method, losses per step, steps per epoch) -> the balancer's weights per step.
+
+    NaN stands for an absent task, in the losses and in the weights.
+    """
+
+    def run(
+        method: Balance, steps: Sequence[Sequence[float]], steps_per_epoch: int = 1
+    ) -> list[list[float]]:
+        leaf = torch.ones((), dtype=torch.float64, requires_grad=True)
+        names = [f"task {t}" for t in range(len(steps[0]))]
+        balancer = Balancer(method, [leaf], names, steps_per_epoch)
+        weights = []
+        for losses in steps:
+            there = {n: leaf * x for n, x in zip(names, losses, strict=True) if not math.isnan(x)}
+            used = balancer.backward(there)
+            weights.append([used.get(name, math.nan) for name in names])
+        return weights
+
+    return run
+
+
+@pytest.fixture
+def gradient() -> Callable[[Callable[[Tensor], Tensor], Sequence[float]], list[float]]:
+    """A function (objective, losses) -> autograd's gradient in the losses, which weights are."""
+
+    def differentiate(objective: Callable[[Tensor], Tensor], losses: Sequence[float]):
+        losses_K = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(objective(losses_K), losses_K)[0].tolist()
+
+    return differentiate
 
 
 class Toy(nn.Module):

@@ -9,11 +9,19 @@ from torch import nn
 
 from polytask.balance import (
     DWA,
+    GLS,
+    IMTLL,
+    RLW,
+    STCH,
     AlignedMTL,
     Balance,
     Balancer,
     Equal,
+    Fixed,
+    GradNorm,
+    IGBv1,
     PCGrad,
+    ScaleInvariant,
     Signal,
     State,
     Uncertainty,
@@ -201,7 +209,12 @@ def test_the_first_call_fixes_the_tasks(toy):
 
 
 @pytest.mark.parametrize(
-    "build", [Equal, Uncertainty, DWA, PCGrad, AlignedMTL], ids=lambda build: build.__name__
+    "build",
+    [
+        *(Equal, Uncertainty, DWA, PCGrad, AlignedMTL, Fixed, RLW, IMTLL, GLS, ScaleInvariant),
+        *(GradNorm, IGBv1, STCH),
+    ],
+    ids=lambda build: build.__name__,
 )
 def test_a_resumed_run_goes_on_bit_for_bit(toy, build):
     def fresh():
@@ -254,7 +267,11 @@ def test_a_state_of_something_else_is_refused(change, text):
         balancer.load_state_dict(saved)
 
 
-@pytest.mark.parametrize("method", [Equal(), Uncertainty(), DWA(), *GRAMIAN], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [Equal(), Uncertainty(), DWA(), Fixed((1.0, 2.0, 0.0)), RLW(), IMTLL(), GradNorm(), *GRAMIAN],
+    ids=repr,
+)
 def test_micro_batches_make_the_update_of_the_whole_batch(toy, method):
     """Also where a task has labels in one of the micro-batches alone."""
     results = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from polytask.errors import RunError
@@ -21,6 +22,10 @@ State = dict[str, Tensor]
 
 Needs = Literal["losses", "gramian", "rows"]
 """What a method must see: the K losses; their gradients' K x K products; the gradients."""
+
+Observed = Literal["after", "validation"]
+"""Losses a method looks at besides those it weighs, see `Observer`: the same batch's after the
+update; a validation batch's."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,46 @@ class Balance(Protocol):
     def __call__(self, signal: Signal, state: State) -> Update:
         """Return the weights for this step and the next state."""
         ...
+
+
+@runtime_checkable
+class Observer(Balance, Protocol):
+    """A method that also looks at losses which nobody differentiates.
+
+    observes: which. "after": of the same batch, after every update. "validation": of a batch of
+        the validation split, as often as the loop likes; the loop says how often.
+    """
+
+    observes: ClassVar[Observed]
+
+    def observe(self, signal: Signal, state: State) -> State:
+        """Return the next state.
+
+        signal: its losses_K are those observed; `step` counts the updates that came before.
+        """
+        ...
+
+
+def check_positive(method: str, signal: Signal, or_zero: bool = False) -> None:
+    """Return nothing where every loss is > 0 (or 0, if so chosen); else raise TaskFault.
+
+    method: the name to tell.
+    """
+    losses_K = signal.losses_K
+    good_K = losses_K >= 0 if or_zero else losses_K > 0
+    if bool(good_K.all()):  # follows the engine's own wait for the device
+        return
+    k = good_K.tolist().index(False)
+    wanted = ">= 0" if or_zero else "> 0"
+    raise TaskFault(
+        f"{method}: the loss of task {{task}} is {float(losses_K[k]):g}; {method} scales by losses "
+        f"or their logarithms, so each must be {wanted}. Use such a loss, or another method.",
+        int(signal.index_K[k]),
+    )
+
+
+def from_first(initial_T: Tensor, signal: Signal) -> Tensor:
+    """Return each task's first loss, (T,): NaN before, taken from the signal, kept for ever."""
+    known_K = initial_T.index_select(0, signal.index_K)
+    first_K = torch.where(known_K.isnan(), signal.losses_K.to(initial_T.dtype), known_K)
+    return initial_T.index_copy(0, signal.index_K, first_K)

@@ -13,16 +13,16 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from polytask.balance import gradients
-from polytask.balance.base import Balance, Signal, State, TaskFault, Update
+from polytask.balance.base import Balance, Observed, Observer, Signal, State, TaskFault, Update
 from polytask.balance.gramian import PerLayer
 from polytask.errors import Diverged, RunError, UsageError, unknown
 
@@ -32,6 +32,7 @@ Losses = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 
 At = tuple[int, ...]  # positions of tasks on axis T, ascending
 Given = Sequence[Tensor] | Tensor  # the present tasks' losses, with their graphs
+Answer = TypeVar("Answer")
 
 BY_ROWS = "exact: one backward per task present"
 
@@ -129,6 +130,8 @@ class Balancer:
         self._index: dict[tuple[int, ...], Tensor] = {}
         self._device: torch.device | None = None
         self._pending: _Pending | None = None
+        self._observes = method.observes if isinstance(method, Observer) else None
+        self._unobserved = False
         if tasks is not None:
             self._start(tasks)
 
@@ -140,9 +143,19 @@ class Balancer:
     @property
     def engine(self) -> str:
         """Return how gradients were computed last, in words, for the record of a run."""
+        looks = {
+            None: "",
+            "after": ", one forward more",
+            "validation": ", one forward of validation rows",
+        }[self.observes]
         if self.method.needs == "losses":
-            return "one backward of the weighted losses"
-        return self._how
+            return "one backward of the weighted losses" + looks
+        return self._how + looks
+
+    @property
+    def observes(self) -> Observed | None:
+        """Which losses the loop must hand to `observe`; None for most methods."""
+        return self._observes
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the method's trained parameters, for the optimiser; most methods have none."""
@@ -168,12 +181,39 @@ class Balancer:
         shared parameters get the method's update, every task's own parameters the gradient of
         its unweighted loss. Raises Diverged naming the task whose loss is not finite.
         """
+        if self._unobserved:
+            raise UsageError(
+                f"{type(self.method).__name__} must see each batch's losses after the update too; "
+                "compute them again after optimizer.step(), under torch.no_grad(), and give them "
+                "to balancer.observe(losses)."
+            )
         at, given = self._read(losses, tasks)
         losses_K = _detached(given)
         if accumulate:
             self._check_finite(at, losses_K)
             return self._part(at, given, losses_K)
         return self._whole(at, given, losses_K)
+
+    def observe(self, losses: Losses, *, tasks: Sequence[str] | None = None) -> None:
+        """Show the method losses that it does not weigh; `observes` says which.
+
+        losses, tasks: as for `backward`; no graph is needed. Several processes: each hands in its
+        share, as often as the others. Raises Diverged naming the task whose loss is not finite.
+        """
+        method = self.method
+        if not isinstance(method, Observer):
+            raise UsageError(
+                f"{type(method).__name__} looks at no other losses; leave out observe()."
+            )
+        at, given = self._read(losses, tasks, graph=False)
+        losses_K = _detached(given)
+        if self._world() > 1:
+            at, losses_K = self._exchange(at, losses_K)
+        self._check_finite(at, losses_K)
+        self._unobserved = False
+        if at:
+            signal = self._signal(at, losses_K)
+            self.state = self._named_faults(lambda: method.observe(signal, self.state))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that the next step depends on, as a flat dict of tensors."""
@@ -213,7 +253,7 @@ class Balancer:
             cut = len("trained.")
             own = {name[cut:]: v for name, v in saved.items() if name.startswith("trained.")}
             self.method.load_state_dict(own)
-        self._pending = None
+        self._pending, self._unobserved = None, False
 
     def _part(self, at: At, given: Given, losses_K: Tensor) -> Weights:
         """Take a micro-batch that is not the last of its update."""
@@ -257,6 +297,7 @@ class Balancer:
             update = fast or self._add_rows(pending or _Pending(), at, given, all_at, all_K)
         self.state = update.state
         self.step += 1
+        self._unobserved = self._observes == "after"
         return Weights(self._names(all_at), update.weights_K.detach(), all_K)
 
     def _add_gradients(self, update: Update, all_at: At, at: At, given: Given) -> None:
@@ -328,8 +369,18 @@ class Balancer:
         gram_KK: Tensor | None = None,
         rows_KP: Tensor | None = None,
     ) -> Update:
+        signal = self._signal(at, losses_K, gram_KK, rows_KP)
+        return self._named_faults(lambda: self.method(signal, self.state))
+
+    def _signal(
+        self,
+        at: At,
+        losses_K: Tensor,
+        gram_KK: Tensor | None = None,
+        rows_KP: Tensor | None = None,
+    ) -> Signal:
         self._place(losses_K.device)
-        signal = Signal(
+        return Signal(
             losses_K,
             self._index_of(at, losses_K.device),
             len(self._tasks),
@@ -338,8 +389,10 @@ class Balancer:
             gram_KK,
             rows_KP,
         )
+
+    def _named_faults(self, answer: Callable[[], Answer]) -> Answer:
         try:
-            return self.method(signal, self.state)
+            return answer()
         except TaskFault as fault:
             raise fault.named(self._tasks[fault.index]) from None
 
@@ -360,8 +413,13 @@ class Balancer:
                 "tasks=[...])."
             )
 
-    def _read(self, losses: Losses, tasks: Sequence[str] | None) -> tuple[At, Given]:
-        """Return the present tasks' positions, ascending, and their losses in that order."""
+    def _read(
+        self, losses: Losses, tasks: Sequence[str] | None, graph: bool = True
+    ) -> tuple[At, Given]:
+        """Return the present tasks' positions, ascending, and their losses in that order.
+
+        graph: whether each loss must have one.
+        """
         if isinstance(losses, Mapping):
             if tasks is not None:
                 raise UsageError("Balancer: a mapping of losses has its names; leave out tasks.")
@@ -385,7 +443,7 @@ class Balancer:
                 self._need_tasks("a run of several processes")
             self._start(names)
         if isinstance(values, Tensor):
-            return self._read_tensor(names, values)
+            return self._read_tensor(names, values, graph)
         at: list[int] = []
         given: list[Tensor] = []
         for name, loss in zip(names, values, strict=True):
@@ -397,7 +455,7 @@ class Balancer:
                     f"Balancer: the loss of task {name!r} has shape {tuple(loss.shape)}; reduce "
                     "it to a scalar (mean over the labels present)."
                 )
-            if not loss.requires_grad:
+            if graph and not loss.requires_grad:
                 raise _no_graph(name)
             at.append(position)
             given.append(loss)
@@ -406,11 +464,13 @@ class Balancer:
             raise UsageError(f"Balancer: a task is named twice in {names}.")
         return tuple(at[i] for i in order), [given[i] for i in order]
 
-    def _read_tensor(self, names: tuple[str, ...], losses_K: Tensor) -> tuple[At, Given]:
+    def _read_tensor(
+        self, names: tuple[str, ...], losses_K: Tensor, graph: bool
+    ) -> tuple[At, Given]:
         at = tuple(map(self._position, names))
         if len(set(at)) != len(at):
             raise UsageError(f"Balancer: a task is named twice in {names}.")
-        if at and not losses_K.requires_grad:
+        if graph and at and not losses_K.requires_grad:
             raise _no_graph(names[0])
         order = sorted(range(len(at)), key=at.__getitem__)
         if order != list(range(len(at))):

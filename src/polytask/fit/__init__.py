@@ -12,7 +12,7 @@ from polytask.fit.loop import (
 )
 from polytask.fit.probe import probe
 from polytask.fit.progress import Bar, Log, Progress, Silent
-from polytask.fit.step import task_losses, train_step
+from polytask.fit.step import step_losses, task_losses, train_step
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, primary, validate
 
@@ -35,6 +35,7 @@ __all__ = [
     "load_weights",
     "primary",
     "probe",
+    "step_losses",
     "task_losses",
     "train_step",
     "validate",

@@ -28,10 +28,10 @@ from polytask.fit.data import Feed
 from polytask.fit.probe import probe
 from polytask.fit.progress import Progress, Silent
 from polytask.fit.state import State
-from polytask.fit.step import train_step
+from polytask.fit.step import step_losses, train_step
 from polytask.fit.sums import LossSums
-from polytask.fit.validate import Meters, primary, validate
-from polytask.mix import Mix, Schedule
+from polytask.fit.validate import Meters, evaluating, primary, validate
+from polytask.mix import Mix, Schedule, Uniform
 from polytask.records import (
     Cost,
     Point,
@@ -137,6 +137,7 @@ class _Run:
             steps_per_epoch=self.epoch_steps,
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
+        self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
         self.meters = Meters(suite.tasks, primary_only=True)
         self.sums = LossSums(suite.tasks.names)
         self.cursors_S = self.schedule.start()
@@ -153,7 +154,7 @@ class _Run:
         self.model.train()
         saved, counted = time.monotonic(), False
         while state.step < self.last_step and not state.stopped:
-            begun, waited = time.perf_counter(), self.feed.waited
+            begun, waited = time.perf_counter(), self._waited()
             if config.schedule == "cosine":
                 self._set_lr()
             fed, self.cursors_S = self.feed.step(state.step, self.cursors_S)
@@ -162,6 +163,9 @@ class _Run:
                 paused = time.perf_counter()
                 state.probes.append(probe(self.model, fed, state.step))
                 begun += time.perf_counter() - paused
+            if self.observed is not None:
+                tasks, losses_K = self.observed.losses(self.model, state.step)
+                self.balancer.observe(losses_K, tasks=tasks)
             # The first update of this process is counted: its batch is as large as any.
             watch = contextlib.nullcontext() if counted else self.memory.watch()
             with watch:
@@ -175,7 +179,7 @@ class _Run:
             state.step += 1
             now = time.perf_counter()
             state.seconds += now - begun
-            state.waited += self.feed.waited - waited
+            state.waited += self._waited() - waited
             progress.step(state.step, lambda: self.sums.means()[0])
             if state.step % self.epoch_steps == 0:
                 self._validate(progress)
@@ -187,6 +191,9 @@ class _Run:
                 saved = time.monotonic()
         if not state.stopped:
             state.stopped = "epochs"
+
+    def _waited(self) -> float:
+        return self.feed.waited + (0.0 if self.observed is None else self.observed.feed.waited)
 
     def _count_memory(self) -> None:
         needed = self.memory.bytes(self.model, self.optimiser, self.balancer)
@@ -290,6 +297,8 @@ class _Run:
             **checkpoint.named("best", self.best),
             "cursors": self.cursors_S,
         }
+        if self.observed is not None:
+            tensors["observed_cursors"] = self.observed.cursors_S
         for task, content in self.best_of_task.items():
             tensors[f"best_of_task/{task}"] = torch.frombuffer(
                 bytearray(content), dtype=torch.uint8
@@ -318,6 +327,8 @@ class _Run:
             for name, value in checkpoint.under("sums", tensors).items():
                 self.sums.tensors[name].copy_(value)
             self.cursors_S = tensors["cursors"]
+            if self.observed is not None:
+                self.observed.cursors_S = tensors["observed_cursors"]
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"The checkpoint in {self.folder} does not fit this run ({error}). Delete "
@@ -331,6 +342,26 @@ class _Run:
         torch.set_rng_state(rng[f"cpu/{ranks.rank()}"])
         if self.config.device.startswith("cuda"):
             torch.cuda.set_rng_state(rng[f"device/{ranks.rank()}"], self.config.device)
+
+
+class _Observed:
+    """A batch of validation rows before every update, for methods that observe their losses.
+
+    The rows of every stream alike, so that each task is seen in nearly every batch.
+    """
+
+    def __init__(self, suite: Suite, config: FitConfig) -> None:
+        sizes = [len(stream) for stream in suite.val]
+        schedule = Schedule(Uniform(), sizes, config.batch_size, config.seed)
+        self.feed = Feed(suite.val, suite.tasks, schedule, config.accumulate, config.device)
+        self.cursors_S = schedule.start()
+        self._precision = config.precision
+
+    def losses(self, model: SharedModel, step: int) -> tuple[tuple[str, ...], Tensor]:
+        """Return the tasks of the next batch and this process's share of their mean losses."""
+        fed, self.cursors_S = self.feed.step(step, self.cursors_S)
+        with evaluating(model):
+            return step_losses(model, fed, self._precision)
 
 
 def build_optimiser(

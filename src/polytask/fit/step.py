@@ -62,6 +62,24 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
     return contextlib.nullcontext()  # a disabled autocast costs ten times as much
 
 
+def step_losses(model: SharedModel, fed: Step, precision: str) -> tuple[tuple[str, ...], Tensor]:
+    """Return the present tasks and their losses (K,) over a whole step, without a graph.
+
+    Over several processes: this one's share of them.
+    """
+    with torch.no_grad():
+        parts = [task_losses(model, batches, fed.counts, precision) for batches in fed.micros]
+    if len(parts) == 1:
+        return parts[0]
+    tasks = tuple(dict.fromkeys(task for names, _ in parts for task in names))
+    if not tasks:
+        return parts[0]
+    losses_K = torch.cat([losses for names, losses in parts if names])
+    at = [tasks.index(task) for names, _ in parts for task in names]
+    at_K = torch.tensor(at, device=losses_K.device)
+    return tasks, losses_K.new_zeros(len(tasks)).index_add(0, at_K, losses_K)
+
+
 def _present(block: Block, target: Tensor, counts: Mapping[str, float]) -> tuple[Block, Tensor]:
     """Return the block and its batch of targets without the tasks that are absent."""
     columns = [k for k, task in enumerate(block.tasks) if task in counts]
@@ -84,6 +102,8 @@ def train_step(
     fed: see `Feed.step`; over several processes each is fed its share of the update, and the
     losses and gradients are those of the whole.
     clip: largest norm of all gradients together, None for no clipping.
+    A method that observes losses after the update is shown them, in the model's own mode. One
+    that observes validation losses is shown them by the loop.
 
     Raises RunError naming the task whose loss is not finite; nothing is updated then.
     """
@@ -98,5 +118,8 @@ def train_step(
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
+    if balancer.observes == "after":
+        tasks, losses_K = step_losses(model, fed, precision)
+        balancer.observe(losses_K, tasks=tasks)
     assert weights is not None, "an update is fed at least one batch"
     return weights
