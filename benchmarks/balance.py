@@ -42,6 +42,9 @@ BOUNDS = {
     "conv K=8": (6.0, None),
 }
 SOLVER_MS = 3.0
+WARM = 5
+"""Steps before the first that counts. In the 1st, 2nd, 4th, 8th, ... the engine also tries out
+whether the model mixes rows; those are too few in a run to decide a median."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +124,19 @@ def measure(
 
     steps = {"": plain} | {name: balanced(b) for name, b in balancers.items()}
     ratios: dict[str, list[float]] = {name: [] for name in balancers}
-    for round_ in range(rounds + 1):
+    for _ in range(WARM):
+        for step in steps.values():
+            work.clear()
+            step()
+    for round_ in range(rounds):
         seconds = {}
         for name in list(steps) if round_ % 2 else reversed(steps):
             work.clear()
             begun = time.perf_counter()
             steps[name]()
             seconds[name] = time.perf_counter() - begun
-        if round_:  # the first round warms up
-            for name, ratio in ratios.items():
-                ratio.append(seconds[name] / seconds[""])
+        for name, ratio in ratios.items():
+            ratio.append(seconds[name] / seconds[""])
     memory = {}
     for name, step in steps.items():
         work.clear()

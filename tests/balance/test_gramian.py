@@ -388,3 +388,35 @@ def test_a_wide_layer_keeps_no_row_per_task():
     features = encoder(x)
     balancer.backward([features.sum(), features.square().sum(), features.exp().sum()])
     assert balancer.held_bytes == 3 * 4 * 8 * 512
+
+
+def test_a_compiled_encoder_is_a_layer_it_does_not_know(caplog):
+    """Its gradients are autograd's, one row per task; that is said once."""
+    torch.manual_seed(0)
+    encoder, x = mlp()
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(3))
+    features = torch.compile(encoder, backend="aot_eager")(x)
+    losses = [head(features).square().mean() for head in heads]
+    with caplog.at_level(logging.WARNING):
+        said = compare(losses, list(encoder.parameters()), heads, torch.float32, 1e-5)
+    assert "4 parameters in layers it does not know" in said
+    assert sum(record.name.startswith("polytask") for record in caplog.records) == 1
+
+
+def test_an_embedding_of_which_little_is_looked_up_keeps_no_row_of_the_table():
+    torch.manual_seed(0)
+    table, tokens = nn.Embedding(5000, 8, padding_idx=3), torch.randint(0, 9, (6, 4))
+    features = table(tokens).sum(1)
+    losses = [features.sum(), features.square().sum(), features[:3].exp().sum()]
+    shared = list(table.parameters())
+    rows_KP = rows_by_autograd(losses, shared).double()
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    weights_K = balancer.backward(losses).weights_K.double()
+    assert "looked up 1" in balancer.engine
+    assert balancer.held_bytes == 3 * 4 * 24 * 8
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        shared[0].grad.flatten().double(), weights_K @ rows_KP, rtol=1e-5, atol=1e-5
+    )
+    assert not shared[0].grad[3].any()
