@@ -179,7 +179,7 @@ def compare(losses, shared, heads, dtype, tolerance) -> str:
     own = torch.autograd.grad(sum(losses), list(heads.parameters()), retain_graph=True)
     expected_KK = rows_KP @ rows_KP.T
     method = Fixed()
-    balancer = Balancer(method, shared)
+    balancer = Balancer(method, shared, gramian="per layer")
     weights_K = balancer.backward(losses).weights_K.double()
     norms_K = expected_KK.diagonal().sqrt()
     error = (method.seen_KK - expected_KK).abs() / (norms_K[:, None] * norms_K)
@@ -252,7 +252,7 @@ def test_a_mixing_layer_that_begins_at_zero_is_found_when_it_grows():
     torch.manual_seed(0)
     encoder, x = Gated().double(), torch.randn(12, 20, dtype=torch.float64)
     method = Fixed()
-    balancer = Balancer(method, encoder.parameters())
+    balancer = Balancer(method, encoder.parameters(), gramian="per layer")
     for step in range(4):
         encoder.gate = 0.5 if step else 0.0
         features = encoder(x)
@@ -274,7 +274,7 @@ def test_rows_that_cancel_do_not_cost_the_digits():
     shared = list(encoder.parameters())
     rows_KP = rows_by_autograd(losses, shared).double()
     method = Fixed()
-    balancer = Balancer(method, shared)
+    balancer = Balancer(method, shared, gramian="per layer")
     balancer.backward(losses)
     assert "ghost 1" in balancer.engine
     torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=3e-3, atol=0)
@@ -315,7 +315,7 @@ def test_losses_as_one_tensor_from_one_node():
     shared = list(encoder.parameters())
     rows_KP = rows_by_autograd(losses_K.unbind(), shared)
     method = Fixed()
-    balancer = Balancer(method, shared)
+    balancer = Balancer(method, shared, gramian="per layer")
     balancer.backward(losses_K)
     assert "label-sparse" in balancer.engine
     torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-12)
@@ -340,7 +340,7 @@ def test_hooks_on_shared_parameters_are_obeyed():
         encoder, x = mlp()
         seen = []
         getattr(encoder[0].weight, register)(lambda given, seen=seen: seen.append(given) and None)
-        balancer = Balancer(Fixed(), encoder.parameters())
+        balancer = Balancer(Fixed(), encoder.parameters(), gramian="per layer")
         balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
         assert len(seen) >= 2, register
 
@@ -352,7 +352,7 @@ def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
     results = []
     for wrapped in (True, False):
         method = Fixed()
-        balancer = Balancer(method, shared)
+        balancer = Balancer(method, shared, gramian="per layer")
         for _ in range(2):
             features = checkpoint(encoder, x, use_reentrant=True) if wrapped else encoder(x)
             with caplog.at_level(logging.WARNING):
@@ -367,7 +367,7 @@ def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
 def test_micro_batches_and_rows_take_one_backward_per_task():
     torch.manual_seed(0)
     encoder, x = mlp()
-    balancer = Balancer(Fixed(), encoder.parameters())
+    balancer = Balancer(Fixed(), encoder.parameters(), gramian="per layer")
     balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
     assert balancer.engine.startswith("exact, per layer")
     balancer.backward([encoder(x).sum(), encoder(x).square().sum()], accumulate=True)
@@ -377,14 +377,14 @@ def test_micro_batches_and_rows_take_one_backward_per_task():
     by_rows.backward([encoder(x).sum(), encoder(x).square().sum()])
     assert by_rows.engine == "exact: one backward per task present"
     assert by_rows.held_bytes == 2 * 4 * sum(p.numel() for p in encoder.parameters())
-    with pytest.raises(UsageError, match="gramian is 'ghost'; give 'per layer' or 'rows'"):
+    with pytest.raises(UsageError, match="gramian is 'ghost'; give 'rows' or 'per layer'"):
         Balancer(Fixed(), encoder.parameters(), gramian="ghost")
 
 
 def test_a_wide_layer_keeps_no_row_per_task():
     torch.manual_seed(0)
     encoder, x = nn.Linear(512, 512, bias=False), torch.randn(8, 512)
-    balancer = Balancer(Fixed(), encoder.parameters())
+    balancer = Balancer(Fixed(), encoder.parameters(), gramian="per layer")
     features = encoder(x)
     balancer.backward([features.sum(), features.square().sum(), features.exp().sum()])
     assert balancer.held_bytes == 3 * 4 * 8 * 512
@@ -411,7 +411,7 @@ def test_an_embedding_of_which_little_is_looked_up_keeps_no_row_of_the_table():
     shared = list(table.parameters())
     rows_KP = rows_by_autograd(losses, shared).double()
     method = Fixed()
-    balancer = Balancer(method, shared)
+    balancer = Balancer(method, shared, gramian="per layer")
     weights_K = balancer.backward(losses).weights_K.double()
     assert "looked up 1" in balancer.engine
     assert balancer.held_bytes == 3 * 4 * 24 * 8

@@ -80,8 +80,11 @@ class Balancer:
     steps_per_epoch: updates in an epoch; needed by methods that compare epochs (`by_epoch`).
     process_group: the processes that share one global batch; None: all, where torch.distributed
         is initialised.
-    gramian: "per layer" forms the Gramian without the tasks' gradients wherever it can (see
-        `gramian`); "rows" always forms them, one backward per task present.
+    gramian: "rows" forms the tasks' gradients, one backward per task present; "per layer" forms
+        the Gramian without them wherever it can (see `gramian`), in a fraction of the time. Both
+        are exact. "per layer" learns from a few trial steps which rows belong to which task, and
+        a checkpoint does not hold what it learned: a resumed run may differ from one that was
+        never stopped in the last digits, so it has to be asked for.
 
     held_bytes: of the tasks' gradients, or what stood for them, at most in an update so far.
 
@@ -102,7 +105,7 @@ class Balancer:
         tasks: Sequence[str] | None = None,
         steps_per_epoch: int | None = None,
         process_group: dist.ProcessGroup | None = None,
-        gramian: Literal["per layer", "rows"] = "per layer",
+        gramian: Literal["rows", "per layer"] = "rows",
     ) -> None:
         name = type(method).__name__
         if not isinstance(method, Balance):
@@ -118,8 +121,8 @@ class Balancer:
         self.shared = tuple(dict.fromkeys(shared_parameters))
         if not self.shared and method.needs != "losses":
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
-        if gramian not in ("per layer", "rows"):
-            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'per layer' or 'rows'.")
+        if gramian not in ("rows", "per layer"):
+            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'rows' or 'per layer'.")
         self.step = 0
         self.state: State = {}
         self._gramian = gramian
