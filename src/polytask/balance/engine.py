@@ -136,6 +136,7 @@ class Balancer:
         self._tasks: tuple[str, ...] = ()
         self._at: dict[str, int] = {}
         self._index: dict[tuple[int, ...], Tensor] = {}
+        self._orders: dict[tuple[str, ...], tuple[At, list[int] | None]] = {}
         self._device: torch.device | None = None
         self._pending: _Pending | None = None
         self._observes = method.observes if isinstance(method, Observer) else None
@@ -326,10 +327,10 @@ class Balancer:
         """Run the one backward pass of the weighted sum; `at` holds this process's tasks."""
         terms: list[Tensor] = []
         if at:
-            mine = [all_at.index(t) for t in at]
-            terms.append(
-                _weighted_sum(given, update.weights_K if at == all_at else update.weights_K[mine])
-            )
+            weights_K = update.weights_K
+            if at != all_at:
+                weights_K = weights_K[[all_at.index(t) for t in at]]
+            terms.append(_weighted_sum(given, weights_K))
         if update.penalty is not None:
             terms.append(update.penalty / self._world())
         if terms:
@@ -489,15 +490,19 @@ class Balancer:
     def _read_tensor(
         self, names: tuple[str, ...], losses_K: Tensor, graph: bool
     ) -> tuple[At, Given]:
-        at = tuple(map(self._position, names))
-        if len(set(at)) != len(at):
-            raise UsageError(f"Balancer: a task is named twice in {names}.")
-        if graph and at and not losses_K.requires_grad:
+        if graph and names and not losses_K.requires_grad:
             raise _no_graph(names[0])
-        order = sorted(range(len(at)), key=at.__getitem__)
-        if order != list(range(len(at))):
-            at, losses_K = tuple(sorted(at)), losses_K[order]
-        return at, losses_K
+        if names not in self._orders:
+            at = tuple(map(self._position, names))
+            if len(set(at)) != len(at):
+                raise UsageError(f"Balancer: a task is named twice in {names}.")
+            if len(self._orders) >= INDEX_CACHE:
+                self._orders.clear()
+            order = sorted(range(len(at)), key=at.__getitem__)
+            in_order = order == list(range(len(at)))
+            self._orders[names] = tuple(sorted(at)), None if in_order else order
+        sorted_at, moved = self._orders[names]
+        return sorted_at, losses_K if moved is None else losses_K[moved]
 
     def _position(self, name: str) -> int:
         try:
@@ -507,7 +512,9 @@ class Balancer:
             raise unknown("task", name, self._tasks, known) from None
 
     def _check_finite(self, at: At, losses_K: Tensor) -> None:
-        if bool(torch.isfinite(losses_K).all()):  # one wait for the device, however many tasks
+        # One number and one wait for the device, however many tasks; the look at each of them is
+        # for when the sum is not finite, which huge losses can also make it.
+        if math.isfinite(losses_K.sum().item()) or bool(torch.isfinite(losses_K).all()):
             return
         bad = {self._tasks[t]: v for t, v in zip(at, losses_K.tolist(), strict=True)}
         names = ", ".join(f"{name!r} is {v}" for name, v in bad.items() if not math.isfinite(v))
