@@ -91,12 +91,21 @@ class Kind(ABC):
         """Return a head for features of `width` channels."""
 
     @abstractmethod
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return the sum of the loss over the labels present.
+
+        A scalar, except where `stacks`: then it keeps every dimension but the first.
+        A row without label adds exactly 0 to the sum and to its gradient.
+        """
+
     def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the loss over the labels present, and their count.
 
-        Scalars, except where `stacks`: then both keep every dimension but the first.
-        A row without label adds exactly 0 to the sum, to its gradient and to the count.
+        Both in the shape of `loss_sum`; the mean over the labels is their ratio. A loop that
+        knows the counts beforehand, as `fit` does, asks for the sum alone.
         """
+        there = self.present(encoded)
+        return self.loss_sum(output, encoded), there.sum(0) if self.stacks else there.sum()
 
     @abstractmethod
     def scores(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,10 +48,9 @@ class Binary(Kind):
     def head(self, width: int) -> nn.Module:
         return nn.Linear(width, 1)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return summed cross entropies (in nats) and counts, dim 0 summed away."""
-        entropy, there = binary_cross_entropy(output, encoded)
-        return entropy.sum(0), there.sum(0)
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return summed cross entropies (in nats), dim 0 summed away."""
+        return binary_cross_entropy(output, encoded).sum(0)
 
     def scores(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities in float64, where large logits do not tie, and int64 labels."""

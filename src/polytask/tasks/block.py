@@ -44,8 +44,8 @@ class Block:
         """
         if self.kind.stacks:
             output = torch.cat([outputs[task] for task in self.tasks], dim=1)
-            return self.kind.loss(output, target)[0]
-        return self.kind.loss(outputs[self.tasks[0]], target)[0].reshape(1)
+            return self.kind.loss_sum(output, target)
+        return self.kind.loss_sum(outputs[self.tasks[0]], target).reshape(1)
 
     def to(self, device: torch.device | str) -> Block:
         """Return the block with its target on `device`; the counts stay on the CPU."""

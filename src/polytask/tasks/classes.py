@@ -36,7 +36,7 @@ class Classes(Kind):
             )
 
     @abstractmethod
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]: ...
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor: ...
 
     def fit(self, target: Tensor, task: str) -> Self:
         """Return this kind as it is: nothing is learned, but two classes must occur.

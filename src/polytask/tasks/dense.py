@@ -30,8 +30,8 @@ class DenseLabels(Classes):
     def head(self, width: int) -> nn.Module:
         return nn.Conv2d(width, self.classes, kernel_size=1)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy (in nats) summed over labelled pixels, and their count."""
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return the cross entropy (in nats) summed over labelled pixels."""
         return cross_entropy(output, encoded)
 
     def scores(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

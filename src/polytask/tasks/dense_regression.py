@@ -28,10 +28,9 @@ class DenseRegression(Scaled):
     def head(self, width: int) -> nn.Module:
         return nn.Conv2d(width, 1, kernel_size=1)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed squared error of the scaled target and the count of labelled pixels."""
-        error, there = squared_error(output, encoded)
-        return error.sum(), there.sum()
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return the squared error of the scaled target summed over labelled pixels."""
+        return squared_error(output, encoded).sum()
 
     def metrics(self) -> tuple[Metric, ...]:
         return super().metrics()[:2]

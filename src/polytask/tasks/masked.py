@@ -23,37 +23,35 @@ def full(output: Tensor) -> Tensor:
     return output if output.dtype in (torch.float32, torch.float64) else output.float()
 
 
-def squared_error(output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squared error of each entry (0 where missing), and which entries are there.
+def squared_error(output: Tensor, encoded: Tensor) -> Tensor:
+    """Return the squared error of each entry, 0 where missing.
 
     output: as many entries as encoded, in any shape. encoded: NaN where missing.
     """
     there = ~encoded.isnan()
     difference = torch.where(there, full(output).reshape(encoded.shape) - encoded, 0.0)
-    return difference.square(), there
+    return difference.square()
 
 
-def binary_cross_entropy(output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy of each entry (0 where missing), and which entries are there.
+def binary_cross_entropy(output: Tensor, encoded: Tensor) -> Tensor:
+    """Return the cross entropy of each entry, 0 where missing.
 
     output: logits, as many entries as encoded, in any shape. encoded: 0, 1, or NaN where missing.
     """
     there = ~encoded.isnan()
     logits = full(output).reshape(encoded.shape)
     # The weight is part of torch's own operation; it costs less than a product or a `where` after.
-    entropy = F.binary_cross_entropy_with_logits(
+    return F.binary_cross_entropy_with_logits(
         logits,
         torch.where(there, encoded, 0.0).to(logits.dtype),
         weight=there.to(logits.dtype),
         reduction="none",
     )
-    return entropy, there
 
 
-def cross_entropy(output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed cross entropy over the labels that are there, and their count.
+def cross_entropy(output: Tensor, encoded: Tensor) -> Tensor:
+    """Return the summed cross entropy over the labels that are there.
 
     output: logits (B, C) or (B, C, ...). encoded: int64 (B,) or (B, ...), -100 where missing.
     """
-    total = F.cross_entropy(full(output), encoded, ignore_index=IGNORE, reduction="sum")
-    return total, (encoded != IGNORE).sum()
+    return F.cross_entropy(full(output), encoded, ignore_index=IGNORE, reduction="sum")

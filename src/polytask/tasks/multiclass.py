@@ -55,8 +55,8 @@ class Multiclass(Classes):
     def head(self, width: int) -> nn.Module:
         return nn.Linear(width, self.classes)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed cross entropy (in nats) and the count of labels."""
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return the cross entropy (in nats) summed over labels that are there."""
         return cross_entropy(output, encoded)
 
     def scores(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

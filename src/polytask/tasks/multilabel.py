@@ -62,10 +62,9 @@ class Multilabel(Kind):
     def head(self, width: int) -> nn.Module:
         return nn.Linear(width, self.labels)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy (in nats) summed over labels that are there, and their count."""
-        entropy, there = binary_cross_entropy(output, encoded)
-        return entropy.sum(), there.sum()
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return the cross entropy (in nats) summed over labels that are there."""
+        return binary_cross_entropy(output, encoded).sum()
 
     def scores(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return float64 probabilities and int64 labels, (rows with any label, M).

@@ -27,7 +27,6 @@ class Regression(Scaled):
     def head(self, width: int) -> nn.Module:
         return nn.Linear(width, 1)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return summed squared errors of the scaled target and counts, dim 0 summed away."""
-        error, there = squared_error(output, encoded)
-        return error.sum(0), there.sum(0)
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return summed squared errors of the scaled target, dim 0 summed away."""
+        return squared_error(output, encoded).sum(0)

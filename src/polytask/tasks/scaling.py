@@ -42,7 +42,7 @@ class Scaled(Kind):
             )
 
     @abstractmethod
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]: ...
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor: ...
 
     def fit(self, target: Tensor, task: str) -> Self:
         """Return this kind with the mean and the population standard deviation of the labels.

@@ -38,8 +38,8 @@ class SequenceLabels(Classes):
     def head(self, width: int) -> nn.Module:
         return nn.Linear(width, self.classes)
 
-    def loss(self, output: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy (in nats) summed over labelled positions, and their count."""
+    def loss_sum(self, output: Tensor, encoded: Tensor) -> Tensor:
+        """Return the cross entropy (in nats) summed over labelled positions."""
         return cross_entropy(output.flatten(0, 1), encoded.flatten())
 
     def scores(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
