@@ -218,7 +218,8 @@ class Feed:
             for task, n in made.counts(rows_B).items():
                 counts[task] = counts.get(task, 0.0) + n
             mine_B = ranks.share(rows_B)
-            for m, chunk in enumerate(mine_B.tensor_split(self.accumulate)):
+            chunks = (mine_B,) if self.accumulate == 1 else mine_B.tensor_split(self.accumulate)
+            for m, chunk in enumerate(chunks):
                 # A process may have no row of a short last batch; it still takes part, with none:
                 # all processes must name the same tasks and make as many forward passes.
                 if len(chunk) or ranks.world() > 1:

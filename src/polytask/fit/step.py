@@ -47,7 +47,10 @@ def task_losses(
     if not names:
         return (), torch.empty(0)
     together = sums[0] if len(sums) == 1 else torch.cat(sums)
-    losses = together / together.new_tensor([counts[task] for task in names])
+    labels = [counts[task] for task in names]
+    # Where all are alike, as with complete labels, one number divides without a tensor of them.
+    alike = labels.count(labels[0]) == len(labels)
+    losses = together / (labels[0] if alike else together.new_tensor(labels))
     tasks = tuple(dict.fromkeys(names))
     if len(tasks) == len(names):
         return tasks, losses
@@ -113,10 +116,11 @@ def train_step(
         tasks, losses_K = task_losses(model, batches, fed.counts, precision)
         last = m == len(fed.micros) - 1
         weights = balancer.backward(losses_K, tasks=tasks, accumulate=not last)
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    ranks.sum_gradients(parameters)
-    if clip is not None:
-        nn.utils.clip_grad_norm_(parameters, clip)
+    if clip is not None or ranks.world() > 1:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        ranks.sum_gradients(parameters)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
     if balancer.observes == "after":
         tasks, losses_K = step_losses(model, fed, precision)
