@@ -20,7 +20,7 @@ class Measured(Kind):
     def metrics(self):
         return (Metric(self.metric, self.direction, "", _never),)
 
-    fit = check = encode = present = head = loss = scores = None
+    fit = check = encode = present = head = loss_sum = scores = None
 
 
 def _never():

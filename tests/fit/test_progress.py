@@ -76,14 +76,18 @@ def test_a_resumed_run_says_how_much_is_done(tmp_path: object, tiny: ModuleType)
 def test_a_log_has_a_line_per_validation_and_not_too_many(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    log = Log("digits2 equal", every=60.0)
-    log.begin(24, 0)
-    for epoch in (1, 2, 3):
-        log.step(8 * epoch, dict)
-        log.point(Point(8 * epoch, epoch, 0.5, {}, {}, {}, epoch / 3))
-    said = capsys.readouterr()
-    assert said.out == ""
-    first, last = said.err.splitlines()  # the second validation comes within the minute
+    def said(every: float) -> list[str]:
+        log = Log("digits2 equal", every)
+        log.begin(24, 0)
+        for epoch in (1, 2, 3):
+            log.step(8 * epoch, dict)
+            log.point(Point(8 * epoch, epoch, 0.5, {}, {}, {}, epoch / 3))
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err.splitlines()
+
+    first, _, last = said(every=0.0)
     assert first.startswith("digits2 equal: update 8 of at most 24, epoch 1, score 0.3333, at most")
     assert "update 24 of at most 24" in last
     assert last.endswith("at most 0 s left")
+    assert len(said(every=60.0)) == 1, "a run of a moment tells its end alone"

@@ -40,13 +40,13 @@ class Silent:
 class Log:
     """Plain lines on standard error, where no terminal is: a validation each, not too many.
 
-    every: seconds between two lines at least.
+    every: seconds before the first line and between two; the last update is always told.
     """
 
     def __init__(self, title: str, every: float = 10.0) -> None:
         self._title, self._every = title, every
         self._steps, self._done, self._begun = 0, 0, time.monotonic()
-        self._said = -every
+        self._said = 0.0
 
     def begin(self, steps: int, done: int) -> None:
         """Remember how far there is to go."""
