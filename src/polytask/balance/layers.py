@@ -16,6 +16,7 @@ layer, C = channels, E = embedding width, V = vocabulary, Q = parameters of a sm
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ def wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-class Use:
+class Use(ABC):
     """One place where a parameter enters the computation.
 
     node: the layer, whose output's gradient tells the parameter's.
@@ -57,12 +58,12 @@ class Use:
         self.node = node
         self.shape = (math.prod(out[:lead]), *out[lead:])
 
+    @abstractmethod
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
         """Return the parameter's gradient for output gradients d_N (N, ...).
 
         at: positions the rows of d_N stand at, int64; None: every position in order.
         """
-        raise NotImplementedError
 
 
 class Linear(Use):
