@@ -16,7 +16,7 @@ from polytask.balance.coba import CoBa
 from polytask.balance.conflict_free import ConFIG
 from polytask.balance.dualproj import DualProj
 from polytask.balance.dwa import DWA
-from polytask.balance.engine import Balancer, Losses, Weights
+from polytask.balance.engine import Balancer
 from polytask.balance.equal import Equal
 from polytask.balance.fairgrad import FairGrad
 from polytask.balance.famo import FAMO
@@ -29,6 +29,7 @@ from polytask.balance.igb_v1 import IGBv1
 from polytask.balance.igb_v2 import IGBv2
 from polytask.balance.imtl_g import IMTLG
 from polytask.balance.imtl_l import IMTLL
+from polytask.balance.losses import Losses, Weights
 from polytask.balance.mgda import MGDA
 from polytask.balance.moco import MoCo
 from polytask.balance.nash_mtl import NashMTL

@@ -1,0 +1,134 @@
+"""The exact engine: losses with their graphs -> their Gramian or rows, and the method's update.
+
+By one backward per task present, or per layer (`gramian`) where that was asked for and applies.
+
+Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balance import gradients
+from polytask.balance.base import Needs, Update
+from polytask.balance.gramian import PerLayer
+from polytask.balance.losses import At, Given
+from polytask.balance.world import World
+
+GramianBy = Literal["rows", "per layer"]
+Ask = Callable[[Tensor, Tensor | None], Update]
+"""The method, given the Gramian, and the rows where it needs them."""
+
+BY_ROWS = "exact: one backward per task present"
+
+
+@dataclass
+class Pending:
+    """What the micro-batches of an unfinished update left: losses, rows, parameters reached."""
+
+    losses: dict[int, Tensor] = field(default_factory=dict)
+    at: At = ()
+    rows_KP: Tensor | None = None
+    reached: set[int] = field(default_factory=set)
+
+    def add_losses(self, at: At, losses_K: Tensor) -> None:
+        """Add a micro-batch's losses, detached."""
+        for t, loss in zip(at, losses_K.unbind(), strict=True):
+            self.losses[t] = self.losses[t] + loss if t in self.losses else loss
+
+    def all_losses(self) -> tuple[At, Tensor]:
+        """Return the tasks present so far, and their losses summed over the micro-batches."""
+        at = tuple(sorted(self.losses))
+        return at, torch.stack([self.losses[t] for t in at]) if at else torch.empty(0)
+
+    def add_rows(self, at: At, given: Given, shared: Sequence[Tensor]) -> None:
+        """Add a micro-batch's gradients to the rows, and the other parameters' to `.grad`."""
+        if not at:
+            return
+        together = tuple(sorted({*self.at, *at}))
+        rows_KP = self.spread(together, shared)
+        mine = [rows_KP[together.index(t)] for t in at]
+        losses = given.unbind() if isinstance(given, Tensor) else given
+        self.reached |= gradients.add_rows(losses, shared, mine)
+        self.at, self.rows_KP = together, rows_KP
+
+    def spread(self, at: At, shared: Sequence[Tensor]) -> Tensor:
+        """Return the rows for the tasks `at`, zeros where none came yet."""
+        if self.rows_KP is not None and at == self.at:
+            return self.rows_KP
+        rows_KP = gradients.empty_rows(len(at), shared)
+        if self.rows_KP is not None:
+            rows_KP[[at.index(t) for t in self.at]] = self.rows_KP
+        return rows_KP
+
+
+class Exact:
+    """Adds a method's update to the gradients.
+
+    said: how the last update was computed, in words.
+    held_bytes: of the tasks' gradients, or what stood for them, at most in an update so far.
+    """
+
+    def __init__(
+        self, shared: Sequence[nn.Parameter], world: World, needs: Needs, gramian: GramianBy
+    ) -> None:
+        self._shared, self._world, self._needs = shared, world, needs
+        self._fast = needs == "gramian" and gramian == "per layer"
+        self._per_layer = PerLayer()
+        self.said = "exact, per layer: chosen at the first step" if self._fast else BY_ROWS
+        self.held_bytes = 0
+
+    def add(self, pending: Pending | None, at: At, given: Given, all_at: At, ask: Ask) -> Update:
+        """Add the method's update to the shared `.grad`, and to every other its gradient.
+
+        pending: of the micro-batches before these losses; None where there were none.
+        at, given: the losses of this process. all_at: the tasks present anywhere.
+        """
+        self.said = BY_ROWS
+        # Micro-batches and processes add up the rows themselves before they are multiplied.
+        if self._fast and pending is None and self._world.size == 1:
+            update = self._add_per_layer(given, ask)
+            if update is not None:
+                return update
+        return self._add_rows(pending or Pending(), at, given, all_at, ask)
+
+    def _add_per_layer(self, given: Given, ask: Ask) -> Update | None:
+        """Form the Gramian layer by layer; None where that does not apply."""
+        losses = given.unbind() if isinstance(given, Tensor) else given
+        products = self._per_layer.products(losses, self._shared)
+        self.said = self._per_layer.said
+        if products is None:
+            return None
+        self.held_bytes = max(self.held_bytes, self._per_layer.held)
+        update = ask(products.gram_KK, None)
+        assert update.direction_P is None, "a direction needs rows"
+        products.add(update.weights_K.detach(), self._shared)
+        if update.penalty is not None:
+            update.penalty.backward()  # type: ignore[no-untyped-call]
+        return update
+
+    def _add_rows(self, pending: Pending, at: At, given: Given, all_at: At, ask: Ask) -> Update:
+        """Form every task's gradient."""
+        pending.add_rows(at, given, self._shared)
+        rows_KP, reached = pending.spread(all_at, self._shared), pending.reached
+        self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
+        world = self._world.size
+        if world > 1:
+            self._world.add_up(rows_KP)
+            reached = self._world.reached_anywhere(reached, self._shared)
+        update = ask(gradients.gram(rows_KP), rows_KP if self._needs == "rows" else None)
+        direction_P = update.direction_P
+        if direction_P is None:
+            direction_P = update.weights_K.detach().to(rows_KP.dtype) @ rows_KP
+        # The loop sums .grad over the processes, each of which holds the whole update here.
+        gradients.add_direction(
+            direction_P if world == 1 else direction_P / world, self._shared, reached
+        )
+        if update.penalty is not None:
+            (update.penalty / world).backward()  # type: ignore[no-untyped-call]
+        return update

@@ -1,0 +1,54 @@
+"""The processes that share one global batch: what each must know of the others.
+
+Shapes: T = tasks of the run, K = tasks present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from polytask.balance.losses import At, Axis
+
+
+class World:
+    """A process group. None: all processes, where torch.distributed is initialised, else one."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+
+    @property
+    def size(self) -> int:
+        if self._group is None and not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self._group)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace the tensor by its sum over the processes, in place."""
+        dist.all_reduce(tensor, group=self._group)
+
+    def exchange(
+        self, axis: Axis, at: At, losses_K: Tensor, device: torch.device
+    ) -> tuple[At, Tensor]:
+        """Return the tasks present in any process, and their losses summed over the processes.
+
+        device: one that the group can talk from.
+        """
+        both_2T = torch.zeros(2, len(axis.tasks), dtype=torch.float64, device=device)
+        if at:
+            index_K = axis.index(at, device)
+            both_2T[0, index_K] = losses_K.to(torch.float64)
+            both_2T[1, index_K] = 1.0
+        self.add_up(both_2T)
+        everywhere = tuple(t for t, count in enumerate(both_2T[1].tolist()) if count > 0)
+        return everywhere, both_2T[0, axis.index(everywhere, device)]
+
+    def reached_anywhere(self, reached: set[int], shared: Sequence[Tensor]) -> set[int]:
+        """Return the positions of the shared parameters that a loss of any process reaches."""
+        flags = torch.zeros(len(shared), dtype=torch.int32, device=shared[0].device)
+        flags[sorted(reached)] = 1
+        self.add_up(flags)
+        return set(flags.nonzero().flatten().tolist())
