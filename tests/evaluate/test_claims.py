@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from polytask.errors import DataError, RunError, UsageError
 from polytask.evaluate import interval
-from polytask.evaluate.claims import Claim, Effect, decide, load, markdown, save
+from polytask.evaluate.claims import Claim, Effect, decide, decide_against_all, load, markdown, save
 
 
 def around(low, high):
@@ -55,6 +55,44 @@ def test_a_claim_of_equality(low, high, outcome):
     assert decide(around(low, high), "equal", 1.0) == outcome
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (-0.9, 0.5, "seen"),
+        (2.0, 5.0, "seen"),  # how much better is no matter
+        (-1.1, 0.5, "undecided"),
+        (-3.0, -0.9, "undecided"),
+        (-3.0, -1.1, "not seen"),
+    ],
+)
+def test_a_claim_of_being_no_worse(low, high, outcome):
+    assert decide(around(low, high), "no worse", 1.0) == outcome
+
+
+def test_a_claim_against_all_rivals():
+    ahead, behind = around(0.5, 2.0), around(-3.0, -0.1)
+    assert decide_against_all({"a": ahead, "b": ahead}, "greater", 0.1) == ("seen", "a")
+    # One rival that is not beaten is enough to leave the claim open ...
+    assert decide_against_all({"a": ahead, "b": behind}, "no worse", 0.1) == ("undecided", "b")
+    # ... and one that is ahead beyond what the number of rivals explains, to refuse it.
+    assert decide_against_all({"b": behind}, "greater", 0.1)[0] == "not seen"
+    assert decide_against_all({"a": ahead, "b": behind}, "greater", 0.1)[0] == "undecided"
+    surely = around(-3.0, -2.0)
+    assert decide_against_all({"a": ahead, "b": surely}, "greater", 0.1) == ("not seen", "b")
+    with pytest.raises(UsageError, match="at least one"):
+        decide_against_all({}, "greater", 0.1)
+
+
+def test_many_rivals_do_not_refuse_a_claim_by_chance():
+    """Nine rivals, each just short of being beaten by the margin of 1: refused in at most 2.5 %."""
+    rng = np.random.default_rng(5)
+    refused = 0
+    for draws in rng.normal(1.0, 0.6, size=(300, 9, 3)):
+        rivals = {str(i): list(d) for i, d in enumerate(draws)}
+        refused += decide_against_all(rivals, "greater", 1.0)[0] == "not seen"
+    assert refused <= 300 * 0.025 + 3 * math.sqrt(300 * 0.025 * 0.975)
+
+
 def test_differences_without_spread():
     assert decide([0.0, 0.0], "greater", 0.0) == "not seen"
     assert decide([1.0, 1.0], "greater", 1.0) == "seen"
@@ -82,6 +120,8 @@ def test_equality_has_no_side_and_seeds_no_order(differences, random, margin):
         (1.0, "greater", "not seen"),
         (1.0, "equal", "seen"),
         (0.99, "equal", "not seen"),
+        (-1.0, "no worse", "seen"),
+        (-0.99, "no worse", "not seen"),
     ],
 )
 def test_wrong_decisions_are_as_rare_as_promised(truth, expected, wrong):

@@ -1,6 +1,6 @@
 """Numbers from outputs: gains, intervals over seeds, verdicts, reasons, cost, and claims."""
 
-from polytask.evaluate.claims import Claim, Effect, Outcome, decide
+from polytask.evaluate.claims import Claim, Effect, Outcome, decide, decide_against_all
 from polytask.evaluate.gain import delta_m, gains
 from polytask.evaluate.interval import LEVEL, interval
 from polytask.evaluate.result import (
@@ -29,6 +29,7 @@ __all__ = [
     "Verdict",
     "cost",
     "decide",
+    "decide_against_all",
     "delta_m",
     "gains",
     "interval",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -21,12 +21,14 @@ from polytask.records import read_json, write_json
 Outcome = Literal["seen", "not seen", "undecided", "not testable"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
+Expected = Literal["greater", "equal", "no worse"]
+
 FILE = "claims.json"
 
 
 def decide(
     differences: Sequence[float],
-    expected: Literal["greater", "equal"],
+    expected: Expected,
     margin: float,
     level: float = LEVEL,
 ) -> Outcome:
@@ -44,11 +46,13 @@ def decide(
     - "equal", margin > 0: "seen" where the interval lies inside (-margin, margin), which is the
       two one-sided tests of Schuirmann (1987, doi:10.1007/BF01068419); "not seen" where it lies
       outside altogether; else "undecided". No significant difference is not equality.
+    - "no worse", margin > 0: "seen" where the interval lies above -margin; "not seen" where it
+      lies below it altogether; else "undecided". How much better is no matter.
 
     At level 0.95 each wrong decision has probability at most 2.5 %: "seen" where the truth is no
     improvement (or a difference of at least the margin), "not seen" where the truth is an
-    improvement of at least the margin (or a difference below it). One difference has no interval
-    and is undecided.
+    improvement of at least the margin (or a difference below it; or one above -margin). One
+    difference has no interval and is undecided.
     """
     for i, difference in enumerate(differences):
         if not math.isfinite(difference):
@@ -56,8 +60,8 @@ def decide(
                 f"Difference {i} of a claim is {difference}; a claim is decided on finite numbers "
                 "of every seed. Mend that run, or record the claim as undecided with the reason."
             )
-    least = "> 0" if expected == "equal" else ">= 0"
-    if not (0 <= margin < math.inf) or (expected == "equal" and margin == 0):
+    least = ">= 0" if expected == "greater" else "> 0"
+    if not (0 <= margin < math.inf) or (expected != "greater" and margin == 0):
         raise UsageError(
             f"The margin of a claim of {expected!r} is {margin}; give the smallest difference "
             f"that would matter, a number {least}."
@@ -70,9 +74,39 @@ def decide(
         if -margin < low and high < margin:
             return "seen"
         return "not seen" if low >= margin or high <= -margin else "undecided"
+    if expected == "no worse":
+        if low > -margin:
+            return "seen"
+        return "not seen" if high <= -margin else "undecided"
     if high < margin or high <= 0:
         return "not seen"
     return "seen" if low > 0 else "undecided"
+
+
+def decide_against_all(
+    rivals: Mapping[str, Sequence[float]],
+    expected: Literal["greater", "no worse"],
+    margin: float,
+    level: float = LEVEL,
+) -> tuple[Outcome, str]:
+    """Return whether a claim was seen against every one of m rivals, and who is the hardest.
+
+    rivals: name -> paired differences, as for `decide`. The hardest rival is the one with the
+        lowest mean difference; show the effect and interval against it.
+
+    "seen" where `decide` says so against every rival: an intersection-union test, which needs no
+    correction (Berger, Technometrics 24(4), 1982). "not seen" where it says so against at least
+    one at a level of 1 - (1 - level) / m (Bonferroni), since among many rivals one that is ahead
+    is found by chance.
+    """
+    if not rivals:
+        raise UsageError("A claim against all rivals needs at least one; none was given.")
+    hardest = min(rivals, key=lambda name: math.fsum(rivals[name]) / len(rivals[name]))
+    if all(decide(d, expected, margin, level) == "seen" for d in rivals.values()):
+        return "seen", hardest
+    strict = 1 - (1 - level) / len(rivals)
+    lost = any(decide(d, expected, margin, strict) == "not seen" for d in rivals.values())
+    return ("not seen" if lost else "undecided"), hardest
 
 
 @dataclass(frozen=True)
@@ -274,9 +308,9 @@ with the versions they ran on.
 
 - **seen**: the interval of the paired differences over seeds lies on the claimed side, and an
   effect large enough to matter is not excluded (for a claim of equality: it lies within the
-  margin).
+  margin; of "no worse": above the negative margin).
 - **not seen**: the interval excludes an improvement as large as the margin (for a claim of
-  equality: it excludes equality).
+  equality: it excludes equality; of "no worse": it lies below the negative margin).
 - **undecided**: the interval allows both; more seeds would tell.
 - **not testable**: this cannot be run here; the remark says why.
 
