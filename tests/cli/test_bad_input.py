@@ -206,6 +206,22 @@ def test_a_loss_that_is_not_finite_in_a_comparison_names_the_run(
     assert "--lr1e+30-wd0--s0: At step " in said.err
 
 
+def test_a_method_that_fails_does_not_end_the_others_but_the_exit_code_tells(
+    polytask: Call, people: Path
+):
+    methods = "fixed:weights=1/2/3,equal"
+    said = polytask("compare", people, "--methods", methods, "--tune", 1, "--jobs", 1, "--json")
+    assert said.code == 1
+    result = json.loads(said.out)
+    assert list(result["methods"]) == ["single", "equal"]
+    assert "3 weights came for 2 tasks" in result["failed"]["fixed:weights=1/2/3"]
+    assert said.err.splitlines()[-1] == (
+        "polytask: 1 of 2 methods failed and are left out: fixed:weights=1/2/3. The report says "
+        "why; the same command tries again."
+    )
+    assert "Left out, because they stopped" in Path("runs/people/report.html").read_text()
+
+
 # Run folders
 
 

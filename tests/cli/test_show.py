@@ -118,6 +118,39 @@ def test_bars_in_a_terminal(monkeypatch):
     assert "single--a--lr0.001" not in screen.export_text().splitlines()[-1]
 
 
+def test_runs_that_will_not_take_place_are_not_waited_for(capsys, monkeypatch):
+    with Lines("toys") as lines:
+        lines.begin([1, 2, 2, 3])
+        lines.done(0, job("a"), fresh=True)
+        lines.done(1, job("b", "equal"), fresh=True)
+        lines.failed(job("c", "equal"), "one setting of two", [0, 0, 0, 0])
+        lines.done(1, job("c", "equal"), fresh=True)
+        lines.failed(job("c", "equal"), "no setting is left", [0, 0, 2, 3])
+    said = [line.partition(", 0:00")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        "toys: single-task models: tuning: 1 done",
+        "toys: methods: tuning: 2 done",
+        "toys: equal failed: no setting is left",
+        "toys: other seeds: 0 done",
+        "toys: test split: 0 done",
+    ]
+    assert lines._pace.text() == "3 of 3 runs"
+    screen = Console(width=100, record=True, force_terminal=True)
+    monkeypatch.setattr(show, "Console", lambda stderr: screen)
+    with Bars("toys") as bars:
+        bars.begin([0, 1, 2, 3])
+        bars.step(1, job("c", "equal"), 5, 10, {})
+        bars.failed(job("c", "equal"), "why [not]", [0, 1, 2, 0])
+        drawn = "\n".join(
+            "".join(segment.text for segment in line)
+            for line in screen.render_lines(bars._bars.get_renderable())
+        )
+    assert "equal failed: why [not]" in screen.export_text()
+    assert "0/3" in drawn
+    assert "0/2" not in drawn
+    assert "5/10" not in drawn
+
+
 def made(tasks: int, methods: int, gain: float | None = -3.0, verdict: str = "lost") -> Any:
     """Return a result with long names, as `compare` makes it."""
     names = [f"school_{i}" for i in range(tasks)]
@@ -138,6 +171,7 @@ def made(tasks: int, methods: int, gain: float | None = -3.0, verdict: str = "lo
         "title": "Exam scores of schools",
         "about": {"citation": "Somebody [1], A Title", "licence": "not stated by the source"},
         "seeds": [0, 1, 2],
+        "failed": {},
         "tasks": [
             {"name": name, "metric": "RMSE", "direction": "min", "unit": "points"} for name in names
         ],
@@ -176,6 +210,22 @@ def test_tables_fit_100_columns(monkeypatch, tasks: int, methods: int, terminal:
     assert "Data: Somebody [1], A Title. Licence: not stated by the source." in text
     assert text.rstrip().endswith("Report: runs/school/report.html")
     assert text.count("(points)") == min(tasks, 10 if tasks > 12 else 12)  # once per task
+
+
+def test_many_methods_are_listed_once_and_the_best_one_task_by_task(monkeypatch):
+    text = printed(made(4, 9), monkeypatch, False)
+    assert text.count("-1234.50, +1234.50") == 4
+    assert "Task by task for aligned-mtl+temperature:temperature=0 (best delta-m)" in text
+
+
+def test_methods_that_failed_are_listed_with_their_reasons(monkeypatch):
+    result = made(2, 1)
+    result["failed"] = {"gls": "the loss of task [a] is 0"}
+    assert "gls failed: the loss of task [a] is 0" in printed(result, monkeypatch, False)
+    result["methods"] = {"single": result["methods"]["single"]}
+    text = printed(result, monkeypatch, False)
+    assert "Why" not in text
+    assert text.rstrip().endswith("Report: runs/school/report.html")
 
 
 def test_reasons_are_of_the_best_method_and_the_most_changed_tasks(monkeypatch):

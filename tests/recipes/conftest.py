@@ -51,6 +51,7 @@ class Seen:
     runs: list[int] = field(default_factory=list)
     fresh: list[tuple[int, str]] = field(default_factory=list)
     kept: list[tuple[int, str]] = field(default_factory=list)
+    dropped: list[tuple[str, list[int]]] = field(default_factory=list)
     on_step: Callable[[], None] | None = None
 
     def begin(self, runs: Any) -> None:
@@ -64,6 +65,10 @@ class Seen:
 
     def done(self, phase: int, job: Job, fresh: bool) -> None:
         (self.fresh if fresh else self.kept).append((phase, job.folder.name))
+
+    def failed(self, job: Job, reason: str, dropped: Any) -> None:
+        assert reason
+        self.dropped.append((job.label, list(dropped)))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import scipy.stats
 
 from polytask.errors import RunError, UsageError
 from polytask.recipes import GRID, PHASES, RESULT, Plan, compare, workers
+from polytask.records import file_name
 
 from .conftest import CONFIG, Compared, Seen, write_suite
 
@@ -309,18 +310,113 @@ def test_a_setting_that_diverges_is_tried_and_never_picked(people: Path, tmp_pat
     tuning = compare(plan, Seen())["tuning"]
     picks = [entry for method in tuning["picked"].values() for entry in method.values()]
     assert picks == [{"lr": 1e-3, "weight_decay": 1e-2}] * 4
-    assert len(tuning["diverged"]) == 4
-    assert all("At step" in text and "loss of task" in text for text in tuning["diverged"])
+    assert len(tuning["stopped"]) == 4
+    assert all("At step" in text and "loss of task" in text for text in tuning["stopped"])
     again = Seen()
-    assert compare(plan, again)["tuning"]["diverged"] == tuning["diverged"]
+    assert compare(plan, again)["tuning"]["stopped"] == tuning["stopped"]
     assert again.fresh == []
 
 
 def test_every_setting_diverging_is_an_error(people: Path, tmp_path, monkeypatch):
     monkeypatch.setattr(MODULE, "GRID", ((1e30, 1e-2),))
     plan = Plan(str(people), ("equal",), 1, 1, CONFIG, tmp_path / "out", processes=2)
-    with pytest.raises(RunError, match=r"Every setting tried diverges.*At step \d+ the loss of"):
+    with pytest.raises(
+        RunError, match=r"Every setting tried stops with an error.*At step \d+ the loss of"
+    ):
         compare(plan, Seen())
+
+
+HUGE = "fixed:weights=1e39/1/1"  # infinite in float32: every setting diverges
+SHORT = "fixed:weights=1/2"  # two weights for three tasks
+
+
+def test_methods_that_fail_are_left_out_with_their_reasons(copied: Plan, compared: Compared):
+    seen = Seen()
+    result = compare(replace(copied, methods=("equal", HUGE, SHORT, "pcgrad")), seen)
+    assert list(result["methods"]) == ["single", "equal", "pcgrad"]
+    assert result["methods"] == compared.result["methods"]
+    assert list(result["failed"]) == [HUGE, SHORT]
+    assert "Every setting tried stops with an error" in result["failed"][HUGE]
+    assert "the loss of task 'sick' is nan" in result["failed"][HUGE]
+    assert "2 weights" in result["failed"][SHORT]
+    assert len(result["tuning"]["stopped"]) == 4
+    assert set(result["tuning"]["picked"]) == {"single", "equal", "pcgrad"}
+    assert result == read(copied.out / RESULT)
+    # every setting is tried, and neither the other seed nor the test split is waited for
+    begun = [6, 8, 7, 14]
+    assert seen.runs == begun
+    for phase in range(4):
+        told = sum(p == phase for p, _ in [*seen.fresh, *seen.kept])
+        assert told == begun[phase] - sum(dropped[phase] for _, dropped in seen.dropped)
+    assert sorted(name for name, dropped in seen.dropped if any(dropped)) == [SHORT, HUGE]
+    # what diverged is known; what stopped with another error is tried again
+    again = Seen()
+    assert compare(replace(copied, methods=(HUGE, SHORT)), again)["failed"] == result["failed"]
+    assert {name.split("--lr")[0] for _, name in again.fresh} == {file_name(SHORT)}
+
+
+def test_a_method_whose_other_seed_stops_is_left_out_and_tried_again(
+    copied: Plan, compared: Compared
+):
+    """No seed is dropped: the mean of those that are left would speak for all."""
+    broken = folder(copied, "pcgrad", picked(compared.result, "pcgrad"), 1)
+    shutil.rmtree(broken)
+    broken.write_text("in the way")
+    seen = Seen()
+    result = compare(copied, seen)
+    assert list(result["methods"]) == ["single", "equal"]
+    assert result["methods"]["equal"] == compared.result["methods"]["equal"]
+    assert broken.name in result["failed"]["pcgrad"]
+    assert seen.dropped == [("pcgrad", [0, 0, 1, 1])]
+    broken.unlink()
+    mended = compare(copied, Seen())
+    assert mended["failed"] == {}
+    old = compared.result["methods"]["pcgrad"]["tasks"]
+    assert mended["methods"]["pcgrad"]["tasks"] == old
+
+
+def test_a_seed_that_diverged_is_not_trained_again(copied: Plan, compared: Compared, monkeypatch):
+    """With what another seed left behind, the method is left out without a process."""
+    run = folder(copied, "equal", picked(compared.result, "equal"), 1)
+    shutil.rmtree(run)
+    run.mkdir()
+    (run / "diverged.json").write_text(json.dumps({"text": "At step 7 the loss is nan"}))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started a process"))
+    result = compare(copied, Seen())
+    assert result["failed"] == {"equal": "At step 7 the loss is nan"}
+    assert list(result["methods"]) == ["single", "pcgrad"]
+
+
+def test_a_single_task_model_that_fails_ends_the_comparison(copied: Plan, compared: Compared):
+    broken = folder(copied, "single--dose", picked(compared.result, "single--dose"), 1)
+    shutil.rmtree(broken)
+    broken.write_text("in the way")
+    with pytest.raises(RunError, match=rf"Run {broken.name}: "):
+        compare(copied, Seen())
+
+
+def test_substitutes_are_counted_over_seeds(copied: Plan, compared: Compared):
+    for seed, counts in ((0, {"A: b": 3}), (1, {"A: b": 4, "A: c": 1})):
+        path = folder(copied, "pcgrad", picked(compared.result, "pcgrad"), seed) / "record.json"
+        path.write_text(json.dumps(read(path) | {"notes": counts}))
+    methods = compare(copied, Seen())["methods"]
+    assert methods["pcgrad"]["notes"] == {"A: b": 7, "A: c": 1}
+    assert methods["equal"]["notes"] == {}
+
+
+def test_two_commands_in_one_folder(copied: Plan):
+    """The second is refused while the first lives; one that was killed leaves nothing behind."""
+    holds = (
+        "import sys, time\nfrom pathlib import Path\nfrom polytask.recipes.lock import alone\n"
+        "with alone(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", holds, str(copied.out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "in\n"
+        with pytest.raises(RunError, match=rf"working in .*\(process {first.pid} on .*another fol"):
+            compare(copied, Seen())
+        first.kill()
+    assert compare(copied, Seen())["failed"] == {}
 
 
 @pytest.mark.parametrize(

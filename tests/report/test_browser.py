@@ -14,6 +14,8 @@ pytestmark = pytest.mark.browser
 Make = Callable[..., Path]
 Open = Callable[..., Any]
 
+CROWD = ("equal", *(f"m{k:02d}" for k in range(1, 30)))
+
 HOSTILE = "</script><b id=evil>a name that is much longer than any place on the page has room for"
 
 
@@ -32,6 +34,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make_comparison: Make) -> di
         points=12,
         probes=3,
     )
+    crowd = make_comparison(
+        root / "crowd", tasks=tuple(f"assay {k}" for k in range(12)), methods=CROWD, probes=2
+    )
+    raw = json.loads((crowd / "result.json").read_text())
+    raw["failed"] = {HOSTILE: "Run x: the loss of task 'ink' is 0; gls needs > 0."}
+    raw["tuning"]["stopped"] = ["Run y: At step 3 the loss of task 'ink' is nan."]
+    for name, method in raw["methods"].items():
+        if name != "single":
+            method |= {"engine": "exact: one backward per task present", "notes": {}}
+    raw["methods"]["m07"]["notes"] = {"NashMTL: the last answer was kept": 1234}
+    raw["methods"]["m03"] |= {"delta_m": -400.0, "delta_m_interval": [-450.0, -350.0]}
+    (crowd / "result.json").write_text(json.dumps(raw))
     bare = make_comparison(root / "bare", tasks=("only",), methods=("equal",), seeds=(0,), points=1)
     raw = json.loads((bare / "result.json").read_text())
     for method in raw["methods"].values():
@@ -50,6 +64,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make_comparison: Make) -> di
     folders = {
         "small": [small],
         "many": [many],
+        "crowd": [crowd],
         "bare": [bare],
         "alone": [root / "alone"],
         "fit": [small / "runs" / "pcgrad-0"],
@@ -128,7 +143,7 @@ def click(browser: Any, selector: str) -> None:
     settle(browser)
 
 
-KINDS = ("small", "many", "bare", "alone", "fit", "fit-single", "several")
+KINDS = ("small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -185,7 +200,7 @@ def test_every_plot_is_there_with_its_marks(visit: Open) -> None:
         "return [...document.querySelectorAll('figure svg.target')]"
         ".map((e) => e.getBoundingClientRect().height)"
     )
-    assert len(sizes) == 1 + 4 + 1 + 3 + 3
+    assert len(sizes) == 3 + 1 + 4 + 1 + 3 + 3
     assert min(sizes) > 60
 
 
@@ -367,6 +382,69 @@ def test_many_tasks_stay_readable(visit: Open) -> None:
         ".every((r) => r.left >= b.left - 1 && r.right <= b.right + 1)"
     )
     assert inside
+
+
+def test_many_methods_stay_readable(visit: Open) -> None:
+    browser = visit("crowd")
+    rows = texts(browser, "#r0-overview > figure svg.target text.name")
+    table = texts(browser, "#r0-methods-table tbody th")
+    assert len(rows) == 30
+    assert rows == [name.strip() for name in table if "single" not in name]  # best mean first
+    assert rows[-1] == "m03"  # far off: an arrow at the edge with its number, the others spread out
+    edge = texts(browser, "#r0-overview > figure svg.target text.halo")
+    assert edge == ["−400.0 %"]
+    assert count(browser, "#r0-overview rect.gain-cell") == 30 * 12
+    assert count(browser, "#r0-overview text.label") >= 10
+    # crowded sections begin with equal weights, the best few and the reference, and can show all
+    lines = "#r0-curves figure:first-of-type path.line"
+    shown = count(browser, "#r0-gain .point")
+    assert shown == 5 * 12
+    assert count(browser, lines) == 6
+    click(browser, "#r0-gain .chip:nth-child(1)")
+    assert count(browser, "#r0-gain .point") == 30 * 12
+    click(browser, "#r0-gain .chip:nth-child(2)")
+    assert count(browser, "#r0-gain .point") == 0
+    click(browser, "#r0-curves .controls:nth-of-type(2) .chip:nth-child(1)")
+    assert count(browser, lines) == 31
+    # one method of thirty is a menu
+    assert count(browser, "#r0-why select option") == 30
+    assert count(browser, "#r0-why .chips") == 0
+    looks = browser.execute_script(
+        "return [...document.querySelectorAll('#r0-gain .chip[title] svg')].map((s) => s.innerHTML)"
+    )
+    assert len(set(looks)) == len(looks) == 30  # no two methods look alike
+
+
+def test_names_in_the_scatter_plot_do_not_overlap(visit: Open) -> None:
+    browser = visit("crowd")
+    boxes = browser.execute_script(
+        "return [...document.querySelectorAll('#r0-overview text.label')]"
+        ".map((t) => t.getBBox()).map((b) => [b.x, b.y + 2, b.x + b.width, b.y + b.height - 2])"
+    )
+    assert len(boxes) >= 10
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[:i]:
+            apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+            assert apart, (boxes[i], other)
+
+
+def test_what_failed_and_what_was_substituted_is_told(visit: Open) -> None:
+    browser = visit("crowd")
+    assert (
+        "Left out, because they stopped with an error: </script>" in texts(browser, ".verdict")[0]
+    )
+    (left_out,) = texts(browser, "#r0-results .failed li")
+    assert left_out.endswith("the loss of task 'ink' is 0; gls needs > 0.")
+    assert "Run y: At step 3" in " ".join(texts(browser, "#r0-fair li"))
+    rows = texts(browser, "#r0-engine-table tbody tr")
+    assert len(rows) == 30
+    assert all("exact: one backward per task present" in row for row in rows)
+    said = [row for row in rows if "updates" in row]
+    assert said == [
+        "m07exact: one backward per task presentNashMTL: the last answer was kept: 1,234 of 1,800 "
+        "updates"
+    ]
+    assert count(visit("small"), "#r0-engine-table") == 0
 
 
 def test_several_runs_stand_side_by_side(visit: Open) -> None:

@@ -108,3 +108,22 @@ def test_number_words() -> None:
     assert percent(None) == "n/a"
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"
+
+
+def test_failed_methods_are_named(folder: Path, edit_result: Edit) -> None:
+    edit_result(folder, lambda raw: raw.update(failed={"gls": "a loss is 0", "stch": "why"}))
+    assert say(folder).endswith("Left out, because they stopped with an error: gls and stch.")
+    edit_result(folder, lambda raw: [raw["methods"].pop(name) for name in ("equal", "dwa")])
+    assert say(folder) == "Every method failed, so there is nothing to compare."
+
+
+def test_the_best_of_many_is_told_from_luck(
+    tmp_path: Path, make_comparison: Callable[..., Path], edit_result: Edit
+) -> None:
+    names = ("equal", "a", "b", "c", "d", "e")
+    folder = make_comparison(tmp_path / "six", methods=names, points=3, probes=2)
+    for name, delta in zip(names, (5.0, 4.5, 4.1, 3.9, 1.0, -2.0), strict=True):
+        edit_result(folder, set_delta(name, delta, [delta - 1, delta + 1]))
+    assert "The mean of 2 of the 5 other methods lies inside its interval or above" in say(folder)
+    edit_result(folder, lambda raw: raw["methods"].pop("e"))
+    assert "other methods" not in say(folder)

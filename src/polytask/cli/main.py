@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from polytask import __version__, catalog
-from polytask.errors import PolytaskError, UsageError, did_you_mean
+from polytask.errors import PolytaskError, RunError, UsageError, did_you_mean
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
@@ -265,6 +265,11 @@ def compare(
         _print_json(result)
     else:
         result_tables(result, page)
+    if failed := result["failed"]:
+        raise RunError(
+            f"{len(failed)} of {len(plan.methods)} methods failed and are left out: "
+            f"{', '.join(failed)}. The report says why; the same command tries again."
+        )
 
 
 @commands.command(

@@ -34,6 +34,9 @@ VERDICTS = {
 MOST_TASKS = 12
 """More tasks than this are not listed one by one in the terminal; the report has them all."""
 
+MOST_METHODS = 8
+"""With more methods than this, tasks are listed for the best one alone."""
+
 MOST_REASONS = 8
 """As many of them are explained."""
 
@@ -93,6 +96,13 @@ class Pace:
         if fresh:
             self._took[_alone(job)].append(self._clock() - part[1] if part else 0.0)
 
+    def drop(self, job: Job, dropped: Sequence[int]) -> None:
+        """Count runs that will not take place, `job` perhaps among them."""
+        self._parts.pop(job.folder, None)
+        count = sum(dropped[:TESTS])
+        self._runs -= count
+        self._left[_alone(job)] -= count
+
     def seconds(self) -> float:
         """Return the seconds since the comparison was called."""
         return self._clock() - self._begun
@@ -140,6 +150,7 @@ class Bars:
         self._title = escape(title)
         self._pace = Pace()
         self._phases: list[TaskID] = []
+        self._counts: list[int] = []
         self._runs: dict[Path, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -158,6 +169,7 @@ class Bars:
 
     def begin(self, runs: Sequence[int]) -> None:
         self._pace.begin(runs)
+        self._counts = [*runs]
         for phase, count in zip(PHASES, runs, strict=True):
             text = f"[bold]{self._title}[/] {phase}"
             bar = self._bars.add_task(text, total=count, note="", visible=count > 0)
@@ -173,12 +185,25 @@ class Bars:
         self._bars.update(self._phases[0], note=self._pace.text())
 
     def done(self, phase: int, job: Job, fresh: bool) -> None:
-        bar = self._runs.pop(job.folder, None)
-        if bar is not None:
-            self._bars.remove_task(bar)
+        self._remove(job)
         self._bars.advance(self._phases[phase])
         self._pace.done(phase, job, fresh)
         self._bars.update(self._phases[0], note=self._pace.text())
+
+    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
+        if not any(dropped):
+            return  # one setting of several, counted as tried; the report names it
+        self._bars.console.print(f"{escape(job.label)} failed: {escape(reason)}", style="red")
+        self._remove(job)
+        for phase, count in enumerate(dropped):
+            self._counts[phase] -= count
+            self._bars.update(self._phases[phase], total=self._counts[phase])
+        self._pace.drop(job, dropped)
+
+    def _remove(self, job: Job) -> None:
+        bar = self._runs.pop(job.folder, None)
+        if bar is not None:
+            self._bars.remove_task(bar)
 
 
 class Lines:
@@ -219,6 +244,20 @@ class Lines:
         self._pace.done(phase, job, fresh)
         self._left[phase] -= 1
         self._kept[phase] += not fresh
+        self._end(phase)
+
+    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
+        if not any(dropped):
+            return  # one setting of several, counted as tried; the report names it
+        self._say(f"{job.label} failed: {reason}")
+        self._pace.drop(job, dropped)
+        for phase, count in enumerate(dropped):
+            if count:
+                self._runs[phase] -= count
+                self._left[phase] -= count
+                self._end(phase)
+
+    def _end(self, phase: int) -> None:
         if self._left[phase] == 0:
             kept = f" ({self._kept[phase]} of them before)" if self._kept[phase] else ""
             self._say(f"{PHASES[phase]}: {self._runs[phase]} done{kept}")
@@ -232,10 +271,26 @@ def result_tables(result: Mapping[str, Any], page: Path) -> None:
     """Print a comparison: a line per method, what every task gained or lost, and why."""
     out = _out()
     out.print(_methods(result))
+    for method, reason in result["failed"].items():
+        out.print(f"[red]{escape(method)} failed[/]: {escape(reason)}")
     best = _best(result)
+    if best is not None:
+        _print_tasks(out, result, best)
+    about = result["about"]
+    # Paths are to be copied, and a reference may be long: neither is folded into a table's width.
+    out.print(escape(f"Data: {about['citation']}. Licence: {about['licence']}."), soft_wrap=True)
+    out.print(escape(f"Report: {page}"), soft_wrap=True)
+
+
+def _print_tasks(out: Console, result: Mapping[str, Any], best: str) -> None:
+    """Print what the tasks gained or lost: all of them, or those that tell most, and why."""
     tasks = [task["name"] for task in result["tasks"]]
+    methods = list(result["methods"])
+    if len(methods) > MOST_METHODS:
+        methods = [SINGLE, best]
+        out.print(f"Task by task for [bold]{escape(best)}[/] (best delta-m); all in the report:")
     if len(tasks) <= MOST_TASKS:
-        out.print(_tasks(result, tasks, list(result["methods"])))
+        out.print(_tasks(result, tasks, methods))
     else:
         found = result["methods"][best]["tasks"]
         order = sorted(found, key=lambda name: found[name]["gain"] or 0.0)
@@ -246,10 +301,6 @@ def result_tables(result: Mapping[str, Any], page: Path) -> None:
         out.print(_tasks(result, [*order[:5], *order[-5:]], [SINGLE, best]))
     out.print(f"Why, for [bold]{escape(best)}[/] (best delta-m):")
     out.print(_why(result["methods"][best]["tasks"]))
-    about = result["about"]
-    # Paths are to be copied, and a reference may be long: neither is folded into a table's width.
-    out.print(escape(f"Data: {about['citation']}. Licence: {about['licence']}."), soft_wrap=True)
-    out.print(escape(f"Report: {page}"), soft_wrap=True)
 
 
 def _methods(result: Mapping[str, Any]) -> Table:
@@ -338,11 +389,13 @@ def _why(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _best(result: Mapping[str, Any]) -> str:
+def _best(result: Mapping[str, Any]) -> str | None:
+    """Return the method with the highest delta-m; None where every method failed."""
     methods = {n: m for n, m in result["methods"].items() if n != SINGLE}
-    return max(  # type: ignore[no-any-return]  # names of a JSON object are strings
+    return max(
         methods,
         key=lambda n: methods[n]["delta_m"] if methods[n]["delta_m"] is not None else -1e300,
+        default=None,
     )
 
 

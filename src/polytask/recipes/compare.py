@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from polytask.errors import Diverged, PolytaskError, RunError
 from polytask.fit import RECORD
+from polytask.recipes.lock import alone
 from polytask.recipes.plan import GRID, SINGLE, Model, Plan, Setting
 from polytask.recipes.result import Finals, result
 from polytask.recipes.train import TEST, Job, load_suite
-from polytask.recipes.workers import Call, Pool
+from polytask.recipes.workers import Call, Died, Pool
 from polytask.records import Record, Values, claim, file_name, read_json, to_json, write_json
 from polytask.suites import SPLITS, Suite
 
@@ -30,7 +31,8 @@ TUNE_SINGLE, TUNE_JOINT, SEEDS, TESTS = range(len(PHASES))
 RESULT = "result.json"
 
 DIVERGED = "diverged.json"
-"""In the folder of a tuning run whose loss left the finite numbers: where and why."""
+"""In the folder of a run whose loss left the finite numbers: where and why. It is not tried again;
+a run that stopped with any other error is, from its last checkpoint."""
 
 
 class Show(Protocol):
@@ -45,17 +47,29 @@ class Show(Protocol):
     def done(self, phase: int, job: Job, fresh: bool) -> None:
         """A run is done; not fresh: it was so before this comparison was called."""
 
+    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
+        """A run stopped with an error, so this many runs of each phase will not take place.
+
+        None where other settings may still do; then the run itself is told to `done`, as tried.
+        """
+
 
 def compare(plan: Plan, show: Show) -> dict[str, Any]:
     """Train, judge, and return the result, which is also `result.json` in the plan's folder.
 
     A folder of the same comparison is taken up: finished runs are not trained again, and methods
-    or seeds can be added. Another comparison's folder raises RunError.
+    or seeds can be added. Another comparison's folder raises RunError, and so does one that another
+    command is working in.
+
+    A method that stops with an error (a loss it is not defined for, divergence under every setting)
+    is left out; its reason is the result's `failed[method]`, and the other methods go on. An error
+    of a single-task model ends all, since every gain is against those.
     """
     suite = load_suite(plan.suite)
-    claim(plan.out / "compare.json", _identity(plan, suite), "comparison")
-    found = result(_Runs(plan, suite, show).finals())
-    write_json(plan.out / RESULT, found)
+    with alone(plan.out):
+        claim(plan.out / "compare.json", _identity(plan, suite), "comparison")
+        found = result(_Runs(plan, suite, show).finals())
+        write_json(plan.out / RESULT, found)
     return found
 
 
@@ -71,7 +85,8 @@ class _Runs:
         self.joint: list[Model] = [(name, None) for name in plan.methods]
         self.untuned = {who: len(self.grid) for who in [*self.singles, *self.joint]}
         self.picked: dict[Model, Setting] = {}
-        self.diverged: dict[Model, list[str]] = {}
+        self.stopped: dict[Model, dict[Setting, str]] = {}
+        self.failed: dict[Model, str] = {}
         self.reference: dict[str, float] | None = None
 
     def finals(self) -> Finals:
@@ -82,7 +97,7 @@ class _Runs:
         with Pool(self.plan.processes, self.plan.threads) as pool:
             calls = list(self._tune(self.singles, TUNE_SINGLE))
             pool.run(calls, self._step, self._after, self._failed)
-        everyone = [*self.singles, *self.joint]
+        everyone = [who for who in [*self.singles, *self.joint] if who not in self.failed]
         return Finals(
             plan=self.plan,
             suite=self.suite,
@@ -94,7 +109,17 @@ class _Runs:
                 for seed in self.seeds
             },
             picked={who: self.picked[who] for who in everyone},
-            diverged=[text for who in everyone for text in self.diverged.get(who, ())],
+            stopped=[
+                texts[setting]
+                for _, texts in sorted(self.stopped.items(), key=lambda item: str(item[0]))
+                for setting in self.grid
+                if setting in texts
+            ],
+            failed={
+                name: self.failed[name, None]
+                for name, _ in self.joint
+                if (name, None) in self.failed
+            },
         )
 
     def _tune(self, models: Sequence[Model], phase: int) -> Iterator[Call]:
@@ -105,10 +130,12 @@ class _Runs:
                 )
 
     def _unless_done(self, call: Call) -> Iterator[Call]:
-        """Yield the call, or, where its result is there already, what comes after it."""
-        results = (RECORD, DIVERGED) if call.verb == "train" else (TEST,)
-        if any((call.job.folder / result).exists() for result in results):
+        """Yield the call, or, where its end is known already, what comes after it."""
+        folder = call.job.folder
+        if (folder / (RECORD if call.verb == "train" else TEST)).exists():
             yield from self._after(call, fresh=False)
+        elif call.verb == "train" and (folder / DIVERGED).exists():
+            yield from self._stopped(call, str(read_json(folder / DIVERGED)["text"]), fresh=False)
         else:
             yield call
 
@@ -125,6 +152,9 @@ class _Runs:
         who = _model(call.job)
         self.untuned[who] -= 1
         if self.untuned[who]:
+            return
+        if len(self.stopped.get(who, ())) == len(self.grid):
+            self._lose(call.job, self._none_left(who), [0, 0, len(self.seeds) - 1, len(self.seeds)])
             return
         self._pick(who)
         for seed in self.seeds:
@@ -143,11 +173,43 @@ class _Runs:
             yield from self._tune(self.joint, TUNE_JOINT)
 
     def _failed(self, call: Call, error: PolytaskError) -> Iterator[Call]:
-        """Count a setting that diverges as tried, and never picked; any other error ends all."""
-        if not isinstance(error, Diverged) or call.phase not in (TUNE_SINGLE, TUNE_JOINT):
+        """Go on without what a method could not do; what nothing can go on without is raised."""
+        # A process that was killed says nothing about the method: the same command takes it up.
+        if isinstance(error, Died):
             raise error
-        write_json(call.job.folder / DIVERGED, {"text": str(error)})
-        yield from self._after(call)
+        diverged = isinstance(error, Diverged)
+        if _model(call.job)[0] == SINGLE and not (diverged and call.phase == TUNE_SINGLE):
+            raise error
+        if diverged:
+            write_json(call.job.folder / DIVERGED, {"text": str(error)})
+        yield from self._stopped(call, str(error))
+
+    def _stopped(self, call: Call, reason: str, fresh: bool = True) -> Iterator[Call]:
+        """Count a setting that stops as tried and never picked; a final run loses the method."""
+        if call.phase in (TUNE_SINGLE, TUNE_JOINT):
+            job = call.job
+            setting = job.config.lr, job.config.weight_decay
+            self.stopped.setdefault(_model(job), {})[setting] = reason
+            self.show.failed(job, reason, [0] * len(PHASES))
+            yield from self._after(call, fresh)
+            return
+        dropped = [0] * len(PHASES)
+        dropped[call.phase] += 1
+        if call.phase == SEEDS:
+            dropped[TESTS] += 1
+        self._lose(call.job, reason, dropped)
+
+    def _lose(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
+        """Leave the model out of the result; a single-task model is the others' reference."""
+        who = _model(job)
+        if who[0] == SINGLE:
+            raise RunError(reason)
+        self.failed.setdefault(who, reason)
+        self.show.failed(job, reason, dropped)
+
+    def _none_left(self, who: Model) -> str:
+        first = self.stopped[who][self.grid[0]]
+        return f"Every setting tried stops with an error, so none can be picked. The first: {first}"
 
     def _job(self, who: Model, seed: int, setting: Setting) -> Job:
         method, task = who
@@ -168,19 +230,11 @@ class _Runs:
         """Choose the setting of the best validation score, with the first seed."""
         ranked: dict[Setting, float] = {}
         for setting in self.grid:
-            folder = self._job(who, self.seeds[0], setting).folder
-            if (folder / DIVERGED).exists():
-                text = str(read_json(folder / DIVERGED)["text"])
-                self.diverged.setdefault(who, []).append(text)
+            if setting in self.stopped.get(who, ()):
                 continue
-            score = Record.load(folder / RECORD).best.score
-            # A score that is not a number wins over nothing but divergence.
+            score = Record.load(self._job(who, self.seeds[0], setting).folder / RECORD).best.score
+            # A score that is not a number wins over nothing but a run that stopped.
             ranked[setting] = -math.inf if math.isnan(score) else score
-        if not ranked:
-            first = self.diverged[who][0]
-            raise RunError(
-                f"Every setting tried diverges, so no model can be picked. The first: {first}"
-            )
         # Among equals the first in the grid, the likeliest, is taken.
         self.picked[who] = max(ranked, key=lambda setting: ranked[setting])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,7 +34,8 @@ RULE = (
 class Finals:
     """The final runs of a comparison and how each model came to its setting.
 
-    jobs: per model and seed. diverged: what is to be said of settings that diverged.
+    jobs: per model and seed. stopped: why settings that were tried could not be trained to the end.
+    failed: why methods are left out.
     """
 
     plan: Plan
@@ -42,7 +44,8 @@ class Finals:
     seeds: tuple[int, ...]
     jobs: Mapping[tuple[Model, int], Job]
     picked: Mapping[Model, Setting]
-    diverged: Sequence[str]
+    stopped: Sequence[str]
+    failed: Mapping[str, str]
 
 
 def result(finals: Finals) -> dict[str, Any]:
@@ -92,8 +95,9 @@ class _Result:
             "settings": asdict(plan.config),
             "methods": {
                 SINGLE: self._of_singles(),
-                **{method: self._of_method(method) for method in plan.methods},
+                **{m: self._of_method(m) for m in plan.methods if m not in self.finals.failed},
             },
+            "failed": dict(self.finals.failed),
         }
 
     def _tuning(self) -> dict[str, Any]:
@@ -109,7 +113,7 @@ class _Result:
                 epochs=config.epochs, steps=config.min_epoch_steps, patience=config.patience
             ),
             "picked": picked,
-            "diverged": list(finals.diverged),
+            "stopped": list(finals.stopped),
         }
 
     def _of_singles(self) -> dict[str, Any]:
@@ -138,6 +142,7 @@ class _Result:
             "runs": self._folders(who),
             "source": "; ".join(row.source for row in parse(method).named),
             "engine": self._records(who)[0].engine,
+            "notes": self._notes(who),
             "all_metrics": {name: self._all_metrics(who, name) for name in self.tasks.names},
         }
 
@@ -150,6 +155,13 @@ class _Result:
 
     def _records(self, who: Model) -> list[Record]:
         return [self.records[who, seed] for seed in self.finals.seeds]
+
+    def _notes(self, who: Model) -> dict[str, int]:
+        """Return what the method used in place of what its source asks: updates, over all seeds."""
+        counts: Counter[str] = Counter()
+        for record in self._records(who):
+            counts.update(record.notes)
+        return dict(counts)
 
     def _costs(self, who: Model) -> list[Cost]:
         return [record.cost for record in self._records(who)]

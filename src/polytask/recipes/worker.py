@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
+from polytask import errors
 from polytask.errors import PolytaskError
 from polytask.recipes.train import Job, test, train
 from polytask.records import Point, Values
@@ -62,13 +63,18 @@ def main() -> None:
             else:
                 test(job)
         except PolytaskError as error:
-            _send(out, {"event": "error", "kind": type(error).__name__, "text": str(error)})
+            _send(out, {"event": "error", "kind": _kind(error), "text": str(error)})
         except Exception as error:
             # Ours to mend: the trace goes to standard error, the parent gets one line.
             traceback.print_exc()
             _send(out, {"event": "error", "kind": "RunError", "text": f"{error!r}"})
         else:
             _send(out, {"event": "done"})
+
+
+def _kind(error: PolytaskError) -> str:
+    """Return the nearest class that the parent knows: rooms have errors of their own."""
+    return next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
 
 
 def _read(lines: queue.SimpleQueue[str]) -> None:

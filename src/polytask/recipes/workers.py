@@ -22,10 +22,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from polytask import errors
-from polytask.errors import PolytaskError
+from polytask.errors import PolytaskError, RunError
 from polytask.recipes.train import Job
 
 Verb = Literal["train", "test"]
+
+
+class Died(RunError):
+    """A worker's process ended in the middle of a call, which says nothing about the call."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,13 @@ class _Worker:
         code = self.process.wait()
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended ({code})"
         text = f"its process {how}; give the same command again to go on from there."
-        self._events.put((self, {"event": "error", "kind": "RunError", "text": text}))
+        self._events.put((self, {"event": "error", "kind": Died.__name__, "text": text}))
 
 
 _Events = queue.SimpleQueue[tuple[_Worker, dict[str, Any]]]
 
 
 def _error(job: Job, event: dict[str, Any]) -> PolytaskError:
-    kind = getattr(errors, event["kind"])
+    kind = Died if event["kind"] == Died.__name__ else getattr(errors, event["kind"])
     error: PolytaskError = kind(f"Run {job.folder.name}: {event['text']}")
     return error

@@ -1,6 +1,6 @@
 """Write the page: run folders -> one JSON block -> one HTML file.
 
-The template, the style and the two scripts lie in `assets/`. The page may run only them: its
+The template, the style and the scripts lie in `assets/`. The page may run only them: its
 content security policy names their hashes and forbids every request, so a report is safe to open
 and to pass on, whatever the names inside it say.
 """
@@ -68,7 +68,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 def render(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page that shows the blocks."""
     style = _asset("page.css")
-    script = f"{_asset('plots.js')}\n{_asset('page.js')}"
+    script = "\n".join(map(_asset, ("plots.js", "overview.js", "page.js")))
     title = " · ".join(block["title"] for block in blocks)
     parts = {
         "policy": (
@@ -128,6 +128,7 @@ def compare_block(run: Compared, label: str) -> dict[str, Any]:
         "seeds": run.seeds,
         "tasks": [to_json(task) for task in run.tasks],
         "methods": [_method_row(method, names) for method in _ranked(run)],
+        "failed": run.failed,
         "curves": curves,
         "probes": conflicts,
         "tuning": run.tuning,
@@ -171,6 +172,7 @@ def fit_block(run: Fitted, label: str) -> dict[str, Any]:
             for task in record.tasks
         ],
         "methods": [{"name": record.method, "cost": to_json(cost)}],
+        "substitutes": record.notes,
         "curves": {
             record.method: pack_lines(
                 seed_mean([record], metrics), points_per_line(3 * len(record.tasks))
@@ -206,6 +208,8 @@ def _method_row(method: MethodResult, names: Sequence[str]) -> dict[str, Any]:
         "counts": method.counts,
         "cost": {key: digits(value) for key, value in vars(method.cost).items()},
         "source": method.source,
+        "engine": method.engine,
+        "notes": method.notes,
         "cells": [
             {
                 "mean": digits(mean(outcome.values)),

@@ -66,7 +66,9 @@ class MethodResult:
     """A method's row. runs: per seed, the folders of its trainings by task; the key "*" is a
     training of all tasks. counts: tasks per verdict; gained_adjusted and lost_adjusted, where the
     file has them, are those that hold when all tasks are tested together. left_out: tasks whose
-    gain is undefined, and which the mean gain therefore leaves out."""
+    gain is undefined, and which the mean gain therefore leaves out. engine: how the tasks'
+    gradients were formed. notes: what the method used in place of what its source asks, and in how
+    many updates of all seeds together."""
 
     name: str
     outcomes: dict[str, Outcome]
@@ -78,12 +80,15 @@ class MethodResult:
     runs: dict[str, dict[str, Path]]
     source: str
     left_out: tuple[str, ...]
+    engine: str
+    notes: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Compared:
     """A folder that `polytask compare` left behind. rows: per split and stream.
-    level: of the intervals, 0.95 for 95 %; None where the file does not say."""
+    level: of the intervals, 0.95 for 95 %; None where the file does not say. failed: methods that
+    stopped with an error, and why."""
 
     folder: Path
     suite: str
@@ -99,6 +104,7 @@ class Compared:
     tasks: tuple[TaskInfo, ...]
     tuning: dict[str, Any]
     methods: tuple[MethodResult, ...]
+    failed: dict[str, str]
 
     def joint(self) -> Iterator[MethodResult]:
         """Yield the methods that train one model for all tasks."""
@@ -158,6 +164,7 @@ def read_result(folder: Path) -> Compared:
                 _method(folder, name, item, [task.name for task in tasks])
                 for name, item in raw["methods"].items()
             ),
+            failed={name: _text(why) for name, why in (raw.get("failed") or {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -188,7 +195,7 @@ def _tuning(raw: dict[str, Any]) -> dict[str, Any]:
             method: {task: dict(setting) for task, setting in picks.items()}
             for method, picks in (raw.get("picked") or {}).items()
         },
-        "diverged": [_text(text) for text in raw.get("diverged") or ()],
+        "stopped": [_text(text) for text in raw.get("stopped") or ()],
     }
 
 
@@ -212,6 +219,8 @@ def _method(folder: Path, name: str, raw: dict[str, Any], tasks: list[str]) -> M
         runs=_runs(folder, raw.get("runs") or {}, per_task=name == SINGLE),
         source=_text(raw.get("source") or ""),
         left_out=tuple(_text(task) for task in raw.get("left_out") or ()),
+        engine=_text(raw.get("engine") or ""),
+        notes={_text(note): int(count) for note, count in (raw.get("notes") or {}).items()},
     )
 
 

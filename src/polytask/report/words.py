@@ -11,11 +11,33 @@ def verdict(run: Compared) -> list[str]:
     """Return a few sentences: the best method, what its tasks gained, what it cost."""
     best = best_method(run)
     if best is None:
-        if not list(run.joint()):
-            return ["Only the single-task models were trained, so there is nothing to compare yet."]
-        return ["No method has a defined mean gain, so no winner can be named."]
+        if run.failed:
+            said = ["Every method failed, so there is nothing to compare."]
+        elif not list(run.joint()):
+            said = ["Only the single-task models were trained, so there is nothing to compare yet."]
+        else:
+            said = ["No method has a defined mean gain, so no winner can be named."]
+        return said
     said = [_headline(run, best), _left_out(best), _tasks(run, best), _cost(run, best)]
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in [*said, _rivals(run, best), _failed(run)] if sentence]
+
+
+def _rivals(run: Compared, best: MethodResult) -> str:
+    """Return how many methods the best one is not told apart from; "" where few were compared."""
+    others = [m for m in run.joint() if m is not best and m.delta_m is not None]
+    if len(others) < 5 or best.interval is None:
+        return ""
+    near = sum((m.delta_m or 0.0) >= best.interval[0] for m in others)
+    return (
+        f"The mean of {near} of the {len(others)} other methods lies inside its interval or above, "
+        "and the best of many is in part luck: read the whole list."
+    )
+
+
+def _failed(run: Compared) -> str:
+    if not run.failed:
+        return ""
+    return f"Left out, because they stopped with an error: {listing(list(run.failed))}."
 
 
 def best_method(run: Compared) -> MethodResult | None:

@@ -20,7 +20,14 @@ const section = (id, title, lede, ...children) => h("section", { class: "card", 
 
 // Toggles, any number of them pressed; `hidden` is the set of the released ones.
 function toggles(names, hidden, changed, label, tell = shownName) {
-  return h("div", { class: "chips", role: "group", "aria-label": label }, names.map((name) => {
+  const all = (pressed) => h("button", {
+    type: "button", class: "chip", text: pressed ? "All" : "None", onclick: () => {
+      for (const name of names) if (pressed) hidden.delete(name); else hidden.add(name);
+      buttons.forEach((button) => button.setAttribute("aria-pressed", String(pressed)));
+      changed();
+    },
+  });
+  const buttons = names.map((name) => {
     const button = h("button", { type: "button", class: "chip", "aria-pressed": String(!hidden.has(name)), title: tell(name) }, swatch(styleOf(name)), tell(name));
     button.addEventListener("click", () => {
       if (!hidden.delete(name)) hidden.add(name);
@@ -28,7 +35,8 @@ function toggles(names, hidden, changed, label, tell = shownName) {
       changed();
     });
     return button;
-  }));
+  });
+  return h("div", { class: "chips", role: "group", "aria-label": label }, names.length > MANY ? [all(true), all(false)] : [], buttons);
 }
 // One of several; options: [{value, name, style}].
 function choice(options, chosen, changed, label) {
@@ -46,6 +54,10 @@ function menu(label, options, changed, chosen) {
     options.map(([value, name]) => h("option", { value, text: name, selected: value === chosen })));
   return h("label", {}, label, select);
 }
+// One method of several: buttons for a few, a menu for many.
+const pick = (names, chosen, changed, label) => (names.length > MANY
+  ? menu("Method", names.map((name) => [name, shownName(name)]), changed, chosen)
+  : choice(methodOptions(names), chosen, changed, label));
 const methodOptions = (names) => names.map((name) => ({ value: name, name: shownName(name), style: styleOf(name) }));
 const plural = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const intervalName = (run) => (run.level ? `${fmt(100 * run.level)} % interval` : "interval");
@@ -136,9 +148,11 @@ function fitTiles(run) {
 function resultsSection(run, id) {
   const tasks = run.tasks.map((task, index) => ({ ...task, index }));
   const tall = tasks.length > 20;
+  const failures = Object.entries(run.failed);
   return section(`${id}-results`, "Results", "Test split, mean ± standard deviation over seeds. Gain: relative change of the task's metric against its own single-task model, signed so that up is better. ▲ gained, ▼ lost, ◇ undecided: the interval includes 0, or one seed gives none." + (run.level ? ` In brackets: the ${intervalName(run)} over seeds.` : ""),
     h("h3", { text: "Methods" }),
-    sortTable({ columns: methodColumns(run), rows: run.methods, label: "Methods", id: `${id}-methods-table` }),
+    sortTable({ columns: methodColumns(run), rows: run.methods, label: "Methods", tall: run.methods.length > 14, id: `${id}-methods-table` }),
+    failures.length ? [h("h3", { text: "Left out" }), h("ul", { class: "checks failed" }, failures.map(([name, why]) => h("li", {}, h("strong", { text: name }), ` stopped with an error. ${why}`)))] : null,
     h("h3", { text: "Tasks" }),
     sortTable({ columns: taskColumns(run), rows: tasks, label: "Tasks by method", tall, id: `${id}-tasks-table` }));
 }
@@ -148,7 +162,7 @@ const gainText = (name, row, cell) => [name, row, `${pct(cell.gain)} ${bracket(c
 function gainSection(run, id) {
   const methods = joint(run);
   const many = run.tasks.length > 24;
-  const hidden = new Set(many ? methods.map((m) => m.name).filter((name) => name !== (run.best ?? methods[0].name)) : []);
+  const hidden = many ? new Set(methods.map((m) => m.name).filter((name) => name !== (run.best ?? methods[0].name))) : released(run, methods.map((m) => m.name));
   let order = many ? "gain" : "suite";
   const visible = () => methods.filter((method) => !hidden.has(method.name));
   const rows = () => {
@@ -207,7 +221,7 @@ function whySection(run, id) {
       ],
     })] : [];
   return section(`${id}-why`, "Why", "What the records show beside each gain or loss, worst task first. These are traces that go with an outcome, not proofs of its cause.",
-    h("div", { class: "controls" }, choice(methodOptions(methods.map((m) => m.name)), first, fill, "Method explained")), list, ...conflict);
+    h("div", { class: "controls" }, pick(methods.map((m) => m.name), first, fill, "Method explained")), list, ...conflict);
 }
 
 // The lines of a method for the task at `index`: {x, y}. A single-task model has its own steps.
@@ -220,7 +234,7 @@ function lineOf(run, name, what, index) {
 function curvesSection(run, id) {
   const names = run.methods.map((m) => m.name).filter((name) => run.curves[name]);
   if (!names.length) return null;
-  const hidden = new Set();
+  const hidden = released(run, names);
   const page = run.tasks.length <= 9 ? run.tasks.length : 6;
   let what = "train", log = false, first = 0, plots = [];
   const grid = h("div", { class: "grid" });
@@ -294,7 +308,7 @@ function weightsSection(run, id) {
     lines: () => ({ x: run.curves[state.name].steps, y: run.curves[state.name].weights }),
   });
   return section(`${id}-weights`, "Weights over time", "How much each task's loss or gradient counted in the shared parameters' update.",
-    h("div", { class: "controls" }, choice(methodOptions(weighted), state.name, (name) => { state.name = name; plot.redraw(); }, "Method shown"), taskMenu(run, state, plot.redraw)),
+    h("div", { class: "controls" }, pick(weighted, state.name, (name) => { state.name = name; plot.redraw(); }, "Method shown"), taskMenu(run, state, plot.redraw)),
     taskKey(run), plot.node);
 }
 
@@ -314,7 +328,7 @@ function cosineSection(run, id) {
       return { head: ["Task", ...tasks], rows: tasks.map((task, i) => [task, ...tasks.map((_, j) => (i === j ? "" : fmt(cosineAt(values, tasks.length, i, j), 2)))]) };
     },
   });
-  const hidden = new Set();
+  const hidden = released(run, names);
   const time = figure({
     title: "Mean cosine of the pairs", note: "over training",
     draw: (width) => linePlot({
@@ -333,7 +347,7 @@ function cosineSection(run, id) {
   rewind();
   return section(`${id}-cosines`, "Gradient cosines", `Angles between the tasks' gradients in the shared parameters${run.seeds.length > 1 ? `, seed ${run.seeds[0]}` : ""}. Below 0 two tasks pull apart.`,
     h("div", { class: "controls" },
-      choice(methodOptions(names), state.name, (name) => { state.name = name; rewind(); map.redraw(); norms.redraw(); }, "Method shown"),
+      pick(names, state.name, (name) => { state.name = name; rewind(); map.redraw(); norms.redraw(); }, "Method shown"),
       h("label", {}, "Step", slider, said), taskMenu(run, state, norms.redraw)),
     h("div", { class: "pair" },
       h("div", {}, map.node, h("p", { class: "scalebar" }, `${MINUS}1 opposed`, h("i", { "aria-hidden": "true" }), "+1 aligned")),
@@ -366,12 +380,12 @@ function costSection(run, id) {
 const settingText = (setting) => Object.entries(setting).map(([key, value]) => `${key} ${typeof value === "number" ? fmt(value) : JSON.stringify(value)}`).join(", ");
 
 function fairSection(run, id) {
-  const { grid, rule, stopping, picked, diverged } = run.tuning;
+  const { grid, rule, stopping, picked, stopped } = run.tuning;
   const rows = Object.entries(picked).flatMap(([method, picks]) => Object.entries(picks).map(([task, setting]) => ({ method, task: task === "*" ? "all tasks" : task, setting: settingText(setting) })));
   return section(`${id}-fair`, "Is it fair?", "Every method and every single-task model had the same chance:",
     h("ul", { class: "checks" },
       h("li", {}, h("strong", { text: "Same tuning budget. " }), grid.length ? `${grid.length} ${grid.length === 1 ? "setting" : "settings"}: ${grid.map(settingText).join("; ")}. ` : "No tuning was recorded. ", rule),
-      diverged.length ? h("li", {}, h("strong", { text: "Settings that diverged, and were not picked. " }), diverged.join(" ")) : null,
+      stopped.length ? h("li", {}, h("strong", { text: "Settings that stopped with an error, and were not picked. " }), stopped.join(" ")) : null,
       stopping ? h("li", {}, h("strong", { text: "Same stopping rule. " }), stopping) : null,
       h("li", {}, h("strong", { text: "Test split read once, " }), "after every choice had been made on the validation split.")),
     rows.length ? h("details", { open: rows.length <= 12 }, h("summary", { text: "What each one picked" }),
@@ -400,6 +414,7 @@ function suiteSection(run, id) {
   return section(`${id}-suite`, "Data and methods", null,
     about.length || rows.length ? h("dl", { class: "about" }, about, rows) : null,
     run.notes.length ? [h("h3", { text: "Notes" }), h("ul", { class: "checks" }, run.notes.map((note) => h("li", {}, linked(note))))] : null,
+    engineTable(run, id),
     methods.length ? [h("h3", { text: "Sources of the methods" }), h("dl", { class: "about" }, methods.flatMap((m) => [h("dt", { text: shownName(m.name) }), h("dd", {}, linked(m.source))]))] : null);
 }
 
@@ -416,7 +431,7 @@ function keptSection(run, id) {
     }));
 }
 function settingsSection(run, id) {
-  const rows = [...Object.entries(run.settings), ["engine", run.engine]];
+  const rows = [...Object.entries(run.settings), ["engine", run.engine], ...Object.entries(run.substitutes).map(([note, times]) => [note, `${times.toLocaleString("en")} updates`])];
   return section(`${id}-settings`, "Settings", null, h("dl", { class: "about" }, rows.flatMap(([key, value]) => [h("dt", { text: key }), h("dd", { text: typeof value === "string" ? value : JSON.stringify(value) })])));
 }
 
@@ -460,7 +475,7 @@ function compareSection() {
 function show(run, k) {
   const id = `r${k}`;
   const parts = run.kind === "compare"
-    ? [resultsSection(run, id), joint(run).length ? gainSection(run, id) : null, joint(run).length ? whySection(run, id) : null, curvesSection(run, id), weightsSection(run, id), cosineSection(run, id), costSection(run, id), fairSection(run, id), suiteSection(run, id)]
+    ? [joint(run).length > 1 ? overviewSection(run, id) : null, resultsSection(run, id), joint(run).length ? gainSection(run, id) : null, joint(run).length ? whySection(run, id) : null, curvesSection(run, id), weightsSection(run, id), cosineSection(run, id), costSection(run, id), fairSection(run, id), suiteSection(run, id)]
     : [keptSection(run, id), curvesSection(run, id), weightsSection(run, id), cosineSection(run, id), settingsSection(run, id)];
   return h("article", { class: "run", "aria-label": run.label }, hero(run, id, DATA.runs.length > 1 ? "h2" : "h1"), parts);
 }

@@ -114,6 +114,14 @@ function extent(values) {
   return low > high ? null : [low, high];
 }
 
+// The range that is drawn: a few values far outside the middle half's would press all others together.
+function fence(values) {
+  const known = values.filter(isNumber).sort((a, b) => a - b);
+  const quarter = (share) => known[Math.round(share * (known.length - 1))];
+  const room = 4 * Math.max(quarter(.75) - quarter(.25), 1);
+  return [Math.max(known[0], quarter(.25) - room), Math.min(known[known.length - 1], quarter(.75) + room)];
+}
+
 // Marks: a second sign beside colour ---------------------------------------------------------------
 
 const SHAPES = [
@@ -244,7 +252,7 @@ const plainTable = (head, rows) => h("table", {},
   h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col", class: "l" }, h("span", { text }))))),
   h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, k) => (k ? h("td", { text: cell }) : h("th", { scope: "row", text: cell, title: cell })))))));
 
-// Columns: {name, note, left, value(row) -> number | string | null, cell(row) -> node | text}.
+// Columns: {name, note, left, wrap, value(row) -> number | string | null, cell(row) -> node | text}.
 function sortTable({ columns, rows, label, tall, id }) {
   const body = h("tbody");
   const heads = columns.map((column, k) => {
@@ -254,7 +262,7 @@ function sortTable({ columns, rows, label, tall, id }) {
   const fill = (ordered) => body.replaceChildren(...ordered.map((row) => h("tr", {}, columns.map((column, k) => {
     const cell = column.cell(row);
     if (k === 0) return h("th", { scope: "row", title: String(column.value(row) ?? "") }, cell);
-    return h("td", { class: column.left ? "l" : null }, cell);
+    return h("td", { class: column.wrap ? "wrap" : column.left ? "l" : null }, cell);
   }))));
   function sort(k) {
     const was = heads[k].getAttribute("aria-sort");
@@ -338,8 +346,8 @@ function linePlot({ width, height = 220, series, log, yName, xName = "step", fix
 function dotPlot({ width, rows, zeroName, label, dense }) {
   const dots = rows.flatMap((row) => row.dots).filter((dot) => isNumber(dot.value));
   if (!dots.length) return blank("No gain is defined here.");
-  const values = extent([...dots.map((dot) => dot.value), 0]);
-  const all = extent([...dots.flatMap((dot) => dot.interval || []), ...values]);
+  const values = extent([...fence(dots.map((dot) => dot.value)), 0]);
+  const all = extent([...dots.filter((dot) => dot.value >= values[0] && dot.value <= values[1]).flatMap((dot) => dot.interval || []), ...values]);
   // A few very wide intervals would press all dots together: they are cut off and end in an arrow.
   const reach = Math.max(values[1] - values[0], 1) * 1.2;
   let low = Math.max(all[0], values[0] - reach), high = Math.min(all[1], values[1] + reach);
@@ -374,6 +382,13 @@ function dotPlot({ width, rows, zeroName, label, dense }) {
       if (!isNumber(dot.value)) return null;
       const y = start + k * gap;
       const group = s("g", { class: `point ${dot.style.tone}` });
+      if (dot.value < low || dot.value > high) { // beyond the plot: an arrow at its edge, and the number
+        const right = dot.value > high, at = x(right ? high : low), back = right ? -1 : 1;
+        group.append(s("path", { class: "dot", d: `M${at},${y}l${back * 9},-5v10Z` }),
+          s("text", { class: "halo", x: at + back * 13, y: y + 4, "text-anchor": right ? "end" : "start", text: pct(dot.value) }));
+        svg.append(group);
+        return { x: at, y, text: dot.text };
+      }
       if (dot.interval) {
         const from = Math.max(dot.interval[0], low), to = Math.min(dot.interval[1], high);
         let path = `M${x(from)},${y}H${x(to)}`;
