@@ -54,6 +54,18 @@ def test_the_claims_follow_from_the_tables(claims, tmp_path):
     assert load(tmp_path) == recorded
 
 
+def test_the_page_of_results_is_that_of_the_tables(claims):
+    tables = {
+        name: json.loads((BALANCE / f"{name}.json").read_text())
+        for name in claims.MAKERS
+        if (BALANCE / f"{name}.json").exists()
+    }
+    page = module(BALANCE, "page")
+    assert set(page.SECTIONS) == set(claims.MAKERS)
+    if tables:
+        assert (BALANCE / "results.md").read_text() == page.markdown(tables)
+
+
 def test_measures_of_gradients_against_numpy(paths):
     grads_KP = torch.randn(4, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grads_KP *= torch.tensor([[1.0], [3.0], [0.1], [20.0]])

@@ -1,0 +1,140 @@
+"""The page `results.md` beside this file: what the tables hold, the context of the claims included.
+
+python experiments/balance/page.py     # also writes claims.json, see claims.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import claims
+import store
+
+Table = Mapping[str, Any]
+
+HEAD = """# What the experiments on balance methods found
+
+Figures behind the claims planned in [README.md](README.md), which says what each column is; the
+claims as they were decided are in [the ledger](../../docs/claims.md). Mean ± standard deviation
+over seeds. Written by `python experiments/balance/page.py` from the tables beside it.
+"""
+
+
+def markdown(tables: Mapping[str, Table]) -> str:
+    """Return the page: a section for each table that is there."""
+    sections = [SECTIONS[name](tables[name]) for name in SECTIONS if name in tables]
+    return "\n".join([HEAD, *sections])
+
+
+def _paths(table: Table) -> str:
+    columns = {
+        "log10_condition": "log10 of the condition number",
+        "least_cosine": "smallest cosine",
+        "similarity": "magnitude similarity",
+        "unevenness": "unevenness of validation losses",
+        "preset_objective": "preset objective, training",
+    }
+    rows = [
+        [name, *(_spread(found[key]) if key in found else "" for key in columns)]
+        for name, found in table["methods"].items()
+    ]
+    return _section(table, "Along training: digits2", ["method", *columns.values()], rows)
+
+
+def _preset(table: Table) -> str:
+    settings = table["settings"]
+    rows = [
+        [name, f"{min(left):.3g}", f"{fmean(left):.3g}", f"{max(left):.3g}"]
+        for name, left in table["gap_left_percent"].items()
+    ]
+    head = ["method", "least", "mean", "most"]
+    what = f"% of the gap to the optimum left after {settings['updates']} updates"
+    return _section(table, f"Preset weights, convex: {what}", head, rows)
+
+
+def _famo_cost(table: Table) -> str:
+    counts = list(table["plain_ms"])
+    rows = [
+        [name, *(f"{fmean(found[k]):.2f}" for k in counts)]
+        for name, found in table["ratios"].items()
+    ]
+    rows.append(["equal, ms", *(f"{fmean(table['plain_ms'][k]):.2f}" for k in counts)])
+    head = ["method", *(f"K = {k}" for k in counts)]
+    return _section(table, "Processor time of a step over that of equal weights", head, rows)
+
+
+def _convergence(table: Table) -> str:
+    rows = [
+        [suite, method, _spread(found[method]["spread"]), _spread(found[method]["best_score"])]
+        for suite, found in table["suites"].items()
+        for method in ("equal", "coba")
+    ]
+    head = ["suite", "method", "spread of the best epochs, %", "best validation delta-m"]
+    return _section(table, "Convergence in the comparisons", head, rows)
+
+
+def _added(table: Table) -> str:
+    rows = [
+        [suite, base, recipe, _spread(found["delta_m"][base]), _spread(found["delta_m"][recipe])]
+        for suite, found in table["suites"].items()
+        for recipes in table["added"].values()
+        for base, recipe in recipes.items()
+    ]
+    head = ["suite", "method", "with the addition", "delta-m alone", "delta-m with it"]
+    return _section(table, "What is added to a method", head, rows)
+
+
+def _modalities(table: Table) -> str:
+    metrics = table["metrics"]
+    rows = [
+        [
+            name,
+            f"{found['lr']:g}",
+            *(_spread([test[task] for test in found["test"]]) for task in metrics),
+            _spread(found["delta_m"]),
+        ]
+        for name, found in table["methods"].items()
+    ]
+    head = ["method", "rate", *(f"{t} ({m})" for t, m in metrics.items()), "delta-m over equal"]
+    return _section(table, "Two modality branches: camvid", head, rows)
+
+
+SECTIONS = {
+    "paths": _paths,
+    "preset": _preset,
+    "famo_cost": _famo_cost,
+    "convergence": _convergence,
+    "added": _added,
+    "modalities": _modalities,
+}
+
+
+def _section(table: Table, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    versions = table["versions"]
+    return "\n".join(
+        [
+            f"## {title}\n",
+            f"`{table['command']}`; Python {versions['python']}, torch {versions['torch']}.\n",
+            "| " + " | ".join(head) + " |",
+            "|" + "---|" * len(head),
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+        ]
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.4g} ± {stdev(values):.1g}"
+
+
+def main() -> None:
+    claims.main()
+    tables = {name: table for name in SECTIONS if (table := store.load(name))}
+    (Path(__file__).parent / "results.md").write_text(markdown(tables))
+
+
+if __name__ == "__main__":
+    main()
