@@ -65,12 +65,13 @@ def test_the_engine_counts_the_epochs():
     assert ratios[4:] == [pytest.approx(softmax(1.0, 0.25))] * 2
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.5])
-def test_a_mean_loss_that_is_not_positive_names_the_task(bad):
+def test_a_negative_mean_loss_names_the_task():
     leaf = torch.ones((), requires_grad=True)
     balancer = Balancer(DWA(), [leaf], ["left", "right"], steps_per_epoch=1)
-    balancer.backward({"left": leaf, "right": leaf * bad})
-    with pytest.raises(RunError, match=r"mean loss of task 'right' over epoch 0 is .*must be > 0"):
+    balancer.backward({"left": leaf, "right": leaf * -0.5})
+    with pytest.raises(
+        RunError, match=r"mean loss of task 'right' over epoch 0 is -0.5; .*none may be negative"
+    ):
         balancer.backward({"left": leaf * 1, "right": leaf * 1})
 
 

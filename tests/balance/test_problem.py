@@ -67,12 +67,13 @@ def test_every_method_that_normalises_refuses_other_words(method):
         replace(method, normalise="log")
 
 
-@pytest.mark.parametrize("loss", [0.0, -0.25])
-def test_a_loss_that_cannot_be_divided_by_names_the_task(loss):
+def test_a_loss_that_cannot_be_divided_by_names_the_task():
     leaf = torch.ones(2, requires_grad=True)
     balancer = Balancer(MGDA(normalise="loss"), [leaf], ["depth", "normals"])
-    with pytest.raises(RunError, match=r"MGDA: the loss of task 'normals' is .*must be > 0"):
-        balancer.backward([leaf.sum(), leaf[0] * 0 + loss])
+    with pytest.raises(
+        RunError, match=r"MGDA\(normalise='loss'\): the loss of task 'normals' is -0.25;"
+    ):
+        balancer.backward([leaf.sum(), leaf[0] * 0 - 0.25])
     assert leaf.grad is None
 
 

@@ -38,8 +38,7 @@ class AlignedMTL:
         ("median"), or the root of the mean of their squares ("rmse").
     preference: w, one number >= 0 per task in the order of axis T; None: all 1. Absent tasks
         leave the others' preference as it is.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -70,7 +69,7 @@ class AlignedMTL:
         if self.preference is None:
             preference_K = gram_KK.new_ones(len(gram_KK))
         else:
-            preference_K = gram_KK.new_tensor(self.preference)[signal.index_K.cpu()]
+            preference_K = gram_KK.new_tensor(self.preference)[problem.signal.index_K.cpu()]
         weights_K = aligned(gram_KK, preference_K, self.scale_mode)
         return problem.update(state, weights_K.numpy())
 

@@ -132,26 +132,32 @@ class Observer(Balance, Protocol):
         ...
 
 
-def check_positive(method: str, signal: Signal, or_zero: bool = False) -> None:
-    """Return nothing where every loss is > 0 (or 0, if so chosen); else raise TaskFault.
+LEFT_OUT = "a loss is exactly 0; left its task out of the step"
+"""Of methods that divide by losses. A cross-entropy that underflows on an easy batch is exactly 0,
+and should not end a long run: its task has nothing to learn there, and is treated as absent."""
 
-    method: the name to tell.
+
+def check_losses(method: str, signal: Signal) -> str | None:
+    """Return None where every loss is > 0, and a note, `LEFT_OUT`, where one is 0.
+
+    method: the name to tell. Raises TaskFault where a loss is negative.
     """
-    losses_K = signal.losses_K
-    good_K = losses_K >= 0 if or_zero else losses_K > 0
-    if bool(good_K.all()):  # follows the engine's own wait for the device
-        return
-    k = good_K.tolist().index(False)
-    wanted = ">= 0" if or_zero else "> 0"
+    lowest = float(signal.losses_K.min())  # follows the engine's own wait for the device
+    if lowest > 0:
+        return None
+    if lowest == 0:
+        return LEFT_OUT
+    k = int(signal.losses_K.argmin())
     raise TaskFault(
-        f"{method}: the loss of task {{task}} is {float(losses_K[k]):g}; {method} scales by losses "
-        f"or their logarithms, so each must be {wanted}. Use such a loss, or another method.",
+        f"{method}: the loss of task {{task}} is {lowest:g}; {method} takes losses bounded below "
+        "by 0. Use such a loss, or another method.",
         int(signal.index_K[k]),
     )
 
 
 def from_first(initial_T: Tensor, signal: Signal) -> Tensor:
-    """Return each task's first loss, (T,): NaN before, taken from the signal, kept for ever."""
+    """Return each task's first loss above 0, (T,): NaN before, taken from the signal, then kept."""
     known_K = initial_T.index_select(0, signal.index_K)
-    first_K = torch.where(known_K.isnan(), signal.losses_K.to(initial_T.dtype), known_K)
+    losses_K = signal.losses_K.to(initial_T.dtype)
+    first_K = torch.where(known_K.isnan() & (losses_K > 0), losses_K, known_K)
     return initial_T.index_copy(0, signal.index_K, first_K)

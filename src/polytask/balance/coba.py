@@ -7,7 +7,7 @@ Differs from the source: the divergence factor is at most 1, as in the text; the
     it grow, which turns the absolute scores' sign. The window of the absolute scores is the last
     `history` slopes, as in the text; the code's is shorter by the warm-up. The slopes of the
     maximum are all remembered, but past `SLOPES` of them those of nearly one size become one, so
-    that the state has a fixed size. L(0) is the task's first loss observed,
+    that the state has a fixed size. L(0) is the task's first loss observed above 0,
     where the code takes the mean over the whole validation split.
     A task that has fewer than two losses in the window has the slope 0, as in the code.
 Shapes: T = tasks of the run, K = tasks observed, H = window, S = slopes of the maximum,
@@ -28,7 +28,7 @@ from polytask.balance.base import (
     Signal,
     State,
     Update,
-    check_positive,
+    check_losses,
     from_first,
 )
 from polytask.errors import UsageError
@@ -94,8 +94,8 @@ class CoBa:
         return Update(state, state["weights_T"].index_select(0, signal.index_K))
 
     def observe(self, signal: Signal, state: State) -> State:
-        """Return the state with this validation batch added; raise where a loss is not > 0."""
-        check_positive("CoBa", signal)
+        """Return the state with this validation batch added; raise where a loss is negative."""
+        check_losses("CoBa", signal)  # 0 is a ratio like any other, once there is a first loss
         first_T = from_first(state["first_T"], signal)
         losses_K = signal.losses_K.to(torch.float64)
         ratio_K = losses_K / first_T.index_select(0, signal.index_K)

@@ -33,8 +33,7 @@ class DualProj:
 
     preference: one number >= 0 per task in the order of axis T; None: 1 / K each, so that the
         update without conflict is the mean gradient.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -57,7 +56,7 @@ class DualProj:
         """Return weights of shape (K,), float64."""
         problem = pose(signal, "DualProj", self.normalise)
         cosines_KK, norms_K = split(problem.gram_KK)
-        preference_K = preferred(signal, self.preference)
+        preference_K = preferred(problem.signal, self.preference)
         longest = norms_K.max() or 1.0
         given_K = preference_K * norms_K / longest  # in unit gradients
         projected_NK, trouble = into_dual_cone(cosines_KK, given_K[None])

@@ -28,8 +28,7 @@ class FairGrad:
     alpha: from 0 to 20. 0 is the plain sum, 1 proportional fairness (Nash-MTL's direction), 2
         minimum potential delay; the larger, the nearer to MGDA's max-min fairness. The weights
         spread like the improvements to the power alpha.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     A task whose gradient is zero has the weight 0, and 1 with alpha = 0.
     """
 

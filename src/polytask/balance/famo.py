@@ -4,9 +4,10 @@ Source: Liu et al., "FAMO: Fast Adaptive Multitask Optimization", NeurIPS 2023,
     https://arxiv.org/abs/2306.03792, algorithm 1; authors' code
     https://github.com/Cranial-XIX/FAMO
 Differs from the source: the logits are trained by Adam, as in the authors' code, where the text has
-    plain gradient descent; gamma is their code's L2 decay, in the gradient. No 1e-8 is added to the
-    losses, which must be > 0. The lower bounds of the losses are 0, the code's default. Absent
-    tasks are left out of the softmax, and their logits do not move; the source has none.
+    plain gradient descent; gamma is their code's L2 decay, in the gradient. The lower bounds of
+    the losses are 0, the code's default. No 1e-8 is added to the losses: a task whose loss is
+    exactly 0 would take nearly all the weight; its weight is 0, and a note says so. Absent tasks
+    are left out of the softmax, and their logits do not move; the source has none.
 Shapes: T = tasks of the run, K = tasks present.
 """
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from polytask.balance.adam import adam_step
-from polytask.balance.base import Needs, Observed, Signal, State, TaskFault, Update, check_positive
+from polytask.balance.base import Needs, Observed, Signal, State, TaskFault, Update, check_losses
 from polytask.errors import UsageError
 
 
@@ -60,23 +61,29 @@ class FAMO:
         }
 
     def __call__(self, signal: Signal, state: State) -> Update:
-        """Return weights of shape (K,), float64; raise where a loss is not > 0."""
-        check_positive("FAMO", signal)
+        """Return weights of shape (K,), float64; raise where a loss is negative."""
+        note = check_losses("FAMO", signal)
         log_K = signal.losses_K.to(torch.float64).log()
         logits_K = state["logits_T"].index_select(0, signal.index_K)
+        there_K = log_K > -torch.inf
         # softmax(logits) / L over its sum, without leaving logarithms.
-        weights_K = torch.softmax(logits_K - log_K, dim=0)
+        share_K = torch.softmax((logits_K - log_K).masked_fill(~there_K, -torch.inf), dim=0)
+        weights_K = torch.where(there_K, share_K, 0.0)  # where all losses are 0, shares are NaN
         nothing_T = torch.full_like(state["log_before_T"], torch.nan)
         before_T = nothing_T.index_copy(0, signal.index_K, log_K)
-        return Update(state | {"log_before_T": before_T}, weights_K)
+        return Update(state | {"log_before_T": before_T}, weights_K, note=note)
 
     def observe(self, signal: Signal, state: State) -> State:
-        """Return the state with the logits moved; raise where a loss is not > 0, or is new."""
-        check_positive("FAMO", signal)
-        index_K = signal.index_K
-        fall_K = state["log_before_T"].index_select(0, index_K)
-        fall_K = fall_K - signal.losses_K.to(torch.float64).log()
-        _check_known(fall_K, index_K)
+        """Return the state with the logits moved; raise where a loss is negative, or is new.
+
+        A task whose loss is 0, or was, is left out: its logit does not move.
+        """
+        check_losses("FAMO", signal)
+        before_K = state["log_before_T"].index_select(0, signal.index_K)
+        _check_known(before_K, signal.index_K)
+        after_K = signal.losses_K.to(torch.float64).log()
+        there_K = (before_K > -torch.inf) & (after_K > -torch.inf)
+        index_K, fall_K = signal.index_K[there_K], (before_K - after_K)[there_K]
         logits_K = state["logits_T"].index_select(0, index_K)
         shares_K = torch.softmax(logits_K, dim=0)
         grad_K = shares_K * (fall_K - shares_K @ fall_K) + self.gamma * logits_K
@@ -89,8 +96,8 @@ class FAMO:
         return state | {n: state[n].index_copy(0, index_K, new_K) for n, new_K in new.items()}
 
 
-def _check_known(fall_K: Tensor, index_K: Tensor) -> None:
-    unknown_K = fall_K.isnan()
+def _check_known(before_K: Tensor, index_K: Tensor) -> None:
+    unknown_K = before_K.isnan()
     if bool(unknown_K.any()):
         k = unknown_K.tolist().index(True)
         raise TaskFault(

@@ -8,7 +8,8 @@ Differs from the source: norms are those of the gradients in all shared paramete
     each update. The objective is divided by the mean norm, so that its gradient, and with it the
     clipping of gradients, does not depend on the units of the losses. A task's own parameters are
     trained on its unweighted loss, as under all methods that need the Gramian here. L(0) is the
-    task's first loss. Absent tasks are left out of means and softmax; the source has none.
+    task's first loss above 0; before there is one, the task's r is 1. Absent tasks are left out of
+    means and softmax; the source has none.
 Shapes: T = tasks of the run, K = tasks present.
 """
 
@@ -19,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from polytask.balance.base import Needs, Signal, State, Update, check_positive, from_first
+from polytask.balance.base import Needs, Signal, State, Update, check_losses, from_first
 from polytask.errors import UsageError
 
 
@@ -51,8 +52,8 @@ class GradNorm(nn.Module):
         return {"first_T": torch.full((tasks,), torch.nan, dtype=torch.float64)}
 
     def forward(self, signal: Signal, state: State) -> Update:
-        """Return weights and the objective as penalty; raise where a loss is not > 0."""
-        check_positive("GradNorm", signal)
+        """Return weights and the objective as penalty; raise where a loss is negative."""
+        check_losses("GradNorm", signal)  # 0 is a ratio like any other, once there is a first loss
         assert signal.gram_KK is not None
         first_T = from_first(state["first_T"], signal)
         ratio_K = signal.losses_K.to(torch.float64) / first_T.index_select(0, signal.index_K)
@@ -60,7 +61,9 @@ class GradNorm(nn.Module):
         weights_K = len(logits_K) * torch.softmax(logits_K, dim=0)
         norms_K = weights_K * signal.gram_KK.diagonal().sqrt()
         mean = norms_K.detach().mean()
-        target_K = mean * (ratio_K / ratio_K.mean()) ** self.alpha
+        # NaN: no loss above 0 yet, of this task or, where the mean is 0, of any in this step.
+        rate_K = (ratio_K / ratio_K.nanmean()).nan_to_num(nan=1.0)
+        target_K = mean * rate_K**self.alpha
         # Where no task has a gradient there is nothing to balance; 0 / 0 would be NaN.
         penalty = (norms_K - target_K).abs().sum() / torch.where(mean > 0, mean, 1.0)
         return Update({"first_T": first_T}, weights_K.detach(), penalty=penalty)

@@ -31,8 +31,7 @@ class GradVac:
     beta: in [0, 1], how far the goals move to the cosines met in a step; the goals begin at 0,
         so that the first step is PCGrad's but for the length.
     seed: >= 0; of the order in which each task meets the others, drawn anew at every step.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -60,7 +59,7 @@ class GradVac:
         gram_KK = problem.gram_KK
         tasks = len(gram_KK)
         every = np.arange(tasks)
-        at = np.ix_(*[signal.index_K.cpu().numpy()] * 2)
+        at = np.ix_(*[problem.signal.index_K.cpu().numpy()] * 2)
         goals_TT = state["goals_TT"].cpu().numpy().copy()
         goals_KK = goals_TT[at]
         keys_KK = np.random.default_rng((self.seed, signal.step)).random((tasks, tasks))

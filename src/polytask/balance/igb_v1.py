@@ -5,7 +5,8 @@ Source: Dai, Fei & Lu, "Improvable Gap Balancing for Multi-Task Learning", UAI 2
     https://github.com/YanqiDai/IGB4MTL
 Differs from the source: nothing known where every task is in every step. As in the authors' code
     the weights multiply the logarithms of the losses. A task that had no label in the epoch that
-    sets the levels keeps the weight 1 / L; the source does not treat missing labels.
+    sets the levels keeps the weight 1 / L; the source does not treat missing labels. A loss of
+    exactly 0 has no logarithm; its weight is 0, and a note says so.
 Shapes: T = tasks of the run, K = tasks present.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polytask.balance.base import Needs, Signal, State, Update, check_positive
+from polytask.balance.base import Needs, Signal, State, Update
 from polytask.balance.levels import no_levels, weigh_by_level
 from polytask.errors import UsageError
 
@@ -46,6 +47,5 @@ class IGBv1:
         return no_levels(tasks)
 
     def __call__(self, signal: Signal, state: State) -> Update:
-        """Return weights of shape (K,), float64; raise where a loss is not > 0."""
-        check_positive("IGBv1", signal)
-        return weigh_by_level(signal, state, self.level_epoch, lambda ratio_K: ratio_K)
+        """Return weights of shape (K,), float64; raise where a loss is negative."""
+        return weigh_by_level("IGBv1", signal, state, self.level_epoch, lambda ratio_K: ratio_K)

@@ -6,7 +6,8 @@ Source: Dai, Fei & Lu, "Improvable Gap Balancing for Multi-Task Learning", UAI 2
 Differs from the source: the agent observes losses over their levels, not raw ones, so that units
     do not matter. Rewards are not scaled by the learning rate's schedule, which a method does not
     see. An absent task is observed at its last loss, counts in no reward, and takes its weight
-    with it; the source has none. A task without a level is observed at its level.
+    with it; the source has none. A task without a level is observed at its level. A loss of
+    exactly 0 has no logarithm; its weight is 0, and a note says so.
 Shapes: T = tasks of the run, K = tasks present, N = transitions remembered, B = rows of a batch,
     X = 3 T + 1, the numbers of a transition.
 """
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polytask.balance.base import Needs, Signal, State, Update, check_positive
+from polytask.balance.base import Needs, Signal, State, Update, check_losses
 from polytask.balance.levels import gather, levels, no_levels
 from polytask.balance.sac import Transitions, act, learn, new_agent
 from polytask.errors import UsageError
@@ -81,8 +82,8 @@ class IGBv2:
         }
 
     def __call__(self, signal: Signal, state: State) -> Update:
-        """Return weights of shape (K,), float64; raise where a loss is not > 0."""
-        check_positive("IGBv2", signal)
+        """Return weights of shape (K,), float64; raise where a loss is negative."""
+        note = check_losses("IGBv2", signal)
         assert signal.epoch is not None, "the engine tells the epoch where by_epoch is True"
         losses_K = signal.losses_K.to(torch.float64)
         state = gather(signal, state, self.level_epoch)
@@ -99,7 +100,8 @@ class IGBv2:
                 noise_T = _normal(rng, (1, signal.tasks), gap_T.device)
                 action_T = act(state["agent.actor_P"], gap_T[None], noise_T)[0][0]
         state = state | {"last_T": now_T, "action_T": action_T}
-        return Update(state, action_T.double().index_select(0, signal.index_K) / losses_K)
+        weights_K = action_T.double().index_select(0, signal.index_K) / losses_K
+        return Update(state, torch.where(losses_K > 0, weights_K, 0.0), note=note)
 
     def _random(self, rng: np.random.Generator, signal: Signal) -> Tensor:
         drawn_T = _normal(rng, (signal.tasks,), signal.losses_K.device)

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from polytask.balance.base import Needs, Signal, State, Update, check_positive
+from polytask.balance.base import Needs, Signal, State, Update, check_losses
 
 
 class IMTLL(nn.Module):
@@ -43,7 +43,7 @@ class IMTLL(nn.Module):
         Raises where a loss is negative: its s would grow without bound. A loss that stays 0 lets
         it grow too; one that is 0 now and then does no harm.
         """
-        check_positive("IMTL-L", signal, or_zero=True)
+        check_losses("IMTL-L", signal)
         # index_select, not indexing: its gradient is 0 for absent tasks and deterministic.
         log_scale_K = self.log_scale_T.index_select(0, signal.index_K)
         return Update(state, torch.exp(log_scale_K), penalty=-log_scale_K.sum())

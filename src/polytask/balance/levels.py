@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from polytask.balance.base import Signal, State, Update
+from polytask.balance.base import Signal, State, Update, check_losses
 
 
 def no_levels(tasks: int) -> State:
@@ -38,24 +38,28 @@ def gather(signal: Signal, state: State, epoch: int) -> State:
 
 
 def levels(state: State) -> Tensor:
-    """Return every task's level, (T,); NaN where it had no label in the epoch that sets them."""
-    return state["sum_T"] / state["steps_T"]
+    """Return every task's level, (T,); NaN where that epoch had no loss of it, or none above 0."""
+    mean_T = state["sum_T"] / state["steps_T"]
+    return torch.where(mean_T > 0, mean_T, torch.nan)
 
 
 def weigh_by_level(
-    signal: Signal, state: State, epoch: int, height: Callable[[Tensor], Tensor]
+    method: str, signal: Signal, state: State, epoch: int, height: Callable[[Tensor], Tensor]
 ) -> Update:
     """Return weights K softmax(height(L / level)) / L, float64; 1 / L up to the end of `epoch`.
 
-    signal: every loss > 0. epoch: the one whose mean losses are the levels.
-    A task without a level, for it had no label in that epoch, keeps 1 / L.
+    method: the name to tell. epoch: the one whose mean losses are the levels.
+    A task without a level, for it had no label in that epoch, keeps 1 / L. One whose loss is 0 has
+    the weight 0 and is left out of the softmax and of K. Raises where a loss is negative.
     """
+    note = check_losses(method, signal)
     state = gather(signal, state, epoch)
     losses_K = signal.losses_K.to(torch.float64)
     if signal.epoch is None or signal.epoch <= epoch:
-        return Update(state, 1 / losses_K)
+        return Update(state, torch.where(losses_K > 0, 1 / losses_K, 0.0), note=note)
     levels_K = levels(state).index_select(0, signal.index_K)
-    known_K = ~levels_K.isnan()
+    known_K = ~levels_K.isnan() & (losses_K > 0)
     height_K = height(losses_K / levels_K).masked_fill(~known_K, -torch.inf)
     shares_K = torch.softmax(height_K, dim=0)  # NaN where no task has a level, and then not taken
-    return Update(state, torch.where(known_K, known_K.sum() * shares_K, 1.0) / losses_K)
+    weights_K = torch.where(known_K, known_K.sum() * shares_K, 1.0) / losses_K
+    return Update(state, torch.where(losses_K > 0, weights_K, 0.0), note=note)

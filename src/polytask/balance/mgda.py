@@ -25,8 +25,7 @@ from polytask.balance.solvers import nearest
 class MGDA:
     """Weights >= 0 with sum 1 (before `normalise`) that minimise |sum_k w_k g_k|.
 
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     A task whose gradient is zero takes all the weight: no direction improves every task then.
     """
 

@@ -10,7 +10,7 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -32,8 +32,7 @@ class MoCo:
     beta, gamma: > 0; beta at most 1. beta_decay, gamma_decay, rho: >= 0.
     gamma is not unitless: it goes with the inverse square of the gradients' length, or with
     `normalise`.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "rows"
@@ -67,9 +66,10 @@ class MoCo:
 
     def __call__(self, signal: Signal, state: State) -> Update:
         """Return the direction, (P,), and the weights, (K,), which add up to 1."""
+        problem = pose(signal, "MoCo", self.normalise)
+        signal = problem.signal
         rows_KP = signal.rows_KP
         assert rows_KP is not None, "the engine gives the rows to methods that need them"
-        problem = pose(signal, "MoCo", self.normalise)
         scale_K = torch.from_numpy(problem.scale_K).to(rows_KP.device, rows_KP.dtype)
         average_TP = state["average_TP"]
         if not average_TP.numel():
@@ -84,11 +84,11 @@ class MoCo:
         if together > 0:
             before_K = weights_T[at_K].numpy() / together
         slope_K = gram(average_KP).cpu().numpy() @ before_K + self.rho * before_K
-        weights_K = torch.from_numpy(onto_simplex(before_K - gamma * slope_K))
+        simplex_K = onto_simplex(before_K - gamma * slope_K)
+        weights_K = torch.from_numpy(simplex_K)
         after = {
             "weights_T": weights_T.index_copy(0, at_K, weights_K * together).to(rows_KP.device),
             "average_TP": average_TP.index_copy(0, signal.index_K, average_KP),
         }
-        weights_K = weights_K.to(rows_KP.device)
-        direction_P = weights_K.to(rows_KP.dtype) @ average_KP
-        return Update(after, weights_K, direction_P=direction_P)
+        direction_P = weights_K.to(rows_KP.device, rows_KP.dtype) @ average_KP
+        return replace(problem.update(after, simplex_K / problem.scale_K), direction_P=direction_P)

@@ -25,8 +25,7 @@ class PCGrad:
     """Weights of the sum of all projected gradients; 1 for each task where no two conflict.
 
     seed: of the random order in which each task meets the others, drawn anew at every step.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"

@@ -8,64 +8,95 @@ Shapes: T = tasks of the run, K = tasks present.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from polytask.balance.base import Signal, State, TaskFault, Update
+from polytask.balance.base import Signal, State, TaskFault, Update, check_losses
 from polytask.balance.solvers import Floats
 from polytask.errors import UsageError
 
+Indices = NDArray[np.intp]
 Normalise = Literal["none", "norm", "loss", "loss-norm"]
-"""Which gradients a method balances: g; g / |g|; g / L, those of log L; g / (L |g|)."""
+"""Which gradients a method balances: g ("none"), g / |g| ("norm"), g / L, which is that of the
+logarithm of the loss ("loss"), or both ("loss-norm").
+
+Losses to divide by must be >= 0. A task whose loss is exactly 0 is left out of the step, and a
+note says so; its gradient is 0 or next to it."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A Gramian of gradients, each times its scale. A gradient of zero keeps the scale 1."""
+    """A Gramian of gradients, each times its scale. A gradient of zero keeps the scale 1.
+
+    signal: of the tasks in the problem: those given, without those left out.
+    at_K: where they stand among those given. given: how many there were.
+    """
 
     signal: Signal
     gram_KK: Floats
     scale_K: Floats
+    at_K: Indices
+    given: int
+    note: str | None = None
 
     def update(self, state: State, weights_K: Floats, note: str | None = None) -> Update:
-        """Return the answer: weights of the gradients as they are, from those of the scaled."""
+        """Return the answer: weights of the gradients as they are, 0 for tasks left out."""
         assert self.signal.gram_KK is not None
-        given_K = torch.from_numpy(weights_K * self.scale_K)
-        return Update(state, given_K.to(self.signal.gram_KK.device), note=note)
+        notes = [text for text in (self.note, note) if text is not None]
+        given_K = np.zeros(self.given)
+        given_K[self.at_K] = weights_K * self.scale_K
+        answer_K = torch.from_numpy(given_K).to(self.signal.gram_KK.device)
+        return Update(state, answer_K, note="; ".join(notes) or None)
 
 
 def pose(signal: Signal, method: str, normalise: Normalise = "none") -> Problem:
     """Return the problem to solve.
 
-    Raises TaskFault where a gradient is not finite, or a loss to divide by is not > 0.
+    A task whose loss is 0 is left out where gradients are divided by losses, unless all are.
+    Raises TaskFault where a gradient is not finite, or a loss to divide by is negative.
     """
     assert signal.gram_KK is not None, "the engine gives the Gramian to methods that need it"
+    given = len(signal.losses_K)
+    at_K: Indices = np.arange(given)
     gram_KK: Floats = signal.gram_KK.detach().cpu().numpy()
-    squares_K = gram_KK.diagonal()
-    for k in np.flatnonzero(~np.isfinite(squares_K)):
+    for k in np.flatnonzero(~np.isfinite(gram_KK.diagonal())):
         raise TaskFault(
             f"{method}: the gradient of task {{task}} in the shared parameters is not finite, or "
             "its square is not. Check the task's loss, lower the learning rate, or scale the loss.",
             int(signal.index_K[k]),
         )
-    scale_K = np.ones(len(gram_KK))
+    scale_K, note = np.ones(given), None
     if normalise in ("loss", "loss-norm"):
+        note = check_losses(f"{method}(normalise={normalise!r})", signal)
         losses_K = signal.losses_K.detach().cpu().to(torch.float64).numpy()
-        for k in np.flatnonzero(losses_K <= 0):
-            raise TaskFault(
-                f"{method}: the loss of task {{task}} is {losses_K[k]:g}; normalise={normalise!r} "
-                "divides by it, so it must be > 0. Use a loss bounded below by 0, or another "
-                "normalise.",
-                int(signal.index_K[k]),
-            )
-        scale_K /= losses_K
+        if not losses_K.any():
+            note = "every loss is 0; balanced the gradients without dividing by them"
+        else:
+            at_K = np.flatnonzero(losses_K)
+            scale_K = 1 / losses_K[at_K]
+        if len(at_K) < given:
+            signal, gram_KK = _only(signal, at_K), gram_KK[np.ix_(at_K, at_K)]
     if normalise in ("norm", "loss-norm"):
-        norms_K = np.sqrt(np.maximum(squares_K, 0.0))
+        norms_K = np.sqrt(np.maximum(gram_KK.diagonal(), 0.0))
         np.divide(scale_K, norms_K, out=scale_K, where=norms_K > 0)
-    return Problem(signal, gram_KK * scale_K[:, None] * scale_K, scale_K)
+    return Problem(signal, gram_KK * scale_K[:, None] * scale_K, scale_K, at_K, given, note)
+
+
+def _only(signal: Signal, at_K: Indices) -> Signal:
+    """Return the signal of some of its tasks."""
+    assert signal.gram_KK is not None
+    chosen_K = torch.from_numpy(at_K).to(signal.index_K.device)
+    return replace(
+        signal,
+        losses_K=signal.losses_K[chosen_K],
+        index_K=signal.index_K[chosen_K],
+        gram_KK=signal.gram_KK[chosen_K][:, chosen_K],
+        rows_KP=None if signal.rows_KP is None else signal.rows_KP[chosen_K],
+    )
 
 
 def check_normalise(method: str, normalise: str) -> None:

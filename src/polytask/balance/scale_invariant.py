@@ -2,7 +2,7 @@
 
 Source: the baseline "SI" of Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022,
     https://arxiv.org/abs/2202.01017
-Differs from the source: nothing known.
+Differs from the source: a loss of exactly 0 has no logarithm; its weight is 0, and a note says so.
 Shapes: K = tasks present.
 """
 
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from polytask.balance.base import Needs, Signal, State, Update, check_positive
+from polytask.balance.base import Needs, Signal, State, Update, check_losses
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ScaleInvariant:
         return {}
 
     def __call__(self, signal: Signal, state: State) -> Update:
-        """Return weights of shape (K,), float64; raise where a loss is not > 0."""
-        check_positive("ScaleInvariant", signal)
-        return Update(state, 1 / signal.losses_K.to(torch.float64))
+        """Return weights of shape (K,), float64; raise where a loss is negative."""
+        note = check_losses("ScaleInvariant", signal)
+        losses_K = signal.losses_K.to(torch.float64)
+        return Update(state, torch.where(losses_K > 0, 1 / losses_K, 0.0), note=note)

@@ -35,8 +35,7 @@ class SDMGrad:
 
     pull: >= 0; 0 is MGDA, a large one the preferred direction alone.
     preference: p, one number >= 0 per task in the order of axis T; None: 1 / K each.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -61,7 +60,7 @@ class SDMGrad:
     def __call__(self, signal: Signal, state: State) -> Update:
         """Return weights of shape (K,), float64."""
         problem = pose(signal, "SDMGrad", self.normalise)
-        preference_K = preferred(signal, self.preference)
+        preference_K = preferred(problem.signal, self.preference)
         weights_K, trouble = towards(problem.gram_KK, preference_K, self.pull)
         weights_K = (weights_K + self.pull * preference_K) / (1 + self.pull)
         return problem.update(state, weights_K, trouble)

@@ -6,7 +6,8 @@ Source: Lin et al., "Smooth Tchebycheff Scalarization for Multi-Objective Optimi
 Differs from the source: nothing known where every task is in every step. As in the authors' code
     the objectives are log(L / level), all preferred alike, with the ideal point at log 1 = 0 and
     the whole multiplied by the number of tasks. A task that had no label in the epoch that sets
-    the levels keeps the warm-up's rule; the source does not treat missing labels.
+    the levels keeps the warm-up's rule; the source does not treat missing labels. A loss of exactly
+    0 has the weight 0, and a note says so; the code adds 1e-20, which weighs it by 1e20.
 Shapes: T = tasks of the run, K = tasks present.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polytask.balance.base import Needs, Signal, State, Update, check_positive
+from polytask.balance.base import Needs, Signal, State, Update
 from polytask.balance.levels import no_levels, weigh_by_level
 from polytask.errors import UsageError
 
@@ -49,6 +50,7 @@ class STCH:
         return no_levels(tasks)
 
     def __call__(self, signal: Signal, state: State) -> Update:
-        """Return weights of shape (K,), float64; raise where a loss is not > 0."""
-        check_positive("STCH", signal)
-        return weigh_by_level(signal, state, self.warmup, lambda ratio_K: ratio_K.log() / self.mu)
+        """Return weights of shape (K,), float64; raise where a loss is negative."""
+        return weigh_by_level(
+            "STCH", signal, state, self.warmup, lambda ratio_K: ratio_K.log() / self.mu
+        )

@@ -17,15 +17,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from polytask.balance.base import Needs, Signal, State, Update
+from polytask.balance.base import Needs, Signal, State, Update, check_losses
 
 
 class Uncertainty(nn.Module):
     """Weights exp(-s) with s, the log-variance of each task, learned along with the model.
 
     Minimises sum_k exp(-s_k) L_k + s_k / 2 over the tasks present: s_k settles at log(2 L_k).
-    An absent task's s gets no gradient. Losses must be bounded below by 0 for that to be stable;
-    a loss that reaches 0 exactly lets its weight grow without bound.
+    An absent task's s gets no gradient.
     Give `Balancer.parameters()` to the optimiser, without weight decay.
     """
 
@@ -41,7 +40,12 @@ class Uncertainty(nn.Module):
         return {}
 
     def forward(self, signal: Signal, state: State) -> Update:
-        """Return weights exp(-s) and the penalty sum of s / 2, both with a graph into s."""
+        """Return weights exp(-s) and the penalty sum of s / 2, both with a graph into s.
+
+        Raises where a loss is negative: its weight would grow without bound. A loss that stays 0
+        lets it grow too; one that is 0 now and then does no harm.
+        """
+        check_losses("Uncertainty", signal)
         # index_select, not indexing: its gradient is 0 for absent tasks and deterministic.
         log_variance_K = self.log_variance_T.index_select(0, signal.index_K)
         return Update(state, torch.exp(-log_variance_K), penalty=log_variance_K.sum() / 2)

@@ -33,8 +33,7 @@ class UPGrad:
     The update conflicts with no task, and grows no faster than linearly with any one gradient.
     preference: one number >= 0 per task in the order of axis T; None: 1 / K each, so that the
         update without conflict is the mean gradient.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -57,7 +56,7 @@ class UPGrad:
         """Return weights of shape (K,), float64."""
         problem = pose(signal, "UPGrad", self.normalise)
         cosines_KK, norms_K = split(problem.gram_KK)
-        preference_K = preferred(signal, self.preference)
+        preference_K = preferred(problem.signal, self.preference)
         # Row i holds the projection of gradient i made a unit vector, in unit gradients.
         projected_KK, trouble = into_dual_cone(cosines_KK, np.eye(len(norms_K)))
         total_K = (preference_K * norms_K) @ projected_KK
