@@ -31,8 +31,7 @@ class CAGrad:
 
     The update d maximises min_k g_k d subject to |d - g_0| <= c |g_0|.
     c: in [0, 1); 0 is the mean gradient. The larger, the further from it, towards MGDA.
-    normalise: which gradients it balances: g ("none"), g / |g| ("norm"), g / L, which is that of
-        the logarithm of the loss ("loss"), or both ("loss-norm"). The losses must then be > 0.
+    normalise: which gradients it balances, see `Normalise`.
     """
 
     needs: ClassVar[Needs] = "gramian"
@@ -93,12 +92,15 @@ def _next_pull(
 ) -> float:
     """Return the pull that would be right if the same weights stayed above 0; else NaN."""
     at = np.flatnonzero(weights_K > 0)
-    # On that support the weights are linear in the pull: d w = slope d pull.
-    system = np.ones((len(at) + 1, len(at) + 1))
-    system[:-1, :-1] = gram_KK[np.ix_(at, at)]
-    system[-1, -1] = 0.0
+    # On that support the weights are linear in the pull: d w = slope d pull. In unit gradients,
+    # so that short ones count as much as long ones in what is told apart from rounding.
+    norms_K = np.sqrt(np.maximum(gram_KK.diagonal()[at], 0.0))
+    unit_K = np.divide(1.0, norms_K, out=np.ones_like(norms_K), where=norms_K > 0)
+    system = np.zeros((len(at) + 1, len(at) + 1))
+    system[:-1, :-1] = gram_KK[np.ix_(at, at)] * unit_K[:, None] * unit_K
+    system[-1, :-1] = system[:-1, -1] = unit_K / unit_K.max()
     slope_K = np.zeros_like(weights_K)
-    slope_K[at] = np.linalg.lstsq(system, np.append(-pulled_K[at], 0.0))[0][:-1]
+    slope_K[at] = np.linalg.lstsq(system, np.append(-pulled_K[at] * unit_K, 0.0))[0][:-1] * unit_K
     # |w + t slope|^2 = (pull + t)^2 radius^2
     moved_K = gram_KK @ slope_K
     square = slope_K @ moved_K - radius**2
