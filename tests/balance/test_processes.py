@@ -4,12 +4,7 @@ This file is also the program of each process.
 """
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -127,36 +122,9 @@ def refusals() -> list[str]:
     return told
 
 
-def run_pair() -> list[dict]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, Path(__file__)],
-            env=os.environ | common | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    results = []
-    try:
-        for process in pair:
-            out, errors = process.communicate(timeout=60)
-            assert process.returncode == 0, errors
-            results.append(json.loads(out))
-    finally:
-        for process in pair:
-            process.kill()
-    return results
-
-
 @pytest.fixture(scope="module")
-def pair() -> list[dict]:
-    return run_pair()
+def pair(run_pair) -> list[dict]:
+    return run_pair(__file__)
 
 
 @pytest.mark.parametrize(("name", "parts"), RUNS)

@@ -37,15 +37,18 @@ from polytask.balance.pcgrad import PCGrad
 from polytask.balance.rlw import RLW
 from polytask.balance.scale_invariant import ScaleInvariant
 from polytask.balance.sdmgrad import SDMGrad
+from polytask.balance.sharded import sum_not_mean
 from polytask.balance.stch import STCH
 from polytask.balance.trimmed_mean import TrimmedMean
 from polytask.balance.uncertainty import Uncertainty
 from polytask.balance.upgrad import UPGrad
+from polytask.balance.wrapped import sum_gradients
 
 __all__ = [
     "DWA", "FAMO", "GLS", "IMTLG", "IMTLL", "MGDA", "RLW", "STCH", "AlignedMTL", "Balance",
     "Balancer", "CAGrad", "CoBa", "ConFIG", "DualProj", "Equal", "FairGrad", "Fixed",
     "GradDrop", "GradNorm", "GradVac", "IGBv1", "IGBv2", "Losses", "MoCo", "NashMTL", "Needs",
     "Observed", "Observer", "PCGrad", "SDMGrad", "ScaleInvariant", "Signal", "State",
-    "TaskFault", "TrimmedMean", "UPGrad", "Uncertainty", "Update", "Weights",
+    "TaskFault", "TrimmedMean", "UPGrad", "Uncertainty", "Update", "Weights", "sum_gradients",
+    "sum_not_mean",
 ]  # fmt: skip

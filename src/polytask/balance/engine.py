@@ -12,6 +12,7 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar, get_args
@@ -32,6 +33,7 @@ from polytask.balance.losses import (
     names_given,
     weighted_sum,
 )
+from polytask.balance.sharded import refuse_mean
 from polytask.balance.world import World
 from polytask.errors import RunError, UsageError
 
@@ -60,9 +62,10 @@ class Balancer:
 
     Several processes: each passes its share of the global losses (sum over its rows, divided by
     the count over all rows), calls equally often, and afterwards the loop sums `.grad` over the
-    processes, for shared and other parameters alike. The Gramian holds the products across
-    processes, and every process takes the same weights. Use the bare model, not
-    DistributedDataParallel: its own averaging would run once per task.
+    processes, for shared and other parameters alike (`sum_gradients`). The Gramian holds the
+    products across processes, and every process takes the same weights. With
+    DistributedDataParallel the forward pass runs under its `no_sync()`: its own averaging would
+    run once per task. Parameters sharded by FSDP2 come from `fully_shard`, with `sum_not_mean`.
     """
 
     def __init__(
@@ -163,6 +166,10 @@ class Balancer:
             )
         at, given = self._read(losses, tasks)
         losses_K = detached(given)
+        if self._exact.sharded:
+            self._world.check_alike(self._axis, at, self.shared[0].device)
+            if self.step == 0:
+                refuse_mean(given.unbind() if isinstance(given, Tensor) else given)
         if accumulate:
             self._axis.check_finite(at, losses_K, self.step)
             return self._part(at, given, losses_K)
@@ -298,8 +305,15 @@ class Balancer:
             terms.append(weighted_sum(given, weights_K))
         if update.penalty is not None:
             terms.append(update.penalty / self._world.size)
-        if terms:
-            sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
+        watched = bool(self.shared) and not self._exact.sharded
+        with self._world.watched(self._marks) if watched else contextlib.nullcontext():
+            if terms:
+                sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
+
+    def _marks(self) -> Tensor:
+        """Return numbers that tell the shared gradient of this process, (1, M)."""
+        zero = torch.zeros((), device=self.shared[0].device)
+        return torch.stack([zero if p.grad is None else p.grad.sum() for p in self.shared])[None]
 
     def _ask(
         self,

@@ -7,6 +7,7 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +19,7 @@ from polytask.balance import gradients
 from polytask.balance.base import Needs, Update
 from polytask.balance.gramian import PerLayer
 from polytask.balance.losses import At, Given
+from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
 
 GramianBy = Literal["rows", "per layer"]
@@ -72,12 +74,14 @@ class Exact:
 
     said: how the last update was computed, in words.
     held_bytes: of the tasks' gradients, or what stood for them, at most in an update so far.
+    sharded: whether any of the shared parameters is.
     """
 
     def __init__(
         self, shared: Sequence[nn.Parameter], world: World, needs: Needs, gramian: GramianBy
     ) -> None:
         self._shared, self._world, self._needs = shared, world, needs
+        self.sharded = check_shards(shared, world.size)
         self._fast = needs == "gramian" and gramian == "per layer"
         self._per_layer = PerLayer()
         self.said = "exact, per layer: chosen at the first step" if self._fast else BY_ROWS
@@ -91,7 +95,7 @@ class Exact:
         """
         self.said = BY_ROWS
         # Micro-batches and processes add up the rows themselves before they are multiplied.
-        if self._fast and pending is None and self._world.size == 1:
+        if self._fast and pending is None and self._world.size == 1 and not self.sharded:
             update = self._add_per_layer(given, ask)
             if update is not None:
                 return update
@@ -113,22 +117,40 @@ class Exact:
         return update
 
     def _add_rows(self, pending: Pending, at: At, given: Given, all_at: At, ask: Ask) -> Update:
-        """Form every task's gradient."""
-        pending.add_rows(at, given, self._shared)
-        rows_KP, reached = pending.spread(all_at, self._shared), pending.reached
+        """Form every task's gradient, or this process's part of it where they are sharded."""
+        shared, world = self._shared, self._world
+        rows_KP, reached = self._rows(pending, at, given, all_at)
         self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
-        world = self._world.size
-        if world > 1:
-            self._world.add_up(rows_KP)
-            reached = self._world.reached_anywhere(reached, self._shared)
-        update = ask(gradients.gram(rows_KP), rows_KP if self._needs == "rows" else None)
+        if world.size > 1:
+            world.add_up_rows(rows_KP, shared)
+            reached = world.reached_anywhere(reached, shared)
+        gram_KK = gradients.gram(rows_KP)
+        seen_KP = None
+        if self.sharded:
+            gram_KK = gradients.gram_parts(rows_KP, shared, world.size)
+            world.add_up(gram_KK)
+        if self._needs == "rows":
+            seen_KP = whole_rows(rows_KP, shared) if self.sharded else rows_KP
+        update = ask(gram_KK, seen_KP)
         direction_P = update.direction_P
         if direction_P is None:
             direction_P = update.weights_K.detach().to(rows_KP.dtype) @ rows_KP
-        # The loop sums .grad over the processes, each of which holds the whole update here.
-        gradients.add_direction(
-            direction_P if world == 1 else direction_P / world, self._shared, reached
-        )
+        elif self.sharded:
+            direction_P = part_of(direction_P, shared)
+        gradients.add_direction(direction_P, shared, reached, world.size)
         if update.penalty is not None:
-            (update.penalty / world).backward()  # type: ignore[no-untyped-call]
+            (update.penalty / world.size).backward()  # type: ignore[no-untyped-call]
         return update
+
+    def _rows(self, pending: Pending, at: At, given: Given, all_at: At) -> tuple[Tensor, set[int]]:
+        """Return this process's rows, and the positions of the shared parameters they reach."""
+        rows_KP = torch.empty(0)
+
+        def marks() -> Tensor:
+            return torch.stack([rows_KP.sum(1), rows_KP.abs().sum(1)], dim=1)
+
+        # FSDP's backward passes exchange messages as they should.
+        with contextlib.nullcontext() if self.sharded else self._world.watched(marks):
+            pending.add_rows(at, given, self._shared)
+            rows_KP = pending.spread(all_at, self._shared)
+        return rows_KP, pending.reached

@@ -3,7 +3,8 @@
 This is the one place that runs a backward pass per task, exact and for any model. A faster engine
 (one pass, per-layer products) replaces `add_rows` and `gram`; nothing above them would change.
 
-Shapes: K = tasks present, P = shared parameters, flattened and laid end to end.
+Shapes: K = tasks present, P = shared parameters, flattened and laid end to end; where they are
+sharded, the numbers of them that this process holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from polytask.balance.sharded import copies, is_sharded, local, pieces, placed_like
 
 CHUNK = 1 << 14
 """Columns per step of the Gramian: bounds its float64 copy, which stays in cache for few tasks."""
@@ -22,7 +25,7 @@ def empty_rows(tasks: int, shared: Sequence[Tensor]) -> Tensor:
     dtype = shared[0].dtype
     for parameter in shared[1:]:
         dtype = torch.promote_types(dtype, parameter.dtype)
-    columns = sum(parameter.numel() for parameter in shared)
+    columns = sum(local(parameter).numel() for parameter in shared)
     return torch.zeros(tasks, columns, dtype=dtype, device=shared[0].device)
 
 
@@ -43,13 +46,10 @@ def add_rows(
             for parameter in shared:
                 parameter.grad = None
             loss.backward(retain_graph=k + 1 < len(losses))  # type: ignore[no-untyped-call]
-            start = 0
-            for i, parameter in enumerate(shared):
-                stop = start + parameter.numel()
+            for i, parameter, at in pieces(shared):
                 if parameter.grad is not None:
                     reached.add(i)
-                    row_P[start:stop].add_(parameter.grad.flatten())
-                start = stop
+                    row_P[at].add_(local(parameter.grad).flatten())
     finally:
         for parameter, grad in zip(shared, before, strict=True):
             parameter.grad = grad
@@ -65,12 +65,28 @@ def gram(rows_KP: Tensor) -> Tensor:
     return (gram_KK + gram_KK.T) / 2
 
 
-def add_direction(direction_P: Tensor, shared: Sequence[Tensor], reached: set[int]) -> None:
-    """Add the update to the `.grad` of the shared parameters that a loss reached."""
-    start = 0
-    for i, parameter in enumerate(shared):
-        stop = start + parameter.numel()
+def gram_parts(rows_KL: Tensor, shared: Sequence[Tensor], processes: int) -> Tensor:
+    """Return this process's part of the rows' products, (K, K), float64: parts add up.
+
+    What several processes hold alike is counted in parts of each.
+    """
+    gram_KK = rows_KL.new_zeros(len(rows_KL), len(rows_KL), dtype=torch.float64)
+    for _, parameter, at in pieces(shared):
+        gram_KK += gram(rows_KL[:, at]) / copies(parameter, processes)
+    return gram_KK
+
+
+def add_direction(
+    direction_P: Tensor, shared: Sequence[Tensor], reached: set[int], processes: int = 1
+) -> None:
+    """Add the update to the `.grad` of the shared parameters that a loss reached.
+
+    processes: that hold this direction each; the loop sums `.grad` over them, sharded ones aside.
+    """
+    for i, parameter, at in pieces(shared):
         if i in reached:
-            piece = direction_P[start:stop].view(parameter.shape).to(parameter.dtype)
+            piece = direction_P[at].view(local(parameter).shape).to(parameter.dtype)
+            if processes > 1 and not is_sharded(parameter):
+                piece = piece / processes
+            piece = placed_like(piece, parameter)
             parameter.grad = piece if parameter.grad is None else parameter.grad + piece
-        start = stop

@@ -5,13 +5,18 @@ Shapes: T = tasks of the run, K = tasks present.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from polytask.balance.losses import At, Axis
+from polytask.balance.sharded import is_sharded, pieces
+from polytask.balance.wrapped import Watch
+from polytask.errors import UsageError
 
 
 class World:
@@ -19,6 +24,7 @@ class World:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
+        self._watch = Watch(group)
 
     @property
     def size(self) -> int:
@@ -29,6 +35,35 @@ class World:
     def add_up(self, tensor: Tensor) -> None:
         """Replace the tensor by its sum over the processes, in place."""
         dist.all_reduce(tensor, group=self._group)
+
+    def add_up_rows(self, rows_KL: Tensor, shared: Sequence[Tensor]) -> None:
+        """Sum rows over the processes in place, save the columns of sharded parameters."""
+        if not any(map(is_sharded, shared)):
+            self.add_up(rows_KL)
+            return
+        for _, parameter, at in pieces(shared):
+            if not is_sharded(parameter):
+                summed = rows_KL[:, at].contiguous()
+                self.add_up(summed)
+                rows_KL[:, at] = summed
+
+    def watched(self, marks: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Return a context for backward passes that no wrapper may average; see `Watch.over`."""
+        return self._watch.over(marks) if self.size > 1 else contextlib.nullcontext()
+
+    def check_alike(self, axis: Axis, at: At, device: torch.device) -> None:
+        """Raise UsageError, in every process, where a task is present in some processes alone."""
+        counts_T = torch.zeros(len(axis.tasks), device=device)
+        if at:
+            counts_T[axis.index(at, device)] = 1.0
+        self.add_up(counts_T)
+        for task, count in zip(axis.tasks, counts_T.tolist(), strict=True):
+            if 0 < count < self.size:
+                raise UsageError(
+                    f"Balancer: task {task!r} is present in {int(count)} of {self.size} processes; "
+                    "the backward pass of sharded parameters needs them all. Where a process has "
+                    "no label of it, give the sum over no rows, which has a graph and is 0."
+                )
 
     def exchange(
         self, axis: Axis, at: At, losses_K: Tensor, device: torch.device

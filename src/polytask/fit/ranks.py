@@ -8,7 +8,6 @@ What random numbers the processes draw themselves (dropout) differs from one to 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -73,24 +72,6 @@ def gather(mine: Tensor) -> list[Tensor]:
     theirs = [torch.empty_like(mine) for _ in range(world())]
     dist.all_gather(theirs, mine)
     return [tensor.cpu() for tensor in theirs]
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum .grad over processes, in one message.
-
-    A gradient absent everywhere stays absent: the optimiser must pass by the head of a task
-    without labels. One that is absent here alone counts as zero.
-    """
-    if world() == 1:
-        return
-    params = [p for p in parameters if p.requires_grad]
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    given = torch.tensor([float(p.grad is not None) for p in params], device=_device())
-    flat = torch.cat([given, *(grad.flatten() for grad in grads)])
-    dist.all_reduce(flat)
-    counts, *pieces = torch.split(flat, [len(params), *(p.numel() for p in params)])
-    for p, piece, count in zip(params, pieces, counts.tolist(), strict=True):
-        p.grad = piece.view_as(p).to(p.dtype) if count else None
 
 
 def _device() -> str:

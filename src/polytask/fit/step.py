@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polytask.balance import Balancer, Weights
+from polytask.balance import Balancer, Weights, sum_gradients
 from polytask.fit import ranks
 from polytask.fit.data import Batch, Step
 from polytask.share import SharedModel
@@ -118,7 +118,7 @@ def train_step(
         weights = balancer.backward(losses_K, tasks=tasks, accumulate=not last)
     if clip is not None or ranks.world() > 1:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        ranks.sum_gradients(parameters)
+        sum_gradients(parameters)
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
