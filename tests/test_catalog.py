@@ -8,6 +8,17 @@ import torch
 from torch import nn
 
 from polytask import catalog
+from polytask.balance import (
+    MGDA,
+    CAGrad,
+    EveryN,
+    FeatureLevel,
+    IGBv1,
+    PCGrad,
+    SampledRows,
+    UPGrad,
+    Weighed,
+)
 from polytask.catalog import METHODS, ROOMS, Choice, Method, method, parse, split
 from polytask.errors import UsageError
 
@@ -111,14 +122,70 @@ def test_a_real_method_takes_its_setting():
 
 
 @pytest.mark.parametrize(
+    ("text", "built"),
+    [
+        ("pcgrad+every-n:n=3", EveryN(PCGrad(seed=7), n=3)),
+        ("mgda+feature-level+uniform", FeatureLevel(MGDA())),
+        ("mgda+feature-level+every-n:n=2", EveryN(FeatureLevel(MGDA()), n=2)),
+        ("upgrad+sampled-rows:fraction=0.5", SampledRows(UPGrad(), 0.5, seed=7)),
+        ("upgrad+sampled-rows:seed=1", SampledRows(UPGrad(), seed=1)),
+        ("igb-v1+cagrad", Weighed(CAGrad(), by=IGBv1())),
+        ("igb-v1+hard+cagrad+every-n", Weighed(EveryN(CAGrad()), by=IGBv1())),
+        ("pcgrad", PCGrad(seed=7)),
+    ],
+)
+def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(text, built):
+    recipe = parse(text)
+    assert recipe.build_balance(7) == built
+    assert [row.name for row in recipe.named] == [p.partition(":")[0] for p in text.split("+")]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("pcgard", "Unknown method 'pcgard'. Did you mean 'pcgrad'? See `polytask methods`."),
         ("", "Unknown method ''. See `polytask methods`."),
         ("pcgrad+", "Unknown method ''. See `polytask methods`."),
         (
+            "hard+hard",
+            "Recipe 'hard+hard' names two methods of the room 'share'; give one.",
+        ),
+        (
             "pcgrad+equal",
-            "Recipe 'pcgrad+equal' names two methods of the room 'balance'; give one.",
+            "Recipe 'pcgrad+equal': 'equal' weighs losses, so it comes before 'pcgrad'; write "
+            "equal+pcgrad.",
+        ),
+        (
+            "pcgrad+mgda",
+            "Recipe 'pcgrad+mgda' names two methods of the room 'balance' that look at gradients; "
+            "give one, or one of the losses before one of the gradients, such as igb-v1+cagrad.",
+        ),
+        (
+            "dwa+igb-v1+cagrad",
+            "Recipe 'dwa+igb-v1+cagrad' names two methods of the room 'balance' that look at "
+            "losses; give one, or one of the losses before one of the gradients, such as "
+            "igb-v1+cagrad.",
+        ),
+        (
+            "igb-v1+cagrad+pcgrad",
+            "Recipe 'igb-v1+cagrad+pcgrad' names two methods of the room 'balance'; give one.",
+        ),
+        (
+            "every-n",
+            "EveryN changes how gradients are compared, and Equal looks at losses alone: it costs "
+            "one backward pass as it is. Use it without, or wrap a gradient method.",
+        ),
+        (
+            "mgda+every-n+every-n",
+            "Recipe 'mgda+every-n+every-n' names 'every-n' twice; give it once.",
+        ),
+        (
+            "mgda+every-n+feature-level",
+            "FeatureLevel cannot stand around EveryN; it goes around a method.",
+        ),
+        (
+            "mgda+every-n:n=0",
+            "EveryN: n is 0; give a whole number >= 1 (default 10).",
         ),
         (
             "frozen:temprature=1",
@@ -177,7 +244,11 @@ def test_a_method_of_another_room_has_no_place_in_a_recipe(monkeypatch):
 @pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])
 def test_every_setting_of_every_method_can_be_written(row: Method):
     for name, parameter in catalog.settings_of(row).items():
-        choice = getattr(parse(f"{row.name}:{name}={parameter.default}"), row.room)
+        written = f"{row.name}:{name}={parameter.default}"
+        if row.wraps:
+            (choice,) = parse(f"pcgrad+{written}").wrappers
+        else:
+            choice = getattr(parse(written), row.room)
         assert dict(choice.settings) == {name: parameter.default}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,19 +23,31 @@ ROOMS = (
 
 @dataclass(frozen=True)
 class Method:
-    """One row. target: "module:attribute", imported only when the method is used."""
+    """One row.
+
+    target: "module:attribute", imported only when the method is used.
+    wraps: true for what stands around another method of its room, such as "every-n".
+    """
 
     name: str
     room: str
     target: str
     summary: str
     source: str
+    wraps: bool = False
 
     def load(self) -> Any:
         """Import the method and return the object that `target` names."""
-        module, attribute = self.target.split(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _load(self.target)
 
+
+def _load(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+WEIGHED = "polytask.balance.weighed:Weighed"
+"""What joins two balance methods in a recipe; it has no name of its own there."""
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -189,6 +201,21 @@ METHODS: tuple[Method, ...] = (
         "Yin et al., ICML 2018, arXiv:1803.01498",
     ),
     Method(
+        "every-n", "balance", "polytask.balance.every_n:EveryN",
+        "around a method: its weights, found anew at every n-th update",
+        "see Navon et al., ICML 2022, arXiv:2202.01017, section 5.3", wraps=True,
+    ),
+    Method(
+        "feature-level", "balance", "polytask.balance.feature_level:FeatureLevel",
+        "around a method: compares gradients at the features, for one backward pass (-UB)",
+        "Sener & Koltun, NeurIPS 2018, arXiv:1810.04650, section 3.3", wraps=True,
+    ),
+    Method(
+        "sampled-rows", "balance", "polytask.balance.sampled_rows:SampledRows",
+        "around a method: looks at the gradients of a part of the rows",
+        "own; see Chen et al., NeurIPS 2023, arXiv:2305.20057", wraps=True,
+    ),
+    Method(
         "proportional", "mix", "polytask.mix.proportional:Proportional",
         "every row of every stream equally often",
         "the baseline; see Raffel et al., JMLR 2020, arXiv:1910.10683, section 3.5.2",
@@ -225,12 +252,25 @@ class Choice:
         """Return the method's object; only for methods made from settings alone."""
         return self.method.load()(**dict(self.settings))
 
+    def around(self, method: Any) -> Any:
+        """Return the wrapper's object around `method`; only for rows that wrap."""
+        return self.method.load()(method, **dict(self.settings))
+
+    def seeded(self, seed: int) -> Choice:
+        """Return the choice with this seed, where the method draws and none was given."""
+        given = dict(self.settings)
+        if "seed" in given or "seed" not in settings_of(self.method):
+            return self
+        return replace(self, settings=(*self.settings, ("seed", seed)))
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What `compare` trains under one name: a sharing, a balance and a mix.
 
     named: the methods that the text names; the other rooms take their baseline.
+    weighing: a method of the losses that sets weights before `balance` looks at gradients.
+    wrappers: what stands around `balance`, the innermost first.
     """
 
     text: str
@@ -238,6 +278,20 @@ class Recipe:
     balance: Choice
     mix: Choice
     named: tuple[Method, ...] = ()
+    weighing: Choice | None = None
+    wrappers: tuple[Choice, ...] = ()
+
+    def build_balance(self, seed: int) -> Any:
+        """Return the balance method with all that stands around it.
+
+        seed: for those that draw and were given none.
+        """
+        built = self.balance.seeded(seed).build()
+        for wrapper in self.wrappers:
+            built = wrapper.seeded(seed).around(built)
+        if self.weighing is None:
+            return built
+        return _load(WEIGHED)(built, by=self.weighing.seeded(seed).build())
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -261,13 +315,19 @@ def parse(text: str) -> Recipe:
 
     `pcgrad`, `hard+pcgrad`, `dwa:temperature=1+uniform`. A room not named takes its baseline:
     share hard, balance equal, mix proportional.
+
+    Wrappers follow the method they stand around, the innermost first: `pcgrad+every-n:n=5`,
+    `mgda+feature-level+every-n`. A method of the losses before one of the gradients weighs the
+    losses for it: `igb-v1+cagrad`.
     """
     chosen = {
         "share": Choice(method("hard")),
         "balance": Choice(method("equal")),
         "mix": Choice(method("proportional")),
     }
-    named: dict[str, Method] = {}
+    named: list[Method] = []
+    weighing: Choice | None = None
+    wrappers: list[Choice] = []
     for part in text.split("+"):
         name, _, rest = part.strip().partition(":")
         row = method(name)
@@ -276,14 +336,45 @@ def parse(text: str) -> Recipe:
                 f"Method {name!r} is of the room {row.room!r}; a recipe joins methods of "
                 f"{', '.join(chosen)}. See `polytask methods`."
             )
-        if row.room in named:
-            raise UsageError(
-                f"Recipe {text!r} names two methods of the room {row.room!r}; give one."
-            )
-        named[row.room] = row
-        chosen[row.room] = Choice(row, _settings(row, rest))
-    rows = tuple(named.values())
-    return Recipe(text, chosen["share"], chosen["balance"], chosen["mix"], rows)
+        choice = Choice(row, _settings(row, rest))
+        before = next((n for n in named if n.room == row.room and not n.wraps), None)
+        if row.wraps:
+            if any(row is wrapper.method for wrapper in wrappers):
+                raise UsageError(f"Recipe {text!r} names {name!r} twice; give it once.")
+            wrappers.append(choice)
+        elif before is not None:
+            if row.room != "balance" or weighing is not None:
+                raise UsageError(
+                    f"Recipe {text!r} names two methods of the room {row.room!r}; give one."
+                )
+            weighing = _weighing(text, chosen["balance"], choice)
+            chosen["balance"] = choice
+        else:
+            chosen[row.room] = choice
+        named.append(row)
+    share, balance, mix = chosen["share"], chosen["balance"], chosen["mix"]
+    recipe = Recipe(text, share, balance, mix, tuple(named), weighing, tuple(wrappers))
+    if weighing is not None or wrappers:
+        recipe.build_balance(0)  # what cannot stand around what is said here, not hours later
+    return recipe
+
+
+def _weighing(text: str, first: Choice, second: Choice) -> Choice:
+    """Return the first of two balance methods, where it weighs losses for the second."""
+    by_losses = [choice.method.load().needs == "losses" for choice in (first, second)]
+    if by_losses == [True, False]:
+        return first
+    one, other = first.method.name, second.method.name
+    if by_losses == [False, True]:
+        raise UsageError(
+            f"Recipe {text!r}: {other!r} weighs losses, so it comes before {one!r}; write "
+            f"{other}+{one}."
+        )
+    of = "losses" if by_losses[0] else "gradients"
+    raise UsageError(
+        f"Recipe {text!r} names two methods of the room 'balance' that look at {of}; give one, or "
+        "one of the losses before one of the gradients, such as igb-v1+cagrad."
+    )
 
 
 def settings_of(row: Method) -> dict[str, inspect.Parameter]:

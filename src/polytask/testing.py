@@ -14,13 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from polytask.balance import Balance, Observer, Signal, State, Update
+from polytask.balance import (
+    Balance,
+    Balancer,
+    Observer,
+    Rows,
+    Signal,
+    State,
+    Update,
+    Weights,
+    Wrapper,
+)
 from polytask.errors import UsageError
 from polytask.tasks import IGNORE, Kind
 
@@ -314,3 +324,126 @@ def _same(state: State, other: State) -> bool:
 def _hold(holds: bool, where: str, otherwise: str) -> None:
     if not holds:
         raise AssertionError(f"The contract of a balance is broken ({where}): {otherwise}.")
+
+
+def check_wrapper(wrapper: Wrapper, tasks: int = 4, seed: int = 0) -> None:
+    """Return nothing if `wrapper` keeps the contract of `polytask.balance.Wrapper`.
+
+    wrapper: around a fresh method. tasks: T >= 3 of the made-up model. seed: of its numbers.
+
+    Tried on a small model with heads, over a few updates, with all tasks and with some absent.
+    Raises AssertionError that names the broken rule.
+    """
+    if tasks < 3:
+        raise UsageError(f"check_wrapper: tasks is {tasks}; give at least 3.")
+    name = type(wrapper).__name__
+    _wraps(isinstance(wrapper, Wrapper), name, "it lacks a member of Wrapper")
+    _wraps(
+        isinstance(wrapper, torch.nn.Module) or dataclasses.is_dataclass(wrapper),
+        name,
+        "it is neither an nn.Module nor a dataclass of settings",
+    )
+    state = wrapper.start(tasks)
+    for path, method in wrapper.methods().items():
+        kept = {key for key in state if key.startswith(f"{path}.")}
+        expected = {f"{path}.{key}" for key in method.start(tasks)}
+        _wraps(kept == expected, name, f"its state keeps {kept} of {path!r}, not {expected}")
+    names = tuple(f"task {t}" for t in range(tasks))
+    present = [names, names[1:], names, names[:1], names]
+    with torch.random.fork_rng(devices=[]):
+        whole = _Wrapped(wrapper, names, seed)
+        for tasks_here in present:
+            _check_wrapped_step(whole, tasks_here, name)
+        torch.manual_seed(seed)
+        # Stopped in the middle and taken up from its state, it ends the same.
+        first, second = _Wrapped(wrapper, names, seed), _Wrapped(wrapper, names, seed)
+        for tasks_here in present[:2]:
+            first.step(tasks_here)
+        second.balancer.load_state_dict(first.balancer.state_dict())
+        second.model.load_state_dict(first.model.state_dict())
+        for tasks_here in present[2:]:
+            second.step(tasks_here)
+        for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+            _wraps(torch.equal(one, other), name, "taken up from its state it goes another way")
+
+
+class _Wrapped:
+    """A small model trained by plain descent, to try a wrapper on."""
+
+    def __init__(self, wrapper: Wrapper, names: tuple[str, ...], seed: int) -> None:
+        torch.manual_seed(seed)
+        self.encoder = torch.nn.Sequential(
+            torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 4)
+        )
+        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(4, 1) for n in names})
+        self.model = torch.nn.ModuleList([self.encoder, self.heads]).double()
+        self.balancer = Balancer(wrapper, self.encoder.parameters(), names, steps_per_epoch=2)
+        self.inputs = torch.randn(16, 5, dtype=torch.float64)
+        self.targets = {n: torch.randn(16, 1, dtype=torch.float64) for n in names}
+
+    def losses(self, rows: Rows, tasks: Sequence[str]) -> dict[str, Tensor]:
+        features = self.encoder(rows(self.inputs))
+        return {
+            n: (self.heads[n](features) - rows(self.targets[n])).square().mean() + 0.1
+            for n in tasks
+        }
+
+    def step(self, tasks: tuple[str, ...]) -> Weights:
+        weights = self.balancer.backward(self.losses(Rows(), tasks), again=self.losses)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=0.01)
+                parameter.grad = None
+        return weights
+
+
+def _check_wrapped_step(made: _Wrapped, tasks: tuple[str, ...], name: str) -> None:
+    balancer, model = made.balancer, made.model
+    values = [parameter.detach().clone() for parameter in model.parameters()]
+    state = balancer.state
+    found: list[list[Tensor | None]] = []
+    for _ in range(2):
+        again = Balancer(balancer.method, balancer.shared, balancer.tasks, steps_per_epoch=2)
+        again.load_state_dict(balancer.state_dict())
+        given = again.state
+        weights = again.backward(made.losses(Rows(), tasks), again=made.losses)
+        found.append([parameter.grad for parameter in model.parameters()])
+        for parameter in model.parameters():
+            parameter.grad = None
+    where = f"{name}, tasks {tasks}, update {balancer.step}"
+    _wraps(weights.tasks == tasks, where, f"weights came for {weights.tasks}")
+    _wraps(bool(weights.weights_K.isfinite().all()), where, "a weight is not finite")
+    for parameter, value in zip(model.parameters(), values, strict=True):
+        _wraps(torch.equal(parameter, value), where, "it left a parameter changed")
+    _wraps(_same(given, state), where, "it changed the state it was given")
+    _wraps(_layout(again.state) == _layout(state), where, "it changed the layout of its state")
+    for one, other in zip(*found, strict=True):
+        same = one is other is None or (
+            one is not None and other is not None and torch.equal(one, other)
+        )
+        _wraps(same, where, "it is not repeatable")
+    for n, head in made.heads.items():
+        grads = [found[0][i] for i, p in enumerate(model.parameters()) if _holds(head, p)]
+        reached = all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
+        if n in tasks:
+            _wraps(reached, where, f"the head of {n!r} has no finite gradient")
+        else:
+            _wraps(
+                not any(g is not None and bool(g.any()) for g in grads),
+                where,
+                f"the head of {n!r}, which is absent, has a gradient",
+            )
+    shared = [found[0][i] for i, p in enumerate(model.parameters()) if _holds(made.encoder, p)]
+    finite = all(grad is not None and bool(grad.isfinite().all()) for grad in shared)
+    _wraps(finite, where, "a shared parameter has no finite gradient")
+    made.step(tasks)
+
+
+def _holds(module: torch.nn.Module, parameter: Tensor) -> bool:
+    return any(own is parameter for own in module.parameters())
+
+
+def _wraps(holds: bool, where: str, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(f"The contract of a wrapper is broken ({where}): {otherwise}.")

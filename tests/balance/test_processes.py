@@ -16,11 +16,17 @@ from polytask.balance import (
     FAMO,
     AlignedMTL,
     Balancer,
+    CAGrad,
     CoBa,
     Equal,
+    EveryN,
+    FeatureLevel,
+    GradDrop,
     GradNorm,
     PCGrad,
+    SampledRows,
     Uncertainty,
+    Weighed,
 )
 from polytask.errors import RunError, UsageError
 
@@ -30,12 +36,19 @@ METHODS = {
     "dwa": DWA,
     "pcgrad": PCGrad,
     "aligned-mtl": AlignedMTL,
-    "famo": FAMO,
     "gradnorm": GradNorm,
     "coba": partial(CoBa, warmup=2, history=3),
 }
-RUNS = [(name, parts) for name in METHODS for parts in (1, 2) if (name, parts) != ("famo", 2)]
-"""Into how many micro-batches each process cuts its rows; FAMO needs the whole batch's losses."""
+WHOLE = {
+    "famo": FAMO,
+    "every-n": lambda: EveryN(PCGrad(), n=2),
+    "feature-level": lambda: FeatureLevel(AlignedMTL()),
+    "weighed": lambda: Weighed(CAGrad(), by=Uncertainty()),
+}
+"""Those that need the whole batch's losses at once."""
+
+RUNS = [*((name, parts) for name in METHODS for parts in (1, 2)), *((name, 1) for name in WHOLE)]
+"""Into how many micro-batches each process cuts its rows."""
 
 STEPS = 6
 TASKS = ("a", "b", "c")
@@ -71,7 +84,7 @@ def train(name: str, rank: int, world: int, parts: int) -> dict[str, list[float]
     inputs, targets = data()
     counts = {t: int((~target.isnan()).sum()) for t, target in targets.items()}
     encoder, heads = model()
-    balancer = Balancer(METHODS[name](), encoder.parameters(), TASKS, steps_per_epoch=2)
+    balancer = Balancer((METHODS | WHOLE)[name](), encoder.parameters(), TASKS, steps_per_epoch=2)
     trained = [*encoder.parameters(), *heads.parameters(), *balancer.parameters()]
     optimiser = torch.optim.SGD(trained, lr=0.1)
     mine = torch.arange(8).chunk(world)[rank]
@@ -116,6 +129,11 @@ def refusals() -> list[str]:
             Balancer(method, [leaf], ["a"]).backward({"a": broken})
         except RunError as error:
             told.append(str(error))
+    for method in (SampledRows(PCGrad()), FeatureLevel(GradDrop())):
+        try:
+            Balancer(method, [leaf], ["a"]).backward({"a": leaf * 1}, again=lambda *_: {})
+        except UsageError as error:
+            told.append(str(error))
     # Without any label anywhere nobody waits either, and no gradient appears.
     if not Balancer(PCGrad(), [leaf], ["a"]).backward({}) and leaf.grad is None:
         told.append("nothing")
@@ -145,7 +163,11 @@ def test_processes_are_told_together_what_went_wrong(pair):
         assert "a run of several processes needs the tasks' order beforehand" in told[0]
         assert "At step 0 the loss of task 'a' is nan" in told[1]
         assert told[2] == told[1]
-        assert told[3:] == ["nothing"]
+        assert told[3] == (
+            "SampledRows works in one process, not in 2; use one, or the method without it."
+        )
+        assert told[4].startswith("FeatureLevel(GradDrop) needs the features of all rows in one")
+        assert told[5:] == ["nothing"]
 
 
 def main() -> None:

@@ -18,8 +18,10 @@ from polytask.balance.dualproj import DualProj
 from polytask.balance.dwa import DWA
 from polytask.balance.engine import Balancer
 from polytask.balance.equal import Equal
+from polytask.balance.every_n import EveryN
 from polytask.balance.fairgrad import FairGrad
 from polytask.balance.famo import FAMO
+from polytask.balance.feature_level import FeatureLevel
 from polytask.balance.fixed import Fixed
 from polytask.balance.gls import GLS
 from polytask.balance.graddrop import GradDrop
@@ -30,11 +32,13 @@ from polytask.balance.igb_v2 import IGBv2
 from polytask.balance.imtl_g import IMTLG
 from polytask.balance.imtl_l import IMTLL
 from polytask.balance.losses import Losses, Weights
+from polytask.balance.measure import Measured
 from polytask.balance.mgda import MGDA
 from polytask.balance.moco import MoCo
 from polytask.balance.nash_mtl import NashMTL
 from polytask.balance.pcgrad import PCGrad
 from polytask.balance.rlw import RLW
+from polytask.balance.sampled_rows import SampledRows
 from polytask.balance.scale_invariant import ScaleInvariant
 from polytask.balance.sdmgrad import SDMGrad
 from polytask.balance.sharded import sum_not_mean
@@ -42,13 +46,15 @@ from polytask.balance.stch import STCH
 from polytask.balance.trimmed_mean import TrimmedMean
 from polytask.balance.uncertainty import Uncertainty
 from polytask.balance.upgrad import UPGrad
+from polytask.balance.weighed import Weighed
 from polytask.balance.wrapped import sum_gradients
+from polytask.balance.wrapper import Again, Rows, Wrapper
 
 __all__ = [
-    "DWA", "FAMO", "GLS", "IMTLG", "IMTLL", "MGDA", "RLW", "STCH", "AlignedMTL", "Balance",
-    "Balancer", "CAGrad", "CoBa", "ConFIG", "DualProj", "Equal", "FairGrad", "Fixed",
-    "GradDrop", "GradNorm", "GradVac", "IGBv1", "IGBv2", "Losses", "MoCo", "NashMTL", "Needs",
-    "Observed", "Observer", "PCGrad", "SDMGrad", "ScaleInvariant", "Signal", "State",
-    "TaskFault", "TrimmedMean", "UPGrad", "Uncertainty", "Update", "Weights", "sum_gradients",
-    "sum_not_mean",
+    "DWA", "FAMO", "GLS", "IMTLG", "IMTLL", "MGDA", "RLW", "STCH", "Again", "AlignedMTL",
+    "Balance", "Balancer", "CAGrad", "CoBa", "ConFIG", "DualProj", "Equal", "EveryN", "FairGrad",
+    "FeatureLevel", "Fixed", "GradDrop", "GradNorm", "GradVac", "IGBv1", "IGBv2", "Losses",
+    "Measured", "MoCo", "NashMTL", "Needs", "Observed", "Observer", "PCGrad", "Rows", "SDMGrad",
+    "SampledRows", "ScaleInvariant", "Signal", "State", "TaskFault", "TrimmedMean", "UPGrad",
+    "Uncertainty", "Update", "Weighed", "Weights", "Wrapper", "sum_gradients", "sum_not_mean",
 ]  # fmt: skip

@@ -12,39 +12,31 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from polytask.balance.base import Balance, Observed, Observer, Signal, State, TaskFault, Update
+from polytask.balance.base import Balance, Observed, Observer, State
 from polytask.balance.exact import Exact, GramianBy, Pending
-from polytask.balance.losses import (
-    At,
-    Axis,
-    Given,
-    Losses,
-    Weights,
-    detached,
-    names_given,
-    weighted_sum,
-)
+from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given
+from polytask.balance.measure import Measured, measure
 from polytask.balance.sharded import refuse_mean
+from polytask.balance.turn import BY_LOSSES, Said, Turn
 from polytask.balance.world import World
+from polytask.balance.wrapper import Again, Wrapper, label, nest, plain, under, wrappers
 from polytask.errors import RunError, UsageError
-
-Answer = TypeVar("Answer")
 
 
 class Balancer:
     """Turns the losses of a step into gradients, by a method of this room.
 
-    method: a `Balance`. One with trained parts is an nn.Module; give `parameters()` to the
-        optimiser.
+    method: a `Balance`, or a `Wrapper` around one, such as EveryN(PCGrad()). One with trained
+        parts is an nn.Module; give `parameters()` to the optimiser.
     shared_parameters: those the tasks share, all on one device. Frozen ones may be among them.
     tasks: names in the order of axis T. None: the first call's names, and no name can come later.
         Needed beforehand by several processes, by `load_state_dict` and by trained methods.
@@ -70,39 +62,47 @@ class Balancer:
 
     def __init__(
         self,
-        method: Balance,
+        method: Balance | Wrapper,
         shared_parameters: Iterable[nn.Parameter],
         tasks: Sequence[str] | None = None,
         steps_per_epoch: int | None = None,
         process_group: dist.ProcessGroup | None = None,
         gramian: GramianBy = "rows",
     ) -> None:
-        name = type(method).__name__
-        if not isinstance(method, Balance):
+        name = label(method)
+        if not isinstance(method, (Balance, Wrapper)):
             raise UsageError(
                 f"Balancer: {name} is no balance method; it lacks one of needs, foresees, "
                 "by_epoch, start and __call__ (see polytask.balance.Balance)."
             )
-        if method.by_epoch and steps_per_epoch is None:
+        methods = dict(plain(method))
+        if any(m.by_epoch for m in methods.values()) and steps_per_epoch is None:
             raise UsageError(f"{name} compares epochs; give Balancer(..., steps_per_epoch=N).")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise UsageError(f"Balancer: steps_per_epoch is {steps_per_epoch}; give at least 1.")
         self.method = method
         self.shared = tuple(dict.fromkeys(shared_parameters))
-        if not self.shared and method.needs != "losses":
+        self._wrappers = tuple(wrappers(method))
+        needs = "losses" if isinstance(method, Wrapper) else method.needs
+        if not self.shared and (self._wrappers or needs != "losses"):
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
         if gramian not in get_args(GramianBy):
             raise UsageError(f"Balancer: gramian is {gramian!r}; give 'rows' or 'per layer'.")
         self.step = 0
         self.state: State = {}
         self._world = World(process_group)
-        self._exact = Exact(self.shared, self._world, method.needs, gramian)
+        self._exact = Exact(self.shared, self._world, needs, gramian)
+        self._said = Said(self._exact.said if needs != "losses" else BY_LOSSES)
+        if self._wrappers:
+            self._said.how = f"{name}: chosen at the first step"
         self._steps_per_epoch = steps_per_epoch
         self.notes: dict[str, int] = {}
         self._axis = Axis()
         self._device: torch.device | None = None
         self._pending: Pending | None = None
-        self._observes = method.observes if isinstance(method, Observer) else None
+        self._modules = {path: m for path, m in methods.items() if isinstance(m, nn.Module)}
+        observers = [(path, m) for path, m in methods.items() if isinstance(m, Observer)]
+        self._observer = observers[0] if observers else None
         self._unobserved = False
         if tasks is not None:
             self._start(tasks)
@@ -120,9 +120,12 @@ class Balancer:
             "after": ", one forward more",
             "validation": ", one forward of validation rows",
         }[self.observes]
-        if self.method.needs == "losses":
-            return "one backward of the weighted losses" + looks
-        return self._exact.said + looks
+        return self._said.how + looks
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether `backward` must be given `again`; false for most methods."""
+        return any(wrapper.looks_again for wrapper in self._wrappers)
 
     @property
     def held_bytes(self) -> int:
@@ -132,17 +135,21 @@ class Balancer:
     @property
     def observes(self) -> Observed | None:
         """Which losses the loop must hand to `observe`; None for most methods."""
-        return self._observes
+        return None if self._observer is None else self._observer[1].observes
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the method's trained parameters, for the optimiser; most methods have none."""
-        if not isinstance(self.method, nn.Module):
-            return []
-        self._need_tasks("parameters()")
-        return list(self.method.parameters())
+        if self._modules:
+            self._need_tasks("parameters()")
+        return [p for module in self._modules.values() for p in module.parameters()]
 
     def backward(
-        self, losses: Losses, *, tasks: Sequence[str] | None = None, accumulate: bool = False
+        self,
+        losses: Losses,
+        *,
+        tasks: Sequence[str] | None = None,
+        accumulate: bool = False,
+        again: Again | None = None,
     ) -> Weights:
         """Add this step's balanced gradients to `.grad`; return the weights used.
 
@@ -153,6 +160,13 @@ class Balancer:
         accumulate: True for a micro-batch that is not the last of its update. The losses of the
             micro-batches add up to the step's (divide by the counts of the whole). The weights
             that come back are then those of this call alone: empty for methods that wait.
+        again: computes the losses again, of the model as it is then, of the rows and for the tasks
+            it is told. Called by methods that look again (`looks_again`) alone, such as
+            SampledRows:
+
+                def again(rows, tasks):
+                    outputs = model(rows(x))
+                    return {task: loss[task](outputs[task], rows(y[task])) for task in tasks}
 
         Methods that need losses alone: the gradient of sum w_k L_k, everywhere. The others: the
         shared parameters get the method's update, every task's own parameters the gradient of
@@ -160,10 +174,12 @@ class Balancer:
         """
         if self._unobserved:
             raise UsageError(
-                f"{type(self.method).__name__} must see each batch's losses after the update too; "
+                f"{label(self.method)} must see each batch's losses after the update too; "
                 "compute them again after optimizer.step(), under torch.no_grad(), and give them "
                 "to balancer.observe(losses)."
             )
+        if not accumulate:  # else a wrapper is refused for that
+            self._check_again(again)
         at, given = self._read(losses, tasks)
         losses_K = detached(given)
         if self._exact.sharded:
@@ -173,7 +189,7 @@ class Balancer:
         if accumulate:
             self._axis.check_finite(at, losses_K, self.step)
             return self._part(at, given, losses_K)
-        return self._whole(at, given, losses_K)
+        return self._whole(at, given, losses_K, again)
 
     def observe(self, losses: Losses, *, tasks: Sequence[str] | None = None) -> None:
         """Show the method losses that it does not weigh; `observes` says which.
@@ -181,11 +197,9 @@ class Balancer:
         losses, tasks: as for `backward`; no graph is needed. Several processes: each hands in its
         share, as often as the others. Raises Diverged naming the task whose loss is not finite.
         """
-        method = self.method
-        if not isinstance(method, Observer):
-            raise UsageError(
-                f"{type(method).__name__} looks at no other losses; leave out observe()."
-            )
+        if self._observer is None:
+            raise UsageError(f"{label(self.method)} looks at no other losses; leave out observe().")
+        path, method = self._observer
         at, given = self._read(losses, tasks, graph=False)
         losses_K = detached(given)
         if self._world.size > 1:
@@ -193,8 +207,33 @@ class Balancer:
         self._axis.check_finite(at, losses_K, self.step)
         self._unobserved = False
         if at:
-            signal = self._signal(at, losses_K)
-            self.state = self._named_faults(lambda: method.observe(signal, self.state))
+            turn = self._turn(at, losses_K, at, given, None)
+            own = under(path, self.state) if path else self.state
+            found = turn.naming(lambda: method.observe(turn.signal(), own))
+            self.state = self.state | (nest(path, found) if path else found)
+
+    def measure(
+        self,
+        losses: Losses,
+        *,
+        tasks: Sequence[str] | None = None,
+        again: Again | None = None,
+    ) -> Measured:
+        """Return how far this update's approximation is from the exact method, on these losses.
+
+        losses, tasks, again: as for `backward`. Nothing is left behind: no `.grad` and no state
+        changes, and the losses can be given to `backward` afterwards. Costs the exact method and
+        the approximation. One process; not between two micro-batches.
+        """
+        if self._world.size > 1:
+            raise UsageError("Balancer: measure() works in one process; call it in a run of one.")
+        self._check_again(again)
+        at, given = self._read(losses, tasks)
+        losses_K = detached(given)
+        self._axis.check_finite(at, losses_K, self.step)
+        if not at:
+            raise UsageError("Balancer: measure() needs the loss of at least one task.")
+        return measure(self._turn(at, losses_K, at, given, None, again), self.method, self.state)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that the next step depends on, as a flat dict of tensors."""
@@ -205,8 +244,8 @@ class Balancer:
             )
         saved = {"step": torch.tensor(self.step)}
         saved |= {f"state.{name}": value for name, value in self.state.items()}
-        if isinstance(self.method, nn.Module):
-            saved |= {f"trained.{name}": v for name, v in self.method.state_dict().items()}
+        for path, module in self._modules.items():
+            saved |= {f"{_trained(path)}{name}": v for name, v in module.state_dict().items()}
         return {name: value.detach().clone() for name, value in saved.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
@@ -217,7 +256,7 @@ class Balancer:
             what = "lacks" if name in expected else "has the unknown entry"
             raise RunError(
                 f"Balancer: the saved state {what} {name!r}; it is not one of "
-                f"{type(self.method).__name__}. Load it with the method that wrote it."
+                f"{label(self.method)}. Load it with the method that wrote it."
             )
         for name, value in expected.items():
             # A state that starts without elements takes its size at the first step.
@@ -234,17 +273,24 @@ class Balancer:
             )
             for name, value in self.state.items()
         }
-        if isinstance(self.method, nn.Module):
-            cut = len("trained.")
-            own = {name[cut:]: v for name, v in saved.items() if name.startswith("trained.")}
-            self.method.load_state_dict(own)
+        for path, module in self._modules.items():
+            begin = _trained(path)
+            module.load_state_dict(
+                {name[len(begin) :]: v for name, v in saved.items() if name.startswith(begin)}
+            )
         self._pending, self._unobserved = None, False
 
     def _part(self, at: At, given: Given, losses_K: Tensor) -> Weights:
         """Take a micro-batch that is not the last of its update."""
+        if isinstance(self.method, Wrapper):
+            raise UsageError(
+                f"{label(self.method)} weighs whole updates, no micro-batches: accumulate=True "
+                "does not work with it. Take a smaller batch without accumulation, or the method "
+                "without the wrapper."
+            )
         if self.method.needs == "losses" and not self.method.foresees:
             raise UsageError(
-                f"{type(self.method).__name__} weighs by the whole step's losses, so it cannot "
+                f"{label(self.method)} weighs by the whole step's losses, so it cannot "
                 "weigh a part of them: accumulate=True does not work with it. Take a smaller "
                 "batch without accumulation, or a method with foresees = True."
             )
@@ -256,11 +302,12 @@ class Balancer:
             pending.add_rows(at, given, self.shared)
             return Weights((), losses_K[:0], losses_K[:0])
         # The next state is not taken from here: it follows from the losses of the whole update.
-        update = self._ask(at, losses_K)
-        weighted_sum(given, update.weights_K).backward()  # type: ignore[no-untyped-call]
+        turn = self._turn(at, losses_K, at, given, None)
+        update = turn.ask(self.method, self.state)
+        turn.add_sum(replace(update, penalty=None))
         return Weights(self._axis.names(at), update.weights_K.detach(), losses_K)
 
-    def _whole(self, at: At, given: Given, losses_K: Tensor) -> Weights:
+    def _whole(self, at: At, given: Given, losses_K: Tensor, again: Again | None) -> Weights:
         """Take a whole step, or its last micro-batch: the method answers for the whole of it."""
         pending, self._pending = self._pending, None
         all_at, all_K = at, losses_K
@@ -273,81 +320,62 @@ class Balancer:
         if not all_at:
             self.step += 1
             return Weights((), all_K, all_K)
-        if self.method.needs == "losses":
-            update = self._ask(all_at, all_K)
-            self._add_gradients(update, all_at, at, given)
-        else:
-            update = self._exact.add(
-                pending, at, given, all_at, lambda g, rows: self._ask(all_at, all_K, g, rows)
-            )
+        turn = self._turn(all_at, all_K, at, given, pending, again)
+        update = turn.exact(self.method, self.state)
         if update.note is not None:
             self._count(update.note)
         self.state = update.state
         self.step += 1
-        self._unobserved = self._observes == "after"
+        self._unobserved = self.observes == "after"
         return Weights(self._axis.names(all_at), update.weights_K.detach(), all_K)
 
     def _count(self, note: str) -> None:
         """Add to `notes`; warn the caller of `backward` where this one is new."""
-        text = f"{type(self.method).__name__}: {note}"
+        text = f"{label(self.method)}: {note}"
         if text not in self.notes:
             said = f"{text} (update {self.step}; the others are counted in Balancer.notes)."
             warnings.warn(said, RuntimeWarning, stacklevel=4)
         self.notes[text] = self.notes.get(text, 0) + 1
 
-    def _add_gradients(self, update: Update, all_at: At, at: At, given: Given) -> None:
-        """Run the one backward pass of the weighted sum; `at` holds this process's tasks."""
-        terms: list[Tensor] = []
-        if at:
-            weights_K = update.weights_K
-            if at != all_at:
-                weights_K = weights_K[[all_at.index(t) for t in at]]
-            terms.append(weighted_sum(given, weights_K))
-        if update.penalty is not None:
-            terms.append(update.penalty / self._world.size)
-        watched = bool(self.shared) and not self._exact.sharded
-        with self._world.watched(self._marks) if watched else contextlib.nullcontext():
-            if terms:
-                sum(terms[1:], terms[0]).backward()  # type: ignore[no-untyped-call]
-
-    def _marks(self) -> Tensor:
-        """Return numbers that tell the shared gradient of this process, (1, M)."""
-        zero = torch.zeros((), device=self.shared[0].device)
-        return torch.stack([zero if p.grad is None else p.grad.sum() for p in self.shared])[None]
-
-    def _ask(
+    def _turn(
         self,
-        at: At,
+        all_at: At,
         losses_K: Tensor,
-        gram_KK: Tensor | None = None,
-        rows_KP: Tensor | None = None,
-    ) -> Update:
-        signal = self._signal(at, losses_K, gram_KK, rows_KP)
-        return self._named_faults(lambda: self.method(signal, self.state))
-
-    def _signal(
-        self,
         at: At,
-        losses_K: Tensor,
-        gram_KK: Tensor | None = None,
-        rows_KP: Tensor | None = None,
-    ) -> Signal:
+        given: Given,
+        pending: Pending | None,
+        again: Again | None = None,
+    ) -> Turn:
         self._place(losses_K.device)
-        return Signal(
-            losses_K,
-            self._axis.index(at, losses_K.device),
-            len(self.tasks),
-            self.step,
-            None if self._steps_per_epoch is None else self.step // self._steps_per_epoch,
-            gram_KK,
-            rows_KP,
+        if self._wrappers and self._exact.sharded:
+            raise UsageError(
+                f"{label(self.method)} does not work with parameters that FSDP shards; use the "
+                "method without the wrapper, or DistributedDataParallel."
+            )
+        if self._world.size > 1:
+            for wrapper in self._wrappers:
+                if not wrapper.spans_processes:
+                    raise UsageError(
+                        f"{type(wrapper).__name__} works in one process, not in "
+                        f"{self._world.size}; use one, or the method without it."
+                    )
+        self._said.gram_KK = None
+        per_epoch = self._steps_per_epoch
+        return Turn(
+            axis=self._axis,
+            at=all_at,
+            losses_K=losses_K,
+            mine=at,
+            given=given,
+            number=self.step,
+            epoch=None if per_epoch is None else self.step // per_epoch,
+            shared=self.shared,
+            world=self._world,
+            engine=self._exact,
+            pending=pending,
+            again=again,
+            said=self._said,
         )
-
-    def _named_faults(self, answer: Callable[[], Answer]) -> Answer:
-        try:
-            return answer()
-        except TaskFault as fault:
-            raise fault.named(self.tasks[fault.index]) from None
 
     # -- tasks, devices and processes ----------------------------------------------------------
 
@@ -380,11 +408,23 @@ class Balancer:
         device = self.shared[0].device if self.shared else losses_K.device
         return self._world.exchange(self._axis, at, losses_K, device)
 
+    def _check_again(self, again: Again | None) -> None:
+        if self.looks_again and again is None:
+            raise UsageError(
+                f"{label(self.method)} computes losses again; give balancer.backward(..., "
+                "again=again), with again(rows, tasks) -> losses (see Balancer.backward)."
+            )
+
     def _place(self, device: torch.device) -> None:
         """Bring the method's state and trained parts to where the losses are, once."""
         if self._device == device:
             return
         self.state = {name: value.to(device) for name, value in self.state.items()}
-        if isinstance(self.method, nn.Module):
-            self.method.to(device)
+        for module in self._modules.values():
+            module.to(device)
         self._device = device
+
+
+def _trained(path: str) -> str:
+    """Return how the names of a method's trained parts begin in a saved state."""
+    return f"trained.{path}." if path else "trained."

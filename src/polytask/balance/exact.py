@@ -48,15 +48,20 @@ class Pending:
         at = tuple(sorted(self.losses))
         return at, torch.stack([self.losses[t] for t in at]) if at else torch.empty(0)
 
-    def add_rows(self, at: At, given: Given, shared: Sequence[Tensor]) -> None:
-        """Add a micro-batch's gradients to the rows, and the other parameters' to `.grad`."""
+    def add_rows(
+        self, at: At, given: Given, shared: Sequence[Tensor], retain: bool = False
+    ) -> None:
+        """Add a micro-batch's gradients to the rows, and the other parameters' to `.grad`.
+
+        retain: whether the losses' graph must outlive this.
+        """
         if not at:
             return
         together = tuple(sorted({*self.at, *at}))
         rows_KP = self.spread(together, shared)
         mine = [rows_KP[together.index(t)] for t in at]
         losses = given.unbind() if isinstance(given, Tensor) else given
-        self.reached |= gradients.add_rows(losses, shared, mine)
+        self.reached |= gradients.add_rows(losses, shared, mine, retain)
         self.at, self.rows_KP = together, rows_KP
 
     def spread(self, at: At, shared: Sequence[Tensor]) -> Tensor:
@@ -80,26 +85,53 @@ class Exact:
     def __init__(
         self, shared: Sequence[nn.Parameter], world: World, needs: Needs, gramian: GramianBy
     ) -> None:
-        self._shared, self._world, self._needs = shared, world, needs
+        self._shared, self._world, self._by_layer = shared, world, gramian == "per layer"
         self.sharded = check_shards(shared, world.size)
-        self._fast = needs == "gramian" and gramian == "per layer"
         self._per_layer = PerLayer()
-        self.said = "exact, per layer: chosen at the first step" if self._fast else BY_ROWS
+        fast = needs == "gramian" and self._by_layer
+        self.said = "exact, per layer: chosen at the first step" if fast else BY_ROWS
         self.held_bytes = 0
 
-    def add(self, pending: Pending | None, at: At, given: Given, all_at: At, ask: Ask) -> Update:
+    def add(
+        self,
+        pending: Pending | None,
+        at: At,
+        given: Given,
+        all_at: At,
+        needs: Needs,
+        ask: Ask,
+        retain: bool = False,
+    ) -> Update:
         """Add the method's update to the shared `.grad`, and to every other its gradient.
 
         pending: of the micro-batches before these losses; None where there were none.
         at, given: the losses of this process. all_at: the tasks present anywhere.
+        needs: what the method must see. retain: whether the losses' graph must outlive this.
         """
         self.said = BY_ROWS
         # Micro-batches and processes add up the rows themselves before they are multiplied.
-        if self._fast and pending is None and self._world.size == 1 and not self.sharded:
+        alone = pending is None and self._world.size == 1 and not retain
+        if self._by_layer and needs == "gramian" and alone and not self.sharded:
             update = self._add_per_layer(given, ask)
             if update is not None:
                 return update
-        return self._add_rows(pending or Pending(), at, given, all_at, ask)
+        rows_KP, reached = self._rows(pending or Pending(), at, given, all_at, retain)
+        return self._add_rows(rows_KP, reached, needs, ask)
+
+    def gramian(self, losses: Sequence[Tensor]) -> Tensor:
+        """Return the Gramian of losses of this process, (K, K), and leave every `.grad` alone.
+
+        Per layer wherever that applies, whatever the Balancer was told: nothing else is taken
+        from these losses.
+        """
+        products = self._per_layer.products(losses, self._shared)
+        self.said = self._per_layer.said
+        if products is not None:
+            self.held_bytes = max(self.held_bytes, self._per_layer.held)
+            return products.gram_KK
+        rows_KP = gradients.rows(losses, self._shared)
+        self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
+        return gradients.gram(rows_KP)
 
     def _add_per_layer(self, given: Given, ask: Ask) -> Update | None:
         """Form the Gramian layer by layer; None where that does not apply."""
@@ -116,10 +148,10 @@ class Exact:
             update.penalty.backward()  # type: ignore[no-untyped-call]
         return update
 
-    def _add_rows(self, pending: Pending, at: At, given: Given, all_at: At, ask: Ask) -> Update:
-        """Form every task's gradient, or this process's part of it where they are sharded."""
+    def _add_rows(self, rows_KP: Tensor, reached: set[int], needs: Needs, ask: Ask) -> Update:
+        """Add the update made of every task's gradient, or of this process's part of it where they
+        are sharded."""
         shared, world = self._shared, self._world
-        rows_KP, reached = self._rows(pending, at, given, all_at)
         self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
         if world.size > 1:
             world.add_up_rows(rows_KP, shared)
@@ -129,7 +161,7 @@ class Exact:
         if self.sharded:
             gram_KK = gradients.gram_parts(rows_KP, shared, world.size)
             world.add_up(gram_KK)
-        if self._needs == "rows":
+        if needs == "rows":
             seen_KP = whole_rows(rows_KP, shared) if self.sharded else rows_KP
         update = ask(gram_KK, seen_KP)
         direction_P = update.direction_P
@@ -142,7 +174,9 @@ class Exact:
             (update.penalty / world.size).backward()  # type: ignore[no-untyped-call]
         return update
 
-    def _rows(self, pending: Pending, at: At, given: Given, all_at: At) -> tuple[Tensor, set[int]]:
+    def _rows(
+        self, pending: Pending, at: At, given: Given, all_at: At, retain: bool
+    ) -> tuple[Tensor, set[int]]:
         """Return this process's rows, and the positions of the shared parameters they reach."""
         rows_KP = torch.empty(0)
 
@@ -151,6 +185,6 @@ class Exact:
 
         # FSDP's backward passes exchange messages as they should.
         with contextlib.nullcontext() if self.sharded else self._world.watched(marks):
-            pending.add_rows(at, given, self._shared)
+            pending.add_rows(at, given, self._shared, retain)
             rows_KP = pending.spread(all_at, self._shared)
         return rows_KP, pending.reached

@@ -9,12 +9,15 @@ sharded, the numbers of them that this process holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
+from polytask.balance.graph import LEAF
 from polytask.balance.sharded import copies, is_sharded, local, pieces, placed_like
+from polytask.errors import UsageError
 
 CHUNK = 1 << 14
 """Columns per step of the Gramian: bounds its float64 copy, which stays in cache for few tasks."""
@@ -30,11 +33,14 @@ def empty_rows(tasks: int, shared: Sequence[Tensor]) -> Tensor:
 
 
 def add_rows(
-    losses: Sequence[Tensor], shared: Sequence[Tensor], rows: Sequence[Tensor]
+    losses: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    retain: bool = False,
 ) -> set[int]:
     """Add each loss's gradient in the shared parameters to its row; return what was reached.
 
-    rows: one (P,) tensor per loss, changed in place.
+    rows: one (P,) tensor per loss, changed in place. retain: whether to keep the losses' graph.
     The result holds positions in `shared` of the parameters that at least one loss reaches.
     Every other parameter gets its gradient added to `.grad`, as by `loss.backward()`. The shared
     parameters' own `.grad` is left as it was.
@@ -45,7 +51,7 @@ def add_rows(
         for k, (loss, row_P) in enumerate(zip(losses, rows, strict=True)):
             for parameter in shared:
                 parameter.grad = None
-            loss.backward(retain_graph=k + 1 < len(losses))  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=retain or k + 1 < len(losses))  # type: ignore[no-untyped-call]
             for i, parameter, at in pieces(shared):
                 if parameter.grad is not None:
                     reached.add(i)
@@ -90,3 +96,70 @@ def add_direction(
                 piece = piece / processes
             piece = placed_like(piece, parameter)
             parameter.grad = piece if parameter.grad is None else parameter.grad + piece
+
+
+def rows(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Return each loss's gradient, (K, P), zeros where it does not reach; leave `.grad` alone.
+
+    The losses keep their graph.
+    """
+    rows_KP = empty_rows(len(losses), parameters)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for loss, row_P in zip(losses, rows_KP, strict=True):
+        found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+        put(row_P, parameters, dict(zip(map(id, trained), found, strict=True)))
+    return rows_KP
+
+
+def put(row_P: Tensor, parameters: Sequence[Tensor], found: Mapping[int, Tensor | None]) -> None:
+    """Write gradients into a row, by the id of their parameter; what is not found stays."""
+    for _, parameter, at in pieces(parameters):
+        grad = found.get(id(parameter))
+        if grad is not None:
+            row_P[at] = grad.flatten()
+
+
+def leaves(losses: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+    """Return the tensors that the losses' graph ends at, and whether a function written in Python
+    is part of it, which may run backward passes of its own that the graph does not show."""
+    found: list[Tensor] = []
+    opaque = False
+    stack = [loss.grad_fn for loss in losses if loss.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node.name() == LEAF:
+            found.append(node.variable)  # type: ignore[attr-defined]
+            continue
+        opaque |= isinstance(node, BackwardCFunction)
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return found, opaque
+
+
+def add_weighted(
+    losses_K: Tensor, weights_K: Tensor, shared: Sequence[Tensor], retain: bool = False
+) -> None:
+    """Add the weighted losses' gradient to the shared `.grad`, the unweighted to every other.
+
+    Two passes that together cost one: each computes only what its own parameters need.
+    retain: whether to keep the losses' graph.
+    """
+    found, opaque = leaves([losses_K])
+    ours = {id(parameter) for parameter in shared}
+    reached = [leaf for leaf in found if id(leaf) in ours]
+    others = [leaf for leaf in found if id(leaf) not in ours]
+    visible = {id(leaf) for leaf in reached}
+    if opaque and any(p.requires_grad and id(p) not in visible for p in shared):
+        raise UsageError(
+            "Balancer: shared parameters are hidden inside a function written in Python, such as "
+            "activation checkpointing with use_reentrant=True, so a pass cannot be kept to them. "
+            "Use torch.utils.checkpoint with use_reentrant=False, or no approximation."
+        )
+    ones_K = torch.ones_like(losses_K)
+    if others:
+        losses_K.backward(ones_K, inputs=others, retain_graph=retain or bool(reached))  # type: ignore[no-untyped-call]
+    if reached:
+        losses_K.backward(weights_K.to(losses_K.dtype), inputs=reached, retain_graph=retain)  # type: ignore[no-untyped-call]

@@ -181,10 +181,9 @@ def detached(given: Given) -> Tensor:
     return torch.stack([loss.detach() for loss in given]) if given else torch.empty(0)
 
 
-def weighted_sum(given: Given, weights_K: Tensor) -> Tensor:
-    """Return sum w_k L_k, with its graph."""
-    losses_K = given if isinstance(given, Tensor) else torch.stack(list(given))
-    return torch.dot(losses_K, weights_K.to(losses_K.dtype))
+def stacked(given: Given) -> Tensor:
+    """Return the losses as one tensor, (K,), with their graphs; at least one."""
+    return given if isinstance(given, Tensor) else torch.stack(list(given))
 
 
 def _no_graph(task: str) -> UsageError:

@@ -140,7 +140,13 @@ def methods(room: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(
             [
-                {"name": r.name, "room": r.room, "source": r.source, "summary": r.summary}
+                {
+                    "name": r.name,
+                    "room": r.room,
+                    "source": r.source,
+                    "summary": r.summary,
+                    "wraps": r.wraps,
+                }
                 for r in rows
             ]
         )

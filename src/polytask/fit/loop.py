@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polytask.balance import Balance, Balancer
+from polytask.balance import Balance, Balancer, Wrapper
 from polytask.errors import RunError, UsageError
 from polytask.fit import checkpoint, ranks
 from polytask.fit.config import FitConfig
@@ -57,7 +57,7 @@ WEIGHTS = "best.safetensors"
 def fit(
     suite: Suite,
     model: SharedModel,
-    balance: Balance,
+    balance: Balance | Wrapper,
     mix: Mix,
     config: FitConfig,
     score: Score,
@@ -115,7 +115,7 @@ class _Run:
         self,
         suite: Suite,
         model: SharedModel,
-        balance: Balance,
+        balance: Balance | Wrapper,
         mix: Mix,
         config: FitConfig,
         score: Score,

@@ -6,14 +6,14 @@ Shapes: K = tasks of a block that are present.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polytask.balance import Balancer, Weights, sum_gradients
+from polytask.balance import Again, Balancer, Losses, Rows, Weights, sum_gradients
 from polytask.fit import ranks
 from polytask.fit.data import Batch, Step
 from polytask.share import SharedModel
@@ -92,6 +92,50 @@ def _present(block: Block, target: Tensor, counts: Mapping[str, float]) -> tuple
     return left, target[:, columns] if block.kind.stacks else target
 
 
+def losses_again(model: SharedModel, fed: Step, precision: str) -> Again:
+    """Return the function that computes a step's losses again, for methods that look again.
+
+    Every loss is the mean over the labels in the rows taken; each table of the step loses rows of
+    its own. Buffers (running statistics of batch normalisation) stay as they are; dropout is drawn
+    anew. The step must be of one process and one micro-batch.
+    """
+    (batches,) = fed.micros
+
+    def again(rows: Rows, tasks: Sequence[str]) -> Losses:
+        taken = [_taken(batch, rows) for batch in batches]
+        counts: dict[str, float] = {}
+        for batch in taken:
+            for block, target in zip(batch.blocks, batch.targets, strict=True):
+                present = block.kind.present(target)
+                labels = present.sum(0) if block.kind.stacks else present.sum().reshape(1)
+                for task, count in zip(block.tasks, labels.tolist(), strict=True):
+                    if task in tasks and task in fed.counts and count:
+                        counts[task] = counts.get(task, 0.0) + count
+        with _buffers_kept(model):
+            names, losses_K = task_losses(model, taken, counts, precision)
+        return dict(zip(names, losses_K.unbind(), strict=True))
+
+    return again
+
+
+def _taken(batch: Batch, rows: Rows) -> Batch:
+    inputs = batch.inputs
+    if isinstance(inputs, Tensor):
+        return replace(batch, inputs=rows(inputs), targets=tuple(map(rows, batch.targets)))
+    taken = {name: rows(value) for name, value in inputs.items()}
+    return replace(batch, inputs=taken, targets=tuple(map(rows, batch.targets)))
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)  # unseen by autograd: no backward pass needs the old value
+
+
 def train_step(
     model: SharedModel,
     balancer: Balancer,
@@ -115,7 +159,10 @@ def train_step(
     for m, batches in enumerate(fed.micros):
         tasks, losses_K = task_losses(model, batches, fed.counts, precision)
         last = m == len(fed.micros) - 1
-        weights = balancer.backward(losses_K, tasks=tasks, accumulate=not last)
+        again = None
+        if balancer.looks_again and len(fed.micros) == 1:
+            again = losses_again(model, fed, precision)
+        weights = balancer.backward(losses_K, tasks=tasks, accumulate=not last, again=again)
     if clip is not None or ranks.world() > 1:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         sum_gradients(parameters)

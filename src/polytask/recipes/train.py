@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from polytask import suites
-from polytask.balance import Balance
-from polytask.catalog import Choice, Recipe, parse, settings_of
+from polytask.balance import Balance, Wrapper
+from polytask.catalog import Recipe, parse
 from polytask.errors import RunError
 from polytask.evaluate import delta_m
 from polytask.fit import (
@@ -77,7 +77,7 @@ def load_suite(name: str) -> Suite:
     return suites.load(name)
 
 
-def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance, Mix]:
+def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance | Wrapper, Mix]:
     """Return a fresh model, balance and mix; the model's first weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -85,17 +85,9 @@ def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance
         sharing = recipe.share.method.load()
         settings = dict(recipe.share.settings)
         model: SharedModel = sharing.build(encoder, suite.width, suite.tasks, **settings)
-    balance: Balance = _seeded(recipe.balance, seed).build()
-    mix: Mix = _seeded(recipe.mix, seed).build()
+    balance: Balance | Wrapper = recipe.build_balance(seed)
+    mix: Mix = recipe.mix.seeded(seed).build()
     return model, balance, mix
-
-
-def _seeded(choice: Choice, seed: int) -> Choice:
-    """Return the choice with the run's seed, where the method draws and the recipe gave none."""
-    given = dict(choice.settings)
-    if "seed" in given or "seed" not in settings_of(choice.method):
-        return choice
-    return replace(choice, settings=(*choice.settings, ("seed", seed)))
 
 
 def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:

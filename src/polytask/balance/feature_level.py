@@ -1,0 +1,165 @@
+"""FeatureLevel: compare the tasks at the features they all read, not in the parameters.
+
+Source: Sener & Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018,
+    https://arxiv.org/abs/1810.04650, section 3.3 (MGDA-UB); Senushkin et al., CVPR 2023,
+    https://arxiv.org/abs/2305.19000, section 3.4 (Aligned-MTL-UB)
+Differs from the source: works around any method. The features are found in the graph: the output,
+    nearest to the losses, that every way from a loss to the shared parameters goes through. Each
+    task's gradient is that of its whole batch, rows laid end to end, as in the authors' codes.
+Shapes: K = tasks present, N = numbers of the features, over all rows of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from polytask.balance import gradients
+from polytask.balance.base import Balance, State, Update
+from polytask.balance.graph import LEAF, read
+from polytask.balance.layers import shape_of
+from polytask.balance.losses import stacked
+from polytask.balance.turn import Turn
+from polytask.balance.wrapper import Method, check_wrapped, nest, started, under
+from polytask.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FeatureLevel:
+    """The method's answer to the gradients at the features.
+
+    One pass per task through its head, and one pass of the balanced gradient through the encoder:
+    about the price of a plain step. Every task's own parameters get the gradient of its unweighted
+    loss. What the method promises (descent on every task, no conflict) then holds for the
+    features, and for the parameters as far as the encoder keeps angles.
+
+    method: any that compares gradients, but MoCo: it averages a task's gradient over the steps,
+        and each step's features are those of other rows.
+
+    All tasks must read the features of one forward pass. Several processes: as many rows as they
+    have, for methods that need the Gramian alone.
+    """
+
+    looks_again: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
+    spans_processes: ClassVar[bool] = True
+
+    method: Balance
+
+    def __post_init__(self) -> None:
+        check_wrapped("FeatureLevel", self.method)
+
+    def methods(self) -> Mapping[str, Method]:
+        """Return the method wrapped."""
+        return {"method": self.method}
+
+    def start(self, tasks: int) -> State:
+        """Return the method's state; raise where it remembers gradients."""
+        state = started(self, tasks, {})
+        if any(value.numel() == 0 for value in state.values()):
+            raise UsageError(
+                f"FeatureLevel cannot stand around {type(self.method).__name__}: it remembers "
+                "gradients from step to step, and those of features belong to one batch's rows."
+            )
+        return state
+
+    def update(self, turn: Turn, state: State) -> Update:
+        """Add the gradients; return the method's weights."""
+        if turn.world.size > 1 and self.method.needs == "rows":
+            raise UsageError(
+                f"FeatureLevel({type(self.method).__name__}) needs the features of all rows in "
+                "one process. Use one process, or a method that needs the Gramian alone."
+            )
+        rows_KN, cut = at_features(turn)
+        gram_KK = gradients.gram(rows_KN)
+        if turn.world.size > 1:
+            turn.world.add_up(gram_KK)  # other processes' rows are other coordinates
+        update = turn.ask(self.method, under("method", state), gram_KK, rows_KN)
+        direction_N = update.direction_P
+        if direction_N is None:
+            direction_N = update.weights_K.detach().to(rows_KN.dtype) @ rows_KN
+        with turn.watched():
+            if cut is not None:
+                pass_down(turn, cut, direction_N)
+        turn.add_penalty(update)
+        turn.said.how = "feature level: one backward per head, one through the encoder"
+        return Update(nest("method", update.state), update.weights_K, note=update.note)
+
+
+def at_features(turn: Turn) -> tuple[Tensor, Node | None]:
+    """Return the tasks' gradients at the features, (K, N), and the node that made the features.
+
+    Rows are zeros for tasks that only other processes have; without a task here, N is 0 and there
+    is no node. Raises UsageError where the tasks have no features in common.
+    """
+    losses = turn.losses
+    if not losses:
+        return torch.zeros(len(turn.at), 0, device=turn.losses_K.device), None
+    cut = features(losses, turn.shared)
+    edge = GradientEdge(cut, 0)
+    like = cut._input_metadata[0]
+    wide = torch.promote_types(like.dtype, torch.float32)
+    size = torch.Size(shape_of(cut)).numel()
+    rows_KN = torch.zeros(len(turn.at), size, dtype=wide, device=like.device)
+    for t, loss in zip(turn.mine, losses, strict=True):
+        (found,) = torch.autograd.grad(loss, [edge], retain_graph=True, allow_unused=True)
+        if found is not None:
+            rows_KN[turn.at.index(t)] = found.flatten()
+    return rows_KN, cut
+
+
+def pass_down(turn: Turn, cut: Node, direction_N: Tensor) -> None:
+    """Add the shared parameters' gradients for this one at the features, and the others' own."""
+    shared = {id(parameter) for parameter in turn.shared}
+    losses_K = stacked(turn.given)
+    found, _ = gradients.leaves([losses_K])
+    others = [leaf for leaf in found if id(leaf) not in shared]
+    if others:
+        losses_K.backward(torch.ones_like(losses_K), inputs=others, retain_graph=True)  # type: ignore[no-untyped-call]
+    reached = [leaf for leaf in found if id(leaf) in shared]
+    like = cut._input_metadata[0]
+    given = direction_N.to(like.dtype).view(shape_of(cut))
+    edges: list[Any] = [GradientEdge(cut, 0)]
+    grads = torch.autograd.grad(
+        edges, reached, grad_outputs=[given], retain_graph=turn.retain, allow_unused=True
+    )
+    for parameter, grad in zip(reached, grads, strict=True):
+        if grad is not None:
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+
+
+def features(losses: Sequence[Tensor], shared: Sequence[Tensor]) -> Node:
+    """Return the node whose output all losses read the shared parameters through.
+
+    The nearest to the losses below which there are shared parameters alone.
+    """
+    graph = read(losses, shared)
+    ours = {id(parameter) for parameter in shared}
+    for cut in graph.cuts:
+        if all(id(leaf) in ours for leaf in _leaves_below(cut)):
+            return cut
+    raise UsageError(
+        "The tasks have no features in common: their losses reach the shared parameters on ways "
+        "that no single tensor lies on. Feature level needs one forward pass of the encoder for "
+        "all tasks present, one output that all heads read, and no loss on the shared parameters "
+        "themselves. Use the exact method, or EveryN or SampledRows around it."
+    )
+
+
+def _leaves_below(cut: Node) -> list[Tensor]:
+    found: list[Tensor] = []
+    seen, stack = {cut}, [cut]
+    while stack:
+        node = stack.pop()
+        if node.name() == LEAF:
+            found.append(node.variable)  # type: ignore[attr-defined]
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return found

@@ -1,0 +1,89 @@
+"""SampledRows: the method looks at the gradients of a part of the rows; the update is of all.
+
+Source: none of its own; a Gramian of a random part of the batch, as MoDo of Chen et al., "Three-Way
+    Trade-Off in Multi-Objective Learning", NeurIPS 2023, https://arxiv.org/abs/2305.20057, takes
+    products of gradients of independent samples
+Differs from the source: the products are of one sample with itself, so that the Gramian stays
+    positive semi-definite, and any method can be asked. A task without a label in the sample keeps
+    its last weight; one that has none yet gets the mean weight of the tasks that are in it.
+Shapes: T = tasks of the run, K = tasks present, S = tasks in the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from polytask.balance.base import Balance, State, Update
+from polytask.balance.losses import detached
+from polytask.balance.turn import Turn
+from polytask.balance.wrapper import Method, Rows, check_wrapped, nest, started, under
+from polytask.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """The method's weights for the Gramian of a sample, applied to the whole batch.
+
+    The price is a plain step and the exact method's on that part of the rows.
+
+    method: one that answers with weights.
+    fraction: in (0, 1], of the rows of a batch that are looked at; at least one row is.
+    seed: >= 0; of the draws, made anew at every step.
+
+    Needs `again`, see `Balancer.backward`. The second forward pass updates the running statistics
+    of batch normalisation, unless `again` keeps them; `fit` does. One process.
+    """
+
+    looks_again: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = False
+    spans_processes: ClassVar[bool] = False
+
+    method: Balance
+    fraction: float = 0.125
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_wrapped("SampledRows", self.method, rows=False)
+        if not 0 < self.fraction <= 1:
+            raise UsageError(
+                f"SampledRows: fraction is {self.fraction}; give a number in (0, 1] (default "
+                "0.125)."
+            )
+        if self.seed < 0:
+            raise UsageError(f"SampledRows: seed is {self.seed}; give an integer >= 0.")
+
+    def methods(self) -> Mapping[str, Method]:
+        """Return the method wrapped."""
+        return {"method": self.method}
+
+    def start(self, tasks: int) -> State:
+        """Return weights of NaN, which stand for none yet, and the method's state."""
+        weights_T = torch.full((tasks,), torch.nan, dtype=torch.float64)
+        return started(self, tasks, {"weights_T": weights_T})
+
+    def update(self, turn: Turn, state: State) -> Update:
+        """Add the gradients of the whole batch; return the weights."""
+        rows = Rows((self.seed, turn.number), 0.0, self.fraction)
+        at, given = turn.look_again(rows, turn.at)
+        weights_T = state["weights_T"]
+        method_state, note = under("method", state), None
+        if at:
+            sample = replace(turn, at=at, mine=at, given=given, losses_K=detached(given))
+            gram_SS = turn.engine.gramian(sample.losses)
+            found = sample.ask(self.method, method_state, gram_SS)
+            sample.add_penalty(found)
+            method_state, note = found.state, found.note
+            new_S = found.weights_K.detach().to(torch.float64)
+            weights_T = weights_T.index_copy(0, sample.index_K, new_S)
+            mean = new_S.mean()
+        else:
+            mean = weights_T.nanmean().nan_to_num(nan=1.0)
+        weights_K = weights_T.index_select(0, turn.index_K)
+        weights_K = torch.where(weights_K.isnan(), mean, weights_K)
+        turn.add_weighted(weights_K)
+        turn.said.how = f"a sample of {self.fraction:g} of the rows: {turn.engine.said}"
+        return Update({"weights_T": weights_T} | nest("method", method_state), weights_K, note=note)

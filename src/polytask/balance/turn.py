@@ -1,0 +1,191 @@
+"""One update as a wrapper sees it: its losses, the method to ask, and the engine's ways.
+
+Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balance import gradients
+from polytask.balance.base import Balance, Signal, State, TaskFault, Update
+from polytask.balance.exact import Exact, Pending
+from polytask.balance.losses import At, Axis, Given, detached, names_given, stacked
+from polytask.balance.world import World
+from polytask.balance.wrapper import Again, Method, Rows, Wrapper
+
+Answer = TypeVar("Answer")
+
+BY_LOSSES = "one backward of the weighted losses"
+
+
+@dataclass
+class Said:
+    """What an update leaves for the record: how it was computed, and the last Gramian asked."""
+
+    how: str = ""
+    gram_KK: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The services of the engine for one update.
+
+    axis: the run's tasks. at: the tasks present anywhere; losses_K: their losses, detached, summed
+        over the processes. mine, given: the tasks and losses, with graphs, of this process.
+    pending: what the micro-batches before the last left. again: see `wrapper.Again`.
+    number: updates before this one. epoch: whole epochs before, None where nobody tells.
+    shared: the shared parameters. retain: whether the losses' graph must outlive the update.
+    scale_T: what every loss of the update was multiplied by; None: nothing.
+    """
+
+    axis: Axis
+    at: At
+    losses_K: Tensor
+    mine: At
+    given: Given
+    number: int
+    epoch: int | None
+    shared: tuple[nn.Parameter, ...]
+    world: World
+    engine: Exact
+    pending: Pending | None = None
+    again: Again | None = None
+    retain: bool = False
+    scale_T: Tensor | None = None
+    said: Said = field(default_factory=Said)
+
+    @property
+    def index_K(self) -> Tensor:
+        """Positions of the tasks present on axis T, int64."""
+        return self.axis.index(self.at, self.losses_K.device)
+
+    @property
+    def losses(self) -> Sequence[Tensor]:
+        """The losses of this process, one by one, with their graphs."""
+        return self.given.unbind() if isinstance(self.given, Tensor) else self.given
+
+    # -- the method ------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        method: Balance,
+        state: State,
+        gram_KK: Tensor | None = None,
+        rows_KP: Tensor | None = None,
+    ) -> Update:
+        """Return the method's answer to this update's losses and these products of gradients.
+
+        rows_KP: handed on where the method needs them.
+        """
+        self.said.gram_KK = gram_KK
+        signal = self.signal(gram_KK, rows_KP if method.needs == "rows" else None)
+        return self.naming(lambda: method(signal, state))
+
+    def signal(self, gram_KK: Tensor | None = None, rows_KP: Tensor | None = None) -> Signal:
+        """Return what a method is told of this update."""
+        tasks = len(self.axis.tasks)
+        return Signal(self.losses_K, self.index_K, tasks, self.number, self.epoch, gram_KK, rows_KP)
+
+    def naming(self, answer: Callable[[], Answer]) -> Answer:
+        """Return the answer; a complaint about a task is raised with the task's name."""
+        try:
+            return answer()
+        except TaskFault as fault:
+            raise fault.named(self.axis.tasks[fault.index]) from None
+
+    def exact(self, method: Method, state: State) -> Update:
+        """Add the gradients as without the wrapper; return the answer."""
+        if isinstance(method, Wrapper):
+            return method.update(self, state)
+        if method.needs == "losses":
+            update = self.ask(method, state)
+            self.add_sum(update)
+            self.said.how = BY_LOSSES
+            return update
+        update = self.engine.add(
+            self.pending,
+            self.mine,
+            self.given,
+            self.at,
+            method.needs,
+            lambda gram_KK, rows_KP: self.ask(method, state, gram_KK, rows_KP),
+            self.retain,
+        )
+        self.said.how = self.engine.said
+        return update
+
+    # -- gradients -------------------------------------------------------------------------------
+
+    def add_sum(self, update: Update) -> None:
+        """Add the gradient of the weighted losses, and of the penalty, to every `.grad`."""
+        terms: list[Tensor] = []
+        if self.mine:
+            terms.append(torch.dot(stacked(self.given), self._of_mine(update.weights_K)))
+        if update.penalty is not None:
+            terms.append(update.penalty / self.world.size)
+        with self.watched():
+            if terms:
+                sum(terms[1:], terms[0]).backward(retain_graph=self.retain)  # type: ignore[no-untyped-call]
+
+    def watched(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context for one backward pass of all losses that no wrapper may average."""
+        if self.engine.sharded or not self.shared:
+            return contextlib.nullcontext()
+        return self.world.watched(self._marks)
+
+    def _marks(self) -> Tensor:
+        """Return numbers that tell the shared gradient of this process, (1, M)."""
+        zero = torch.zeros((), device=self.shared[0].device)
+        return torch.stack([zero if p.grad is None else p.grad.sum() for p in self.shared])[None]
+
+    def add_weighted(self, weights_K: Tensor) -> None:
+        """Add the weighted sum to the shared `.grad`, and to every other its unweighted gradient.
+
+        About the price of one backward pass: each pass goes only where it is needed.
+        """
+        if self.mine:
+            weights_K = self._of_mine(weights_K.detach())
+            gradients.add_weighted(stacked(self.given), weights_K, self.shared, self.retain)
+
+    def add_penalty(self, update: Update) -> None:
+        """Add the gradient of the method's own penalty, where it has one."""
+        if update.penalty is not None:
+            (update.penalty / self.world.size).backward()  # type: ignore[no-untyped-call]
+
+    def _of_mine(self, weights_K: Tensor) -> Tensor:
+        if self.mine != self.at:
+            weights_K = weights_K[[self.at.index(t) for t in self.mine]]
+        given = self.given if isinstance(self.given, Tensor) else self.given[0]
+        return weights_K.to(given.dtype)
+
+    # -- the step again --------------------------------------------------------------------------
+
+    def look_again(self, rows: Rows, tasks: At) -> tuple[At, Given]:
+        """Return the tasks present in these rows and their losses, from the model as it is now."""
+        assert self.again is not None, "the engine has checked it"
+        asked = self.axis.names(tasks)
+        losses = self.again(rows, asked)
+        at, given = self.axis.read(names_given(losses, None, asked), losses)
+        self.axis.check_finite(at, detached(given), self.number)
+        if self.scale_T is not None and at:
+            scale_K = self.scale_T[self.axis.index(at, self.scale_T.device)]
+            losses_K = stacked(given)
+            given = losses_K * scale_K.to(losses_K.dtype)
+        return at, given
+
+    def weighed(self, weights_K: Tensor) -> Turn:
+        """Return this update with every loss times a number."""
+        scale_T = weights_K.new_ones(len(self.axis.tasks))
+        scale_T = scale_T.index_copy(0, self.index_K, weights_K)
+        given: Given = self.given
+        if self.mine:
+            given = stacked(self.given) * self._of_mine(weights_K)
+        losses_K = self.losses_K * weights_K.to(self.losses_K.dtype)
+        return replace(self, losses_K=losses_K, given=given, scale_T=scale_T)
