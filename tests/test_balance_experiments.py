@@ -153,7 +153,7 @@ def test_a_run_that_is_kept_is_not_made_again(tmp_path, monkeypatch):
     assert store.kept("a/b", lambda: pytest.fail("made again")) == {"x": 1.23457}
 
 
-ABOUT = {"command": "python x.py", "versions": {"torch": "2"}, "seeds": [0, 1, 2]}
+ABOUT = {"command": "python x.py", "versions": {"python": "3", "torch": "2"}, "seeds": [0, 1, 2]}
 LOW, HIGH = [1.0, 1.1, 0.9], [9.0, 9.2, 9.1]
 
 
@@ -235,3 +235,30 @@ def test_planned_claims_on_comparisons(tmp_path):
     # A suite counts where its table has all that the claim names, with three seeds.
     assert "mean over digits2;" in found["aligned-mtl", "is ahead of cagrad"].setting
     assert "digits2, tox21;" in found["aligned-mtl", "is ahead of pcgrad"].setting
+
+
+def test_every_section_of_the_page_is_a_whole_grid(claims):
+    page = module(BALANCE, "page")
+    watched = {"log10_condition": LOW, "least_cosine": LOW, "similarity": LOW}
+    always = {"unevenness": LOW, "preset_objective": HIGH}
+    both = {m: {"spread": LOW, "best_score": HIGH} for m in ("equal", "coba")}
+    tables = {
+        "paths": ABOUT | {"methods": {"equal": always, "cagrad": watched | always}},
+        "preset": ABOUT | {"settings": {"updates": 10}, "gap_left_percent": {"fixed": LOW}},
+        "famo_cost": ABOUT | {"plain_ms": {"2": LOW}, "ratios": {"famo": {"2": LOW}}},
+        "convergence": ABOUT | {"suites": {"one": both}},
+        "added": ABOUT
+        | {"added": {"flat": {"a": "a+b"}}, "suites": {"one": {"delta_m": {"a": LOW, "a+b": LOW}}}},
+        "modalities": ABOUT
+        | {
+            "metrics": {"t": "RMSE"},
+            "methods": {"equal": {"lr": 0.1, "test": [{"t": 1.0}] * 3, "delta_m": LOW}},
+        },
+    }
+    text = page.markdown(tables)
+    assert "1 ± 0.1" in text
+    assert "9.1 ± 0.1" in text
+    for section in text.split("## ")[1:]:
+        grid = [line for line in section.splitlines() if line.startswith("|")]
+        assert len(grid) >= 3
+        assert len({line.count("|") for line in grid}) == 1
