@@ -15,7 +15,7 @@ def run(method: DWA, epochs: list[list[list[float]]]) -> list[list[float]]:
     weights, step = [], 0
     for epoch, steps in enumerate(epochs):
         for losses in steps:
-            losses_T = torch.tensor(losses)
+            losses_T = torch.tensor(losses, dtype=torch.float64)
             index_K = torch.nonzero(~losses_T.isnan())[:, 0]
             signal = Signal(losses_T[index_K], index_K, len(losses), step, epoch)
             update = method(signal, state)
@@ -37,6 +37,22 @@ def test_weights_follow_the_ratio_of_the_last_two_epochs():
     assert weights[3] == pytest.approx(softmax(0.5 / 1, 4 / 4))
     hot = run(DWA(temperature=0.5), epochs)[3]
     assert hot == pytest.approx(softmax(0.5, 1.0, temperature=0.5))
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 8, 40])
+def test_it_is_the_authors_rule_whatever_the_losses_units(tasks):
+    """Means over epochs e - 1 and e - 2, from the third epoch on; as in LibMTL too."""
+    draw = torch.Generator().manual_seed(tasks)
+    unit_T = torch.logspace(-10, 15, tasks, dtype=torch.float64)
+    losses_EST = torch.randn(6, 3, tasks, generator=draw, dtype=torch.float64).exp() * unit_T
+    weights = run(DWA(), losses_EST.tolist())
+    mean_ET = losses_EST.mean(1)
+    for epoch in range(6):
+        expected_T = torch.ones(tasks, dtype=torch.float64)
+        if epoch > 1:
+            rate_T = mean_ET[epoch - 1] / mean_ET[epoch - 2]
+            expected_T = tasks * torch.softmax(rate_T / 2.0, dim=0)
+        assert weights[epoch] == pytest.approx(expected_T.tolist(), rel=1e-10)
 
 
 def test_means_are_over_the_steps_that_have_the_task():

@@ -33,6 +33,24 @@ def test_it_starts_as_the_plain_sum():
     assert float(leaf.grad) == 5.0
 
 
+def test_it_learns_as_libmtl_does_with_every_s_larger_by_log_2():
+    """LibMTL weighs by exp(-s) / 2, which is ours at s + log 2; the penalty is the same."""
+    ours, leaf = balancer("a", "b", "c")
+    (s_T,) = ours.parameters()
+    theirs_T = torch.full((3,), -math.log(2), dtype=torch.float64, requires_grad=True)
+    adams = torch.optim.Adam([s_T], lr=0.05), torch.optim.Adam([theirs_T], lr=0.05)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        losses_T = torch.randn(3, generator=draw).exp() * torch.tensor([1e-3, 1.0, 1e3])
+        weights = ours.backward(list(leaf * 0 + losses_T))
+        expected_T = theirs_T.detach().neg().exp() / 2
+        assert list(weights.values()) == pytest.approx(expected_T.tolist(), rel=1e-4)
+        (losses_T / (2 * theirs_T.exp()) + theirs_T / 2).sum().backward()
+        for adam in adams:
+            adam.step()
+            adam.zero_grad()
+
+
 def test_constant_losses_settle_at_half_their_inverse():
     ours, leaf = balancer("a", "b")
     optimiser = torch.optim.SGD(ours.parameters(), lr=0.3)
