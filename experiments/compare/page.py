@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from math import inf
+from statistics import fmean, geometric_mean, stdev
+from textwrap import wrap
 from typing import Any
+
+from polytask.recipes import METHODS
 
 Table = Mapping[str, Any]
 
@@ -40,9 +44,13 @@ full report. All figures are on the test split, which the final runs read once.
   the tasks that did not change get a verdict by chance.
 - **time, parameters, memory**: training time and parameters against all single-task models
   together, memory of an update against the largest of them. Times were taken with two runs at once
-  on two cores.
+  on two cores that had other work too, so they are rough; *step* in the first table was measured
+  apart.
 - Every method and every single-task model tried the same settings on the validation split (see
   `--tune`), stopped by the same rule and used the same encoder.
+
+Some suites were compared with every balance method, the others with five. The more methods, the
+more of the distance between the first and the last is chance: read intervals, not ranks.
 
 What these figures are not blind to:
 
@@ -57,34 +65,105 @@ What these figures are not blind to:
   do not reach the third one.
 - School got its second and third seed after its first had been seen. Sentences was cut from three
   seeds to one, before its result, because it took too long.
-- The tables come from successive commits of one day, whose changes were meant for speed alone. Only
-  digits2 was run again in full by the last one; it gave the same scores.
+- The tables of five methods come from successive commits of one day, whose changes were meant for
+  speed alone. Those of every method were made later, each by one version.
 
 Run them all again with `python experiments/compare/run.py`; the tables behind this page are in
 [`experiments/compare`](../experiments/compare).
 """
 
 
-def markdown(tables: Mapping[str, Table]) -> str:
-    """Return the page."""
-    parts = [HEAD, _overview(tables), _linear(tables)]
+FEW = 8
+"""With more methods than this a table has them as rows, in the order of their delta-m."""
+
+
+def markdown(tables: Mapping[str, Table], cost: Mapping[str, Any]) -> str:
+    """Return the page. cost: what `../balance/cost.json` holds, empty where nothing is known."""
+    full = {name: table for name, table in tables.items() if is_full(table)}
+    parts = [HEAD, _every(full, cost), _overview(tables), _linear(tables)]
     parts += [_section(table) for table in tables.values()]
     return "\n".join(parts)
 
 
+def is_full(table: Table) -> bool:
+    """Return whether the comparison is one of every method."""
+    return len(table["methods"]) > FEW + 1
+
+
+def _every(full: Mapping[str, Table], cost: Mapping[str, Any]) -> str:
+    """Return the table of every method on the suites that were compared with all of them."""
+    if not full:
+        return ""
+    times = step_times(cost)
+    rows = [
+        [
+            name,
+            *[cell(table, name) for table in full.values()],
+            f"{rank:.1f}",
+            f"x {times[name]:.2f}" if name in times else "",
+        ]
+        for name, rank in ranked(full)
+    ]
+    head = ["method", *(f"[{name}](#{name})" for name in full), "mean rank", "step"]
+    text = (
+        "## Every balance method: delta-m in %\n\n"
+        "Sorted by the mean of a method's ranks on these suites. *step*: time of a training step "
+        "against equal weights on the same model and batches, geometric mean over suites "
+        "(`python experiments/balance/cost.py`). Neighbours in such a list are rarely told apart "
+        "by three seeds; what follows from it for a choice is in [balance](balance.md).\n\n"
+    )
+    return text + grid(head, rows)
+
+
+def cell(table: Table, method: str) -> str:
+    """Return the delta-m of a method with its interval, or that it failed, or nothing."""
+    if method in table.get("failed", {}):
+        return "failed"
+    return _delta(table["methods"][method]) if method in table["methods"] else ""
+
+
+def ranked(full: Mapping[str, Table]) -> list[tuple[str, float]]:
+    """Return every method with the mean of its ranks, best first; one that failed is last there."""
+    names = dict.fromkeys(
+        m for t in full.values() for m in (*t["methods"], *t.get("failed", {})) if m != "single"
+    )
+    places: dict[str, list[int]] = {name: [] for name in names}
+    for table in full.values():
+        order = sorted(names, key=lambda name: -delta(table, name))
+        for name in names:
+            places[name].append(1 + order.index(name))
+    return sorted(((n, fmean(p)) for n, p in places.items()), key=lambda pair: pair[1])
+
+
+def delta(table: Table, method: str) -> float:
+    """Return a method's delta-m, minus infinity where it has none."""
+    found = table["methods"].get(method, {}).get("delta_m")
+    return -inf if found is None else float(found)
+
+
+def step_times(cost: Mapping[str, Any], what: str = "time") -> dict[str, float]:
+    """Return each method's time of a step (or "memory") against equal weights, geometric mean
+    over suites."""
+    ratios: dict[str, list[float]] = {}
+    for suite in cost.get("suites", {}).values():
+        for method, found in suite["methods"].items():
+            if what in found:
+                ratios.setdefault(method, []).append(found[what])
+    return {method: geometric_mean(found) for method, found in ratios.items()}
+
+
 def _overview(tables: Mapping[str, Table]) -> str:
-    methods = list(dict.fromkeys(m for t in tables.values() for m in t["methods"] if m != "single"))
     rows = [
         [
             f"[{name}](#{name})",
             str(len(table["tasks"])),
             str(len(table["seeds"])),
-            *[_delta(table["methods"][m]) if m in table["methods"] else "" for m in methods],
+            *[cell(table, m) for m in METHODS],
         ]
         for name, table in tables.items()
     ]
-    head = ["suite", "tasks", "seeds", *methods]
-    return "## Overview: delta-m in %\n\n" + _grid(head, rows)
+    head = ["suite", "tasks", "seeds", *METHODS]
+    return "## Every suite: delta-m in % of five methods\n\n" + grid(head, rows)
 
 
 def _section(table: Table) -> str:
@@ -92,7 +171,7 @@ def _section(table: Table) -> str:
     lines = [
         f"## {table['suite']}\n",
         f"{about['title']}. {about['protocol']}\n",
-        f"```\n{table['command']}\n```\n",
+        f"```\n{_folded(table['command'])}\n```\n",
         f"Python {table['versions']['python']}, torch {table['versions']['torch']}, "
         f"polytask {table['versions']['polytask']}; {len(tuning['grid'])} settings tried; "
         f"licence of the data: {about['licence']}.\n",
@@ -100,13 +179,43 @@ def _section(table: Table) -> str:
     ]
     if len(table["tasks"]) <= 27:
         lines.append(_tasks(table))
+    failed = table.get("failed", {})
+    lines += [f"- {name} failed: {reason}" for name, reason in failed.items()]
+    lines += [f"- {name}: {note}" for name, note in _substitutes(table)]
     lines += [f"- {note}" for note in table["notes"]]
     return "\n".join(lines) + "\n"
 
 
+def _folded(command: str) -> str:
+    """Return the command on lines of a page's width."""
+    lines = wrap(command.replace(",", ", "), 96, break_on_hyphens=False)
+    ends = ["\\" if line.endswith(",") else " \\" for line in lines[:-1]]
+    return "\n".join(
+        line.replace(", ", ",") + end for line, end in zip(lines, [*ends, ""], strict=True)
+    )
+
+
+def _substitutes(table: Table) -> list[tuple[str, str]]:
+    """Return what methods used in place of what their sources ask, and how often."""
+    found = []
+    for name, method in table["methods"].items():
+        updates = round(method["cost"]["steps"] * len(table["seeds"]))
+        for note, count in method.get("notes", {}).items():
+            found.append((name, f"{note}, in {count:,} of {updates:,} updates"))
+    return found
+
+
+def _in_order(table: Table) -> list[tuple[str, Any]]:
+    """Return the single-task models, then the methods; many of them by delta-m."""
+    methods = list(table["methods"].items())
+    if is_full(table):
+        methods[1:] = sorted(methods[1:], key=lambda item: -delta(table, item[0]))
+    return methods
+
+
 def _methods(table: Table) -> str:
     rows = []
-    for name, method in table["methods"].items():
+    for name, method in _in_order(table):
         cost, counts, worst = method["cost"], method["counts"], method["worst"]
         if name == "single":
             rows.append(
@@ -126,7 +235,7 @@ def _methods(table: Table) -> str:
             ]
         )
     head = ["method", "delta-m", "▲", "▼", "worst task", "time", "parameters", "memory"]
-    return _grid(head, rows)
+    return grid(head, rows)
 
 
 def _mega(cost: Mapping[str, Any]) -> str:
@@ -134,6 +243,8 @@ def _mega(cost: Mapping[str, Any]) -> str:
 
 
 def _tasks(table: Table) -> str:
+    if is_full(table):
+        return _gains(table)
     rows = []
     for task in table["tasks"]:
         name = task["name"]
@@ -143,7 +254,25 @@ def _tasks(table: Table) -> str:
             found = method["tasks"][name]
             row.append(f"{_score(found['values'])} {SIGNS[found['verdict']]}".strip())
         rows.append(row)
-    return _grid(["task", *table["methods"]], rows)
+    return grid(["task", *table["methods"]], rows)
+
+
+def _gains(table: Table) -> str:
+    """Return scores of the single-task models, and what every method gained over them in %."""
+    rows = []
+    for name, method in _in_order(table):
+        found = [method["tasks"][task["name"]] for task in table["tasks"]]
+        if name == "single":
+            rows.append(["single: score", *[_score(f["values"]) for f in found]])
+            continue
+        gains = ["undefined" if f["gain"] is None else f"{f['gain']:+.1f}" for f in found]
+        signs = [SIGNS[f["verdict"]] for f in found]
+        rows.append([name, *[f"{g} {s}".strip() for g, s in zip(gains, signs, strict=True)]])
+    heads = [
+        f"{task['name']} ({task['metric']} {'↑' if task['direction'] == 'max' else '↓'})"
+        for task in table["tasks"]
+    ]
+    return grid(["gain in %", *heads], rows)
 
 
 def _score(values: Sequence[float | None]) -> str:
@@ -162,7 +291,8 @@ def _delta(method: Mapping[str, Any]) -> str:
     return text if bounds is None else f"{text} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]"
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -226,7 +356,7 @@ def _linear(tables: Mapping[str, Table]) -> str:
         for suite, reason in BELOW.items()
         if any(row[0] == suite and "(below)" in "".join(row) for row in rows)
     ]
-    return text + _grid(head, rows) + "\n" + "".join(f"{line}\n" for line in below)
+    return text + grid(head, rows) + "\n" + "".join(f"{line}\n" for line in below)
 
 
 def _school(table: Table) -> list[list[str]]:

@@ -2,11 +2,13 @@
 
     python experiments/compare/run.py                  # every suite that has no table yet
     python experiments/compare/run.py tox21 census     # these
-    python experiments/compare/run.py --page           # only rewrite the page and the claims
+    python experiments/compare/run.py --from runs/tox21 # the table of a finished run, no training
+    python experiments/compare/run.py --page           # only rewrite the pages and the claims
 
 Each comparison is one `polytask compare` command, shown in its table. Run folders go to `runs/`
-(a comparison that was stopped goes on where it was), tables to this folder, the page to
-`docs/results.md`, the claims to `claims.json` here.
+(a comparison that was stopped goes on where it was), tables to this folder. From the tables, and
+from `../balance/cost.json`, follow `docs/results.md`, the figures and the pictures of
+`docs/balance.md`, the claims in `claims.json` here and `docs/claims.md`.
 """
 
 from __future__ import annotations
@@ -20,35 +22,101 @@ from pathlib import Path
 from typing import Any
 
 import claims
+import guide
 import page
+import picture
 import torch
 
-from polytask.recipes import load_suite
+from polytask.catalog import split
+from polytask.evaluate.claims import load, markdown
+from polytask.recipes import METHODS, RESULT, load_suite
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COST = HERE.parent / "balance" / "cost.json"
+
+EVERY = (
+    "equal,uncertainty,dwa,gls,rlw,imtl-l,scale-invariant,stch,famo,gradnorm,igb-v1,igb-v2,coba,"
+    "pcgrad,aligned-mtl,mgda,sdmgrad,moco,cagrad,gradvac,imtl-g,config,nash-mtl,fairgrad,upgrad,"
+    "dualproj,graddrop,trimmed-mean"
+)
+"""Every balance method. `fixed` is not among them: it is `equal` until somebody gives weights."""
+
+FULL = ("digits2", "tox21")
+"""The suites that are compared with every method; the others with those that `compare` takes
+unless methods are named."""
 
 COMMANDS = {
-    "digits2": "polytask compare digits2 --seeds 3 --tune 3",
-    "clintox": "polytask compare clintox --seeds 3 --tune 3",
-    "tox21": "polytask compare tox21 --seeds 3 --tune 3",
-    "sider": "polytask compare sider --seeds 3 --tune 3",
-    "sarcos": "polytask compare sarcos --seeds 3 --tune 3",
-    "census": "polytask compare census --seeds 3 --tune 3",
-    "sentences": "polytask compare sentences --seeds 1 --tune 3",
-    "school": "polytask compare school --seeds 3 --tune 3",
-    "snips": "polytask compare snips --seeds 1 --tune 2",
-    "camvid": "polytask compare camvid --seeds 1 --tune 1",
+    name: f"polytask compare {name} --seeds {seeds} --tune {tune}"
+    + (f" --methods {EVERY}" if name in FULL else "")
+    for name, seeds, tune in (
+        ("digits2", 3, 3),
+        ("clintox", 3, 3),
+        ("tox21", 3, 3),
+        ("sider", 3, 3),
+        ("sarcos", 3, 3),
+        ("census", 3, 3),
+        ("sentences", 1, 3),
+        ("school", 3, 3),
+        ("snips", 1, 2),
+        ("camvid", 1, 1),
+    )
 }
 """Three seeds where it takes minutes on two cores, one where it takes longer."""
 
 KEPT = ("metric", "values", "gains", "gain", "interval", "verdict")
 
 
+def asked(command: str) -> tuple[list[int], int, tuple[str, ...]]:
+    """Return a comparison command's seeds, its number of settings, and its methods."""
+    words = shlex.split(command)
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    methods = split(given["--methods"]) if "--methods" in given else METHODS
+    return list(range(int(given["--seeds"]))), int(given["--tune"]), methods
+
+
+def check(result: dict[str, Any], folder: Path) -> str:
+    """Return the suite of a finished comparison; end where it is not what its command makes."""
+    name = result["suite"]
+    if name not in COMMANDS:
+        sys.exit(f"{folder} is of {name}; there are {', '.join(COMMANDS)}.")
+    seeds, tune, methods = asked(COMMANDS[name])
+    found = {*result["methods"], *result["failed"]} - {"single"}
+    wrong = [
+        f"{what}: {came}, not {wanted}"
+        for what, came, wanted in (
+            ("seeds", result["seeds"], seeds),
+            ("settings", len(result["tuning"]["grid"]), tune),
+            ("methods lacking", sorted({*methods} - found), []),
+            ("methods more", sorted(found - {*methods}), []),
+        )
+        if came != wanted
+    ]
+    if wrong:
+        sys.exit(
+            f"{folder} is not the result of the command of {name} ({'; '.join(wrong)}). "
+            f"Give it with --out {folder}: what is trained stays.\n{COMMANDS[name]}"
+        )
+    return str(name)
+
+
+def keep(folder: Path) -> None:
+    """Write the table of the finished comparison in `folder`."""
+    result = json.loads((folder / RESULT).read_text())
+    name = check(result, folder)
+    table = json.dumps(small(result, COMMANDS[name]), indent=None, separators=(",", ":"))
+    # One line per method and task, so that a change of one figure is one line of a diff.
+    (HERE / f"{name}.json").write_text(table.replace('},"', '},\n"') + "\n")
+
+
 def small(result: dict[str, Any], command: str) -> dict[str, Any]:
     """Return what is worth keeping of a comparison's result, numbers to six digits."""
     kept = {
         key: result[key]
-        for key in ("suite", "title", "about", "notes", "seeds", "created", "versions", "rows")
+        for key in (
+            *("suite", "title", "about", "notes", "seeds", "created", "versions", "rows"),
+            "failed",
+        )
     }
     kept |= {"command": command, "tasks": result["tasks"], "tuning": result["tuning"]}
     kept["methods"] = {
@@ -56,6 +124,7 @@ def small(result: dict[str, Any], command: str) -> dict[str, Any]:
             "tasks": {t: {k: v[k] for k in KEPT} for t, v in method["tasks"].items()},
             "scores": method["all_metrics"],
             **{k: method[k] for k in ("delta_m", "delta_m_interval", "worst", "counts", "cost")},
+            **{k: method[k] for k in ("engine", "notes") if k in method},
         }
         for name, method in result["methods"].items()
     }
@@ -82,30 +151,63 @@ def _rounded(value: Any) -> Any:
     return value
 
 
+def train(command: str, folder: Path) -> Path:
+    """Give the command and return the folder of its result; end where it left none."""
+    result = folder / RESULT
+    before = result.stat().st_mtime_ns if result.exists() else 0
+    line = [sys.executable, "-m", *shlex.split(command)]
+    code = subprocess.run(line, check=False, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+    # It also tells by its exit code that some methods failed: then the result is there and new.
+    if not result.exists() or result.stat().st_mtime_ns == before:
+        sys.exit(code or f"{result} was not written.")
+    return folder
+
+
+def pages(tables: dict[str, Any], cost: dict[str, Any]) -> dict[Path, str]:
+    """Return the documents that follow from the tables, and their texts."""
+    docs = ROOT / "docs"
+    made = {docs / "results.md": page.markdown(tables, cost)}
+    kept = (docs / "balance.md").read_text()
+    return made | {
+        docs / "balance.md": guide.filled(kept, tables, cost),
+        docs / "balance.svg": picture.gains(tables, cost),
+    }
+
+
+def read_tables() -> dict[str, Any]:
+    """Return the tables there are, in the order of the commands."""
+    found = ((name, HERE / f"{name}.json") for name in COMMANDS)
+    return {name: json.loads(path.read_text()) for name, path in found if path.exists()}
+
+
+def read_cost() -> dict[str, Any]:
+    """Return what the methods' steps cost, empty where it was not measured yet."""
+    return json.loads(COST.read_text()) if COST.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(COMMANDS)}")
+    parser.add_argument(
+        "--from", dest="folders", nargs="+", type=Path, metavar="FOLDER", default=(),
+        help="make the tables of finished comparisons; train nothing",
+    )  # fmt: skip
     parser.add_argument("--page", action="store_true", help="train nothing")
     options = parser.parse_args()
     unknown = set(options.suites) - set(COMMANDS)
     if unknown:
         parser.error(f"unknown suite {', '.join(sorted(unknown))}; there are {', '.join(COMMANDS)}")
+    for folder in options.folders:
+        keep(folder)
     wanted = options.suites or [n for n in COMMANDS if not (HERE / f"{n}.json").exists()]
-    for name in [] if options.page else wanted:
+    for name in [] if options.page or options.folders else wanted:
         print(f"{name}: {COMMANDS[name]}", flush=True)
-        command = [sys.executable, "-m", *shlex.split(COMMANDS[name])]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        result = json.loads((Path("runs") / name / "result.json").read_text())
-        table = json.dumps(small(result, COMMANDS[name]), indent=None, separators=(",", ":"))
-        # One line per method and task, so that a change of one figure is one line of a diff.
-        (HERE / f"{name}.json").write_text(table.replace('},"', '},\n"') + "\n")
-    tables = {
-        name: json.loads((HERE / f"{name}.json").read_text())
-        for name in COMMANDS
-        if (HERE / f"{name}.json").exists()
-    }
+        keep(train(COMMANDS[name], ROOT / "runs" / name))
+    tables = read_tables()
     claims.write(tables, HERE / "claims.json")
-    Path("docs/results.md").write_text(page.markdown(tables))
+    for path, text in pages(tables, read_cost()).items():
+        path.write_text(text)
+    (ROOT / "docs" / "claims.md").write_text(markdown(load(ROOT / "experiments")))
 
 
 if __name__ == "__main__":
