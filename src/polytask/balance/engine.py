@@ -25,9 +25,11 @@ from polytask.balance.base import Balance, Observed, Observer, State
 from polytask.balance.exact import Exact, GramianBy, Pending
 from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given
 from polytask.balance.measure import Measured, measure
+from polytask.balance.scaled import LossScale
 from polytask.balance.sharded import refuse_mean
 from polytask.balance.turn import BY_LOSSES, Said, Turn
 from polytask.balance.world import World
+from polytask.balance.wrapped import explained
 from polytask.balance.wrapper import Again, Wrapper, label, nest, plain, under, wrappers
 from polytask.errors import RunError, UsageError
 
@@ -150,6 +152,7 @@ class Balancer:
         tasks: Sequence[str] | None = None,
         accumulate: bool = False,
         again: Again | None = None,
+        scale: float | None = None,
     ) -> Weights:
         """Add this step's balanced gradients to `.grad`; return the weights used.
 
@@ -167,6 +170,11 @@ class Balancer:
                 def again(rows, tasks):
                     outputs = model(rows(x))
                     return {task: loss[task](outputs[task], rows(y[task])) for task in tasks}
+        scale: of a loss scaler, `scaler.get_scale()`; the losses are given as they are. `.grad`
+            gets the scaled gradients that `scaler.step(optimizer)` expects, while the method sees
+            losses and gradients without the scale. Where the scaled gradients in the shared
+            parameters are not finite, no weight comes back and the method's state stays as it was;
+            the scaler passes over this update.
 
         Methods that need losses alone: the gradient of sum w_k L_k, everywhere. The others: the
         shared parameters get the method's update, every task's own parameters the gradient of
@@ -182,14 +190,16 @@ class Balancer:
             self._check_again(again)
         at, given = self._read(losses, tasks)
         losses_K = detached(given)
+        scaled = LossScale(scale, self._wrappers)
+        given = scaled.up(given)
         if self._exact.sharded:
             self._world.check_alike(self._axis, at, self.shared[0].device)
             if self.step == 0:
                 refuse_mean(given.unbind() if isinstance(given, Tensor) else given)
         if accumulate:
             self._axis.check_finite(at, losses_K, self.step)
-            return self._part(at, given, losses_K)
-        return self._whole(at, given, losses_K, again)
+            return self._part(at, given, losses_K, scaled)
+        return self._whole(at, given, losses_K, scaled, again)
 
     def observe(self, losses: Losses, *, tasks: Sequence[str] | None = None) -> None:
         """Show the method losses that it does not weigh; `observes` says which.
@@ -280,7 +290,7 @@ class Balancer:
             )
         self._pending, self._unobserved = None, False
 
-    def _part(self, at: At, given: Given, losses_K: Tensor) -> Weights:
+    def _part(self, at: At, given: Given, losses_K: Tensor, scaled: LossScale) -> Weights:
         """Take a micro-batch that is not the last of its update."""
         if isinstance(self.method, Wrapper):
             raise UsageError(
@@ -294,12 +304,14 @@ class Balancer:
                 "weigh a part of them: accumulate=True does not work with it. Take a smaller "
                 "batch without accumulation, or a method with foresees = True."
             )
-        self._pending = pending = self._pending or Pending()
+        self._pending = pending = self._pending or Pending(scaled.factor)
+        pending.check_scale(scaled.factor)
         pending.add_losses(at, losses_K)
         if not at:
             return Weights((), losses_K, losses_K)
         if self.method.needs != "losses":
-            pending.add_rows(at, given, self.shared)
+            with explained():
+                pending.add_rows(at, given, self.shared)
             return Weights((), losses_K[:0], losses_K[:0])
         # The next state is not taken from here: it follows from the losses of the whole update.
         turn = self._turn(at, losses_K, at, given, None)
@@ -307,11 +319,14 @@ class Balancer:
         turn.add_sum(replace(update, penalty=None))
         return Weights(self._axis.names(at), update.weights_K.detach(), losses_K)
 
-    def _whole(self, at: At, given: Given, losses_K: Tensor, again: Again | None) -> Weights:
+    def _whole(
+        self, at: At, given: Given, losses_K: Tensor, scaled: LossScale, again: Again | None
+    ) -> Weights:
         """Take a whole step, or its last micro-batch: the method answers for the whole of it."""
         pending, self._pending = self._pending, None
         all_at, all_K = at, losses_K
         if pending is not None:
+            pending.check_scale(scaled.factor)
             pending.add_losses(at, losses_K)
             all_at, all_K = pending.all_losses()
         if self._world.size > 1:
@@ -320,8 +335,11 @@ class Balancer:
         if not all_at:
             self.step += 1
             return Weights((), all_K, all_K)
-        turn = self._turn(all_at, all_K, at, given, pending, again)
-        update = turn.exact(self.method, self.state)
+        turn = replace(self._turn(all_at, all_K, at, given, pending, again), loss_scale=scaled)
+        with explained():
+            update = turn.exact(self.method, self.state)
+        if scaled.overflowed:
+            return Weights((), all_K[:0], all_K[:0])
         if update.note is not None:
             self._count(update.note)
         self.state = update.state

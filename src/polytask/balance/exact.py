@@ -21,6 +21,7 @@ from polytask.balance.gramian import PerLayer
 from polytask.balance.losses import At, Given
 from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
+from polytask.errors import UsageError
 
 GramianBy = Literal["rows", "per layer"]
 Ask = Callable[[Tensor, Tensor | None], Update]
@@ -31,12 +32,24 @@ BY_ROWS = "exact: one backward per task present"
 
 @dataclass
 class Pending:
-    """What the micro-batches of an unfinished update left: losses, rows, parameters reached."""
+    """What the micro-batches of an unfinished update left: losses, rows, parameters reached.
 
+    scale: what every one of their losses was scaled by.
+    """
+
+    scale: float | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
     at: At = ()
     rows_KP: Tensor | None = None
     reached: set[int] = field(default_factory=set)
+
+    def check_scale(self, scale: float | None) -> None:
+        """Return nothing, or raise where another scale comes with a later micro-batch."""
+        if scale != self.scale:
+            raise UsageError(
+                f"Balancer: scale is {scale}, it was {self.scale} for earlier micro-batches of the "
+                "same update; call scaler.update() between updates alone."
+            )
 
     def add_losses(self, at: At, losses_K: Tensor) -> None:
         """Add a micro-batch's losses, detached."""

@@ -17,6 +17,7 @@ from polytask.balance import gradients
 from polytask.balance.base import Balance, Signal, State, TaskFault, Update
 from polytask.balance.exact import Exact, Pending
 from polytask.balance.losses import At, Axis, Given, detached, names_given, stacked
+from polytask.balance.scaled import LossScale
 from polytask.balance.world import World
 from polytask.balance.wrapper import Again, Method, Rows, Wrapper
 
@@ -43,6 +44,7 @@ class Turn:
     number: updates before this one. epoch: whole epochs before, None where nobody tells.
     shared: the shared parameters. retain: whether the losses' graph must outlive the update.
     scale_T: what every loss of the update was multiplied by; None: nothing.
+    loss_scale: of a loss scaler, in the losses given.
     """
 
     axis: Axis
@@ -59,6 +61,7 @@ class Turn:
     again: Again | None = None
     retain: bool = False
     scale_T: Tensor | None = None
+    loss_scale: LossScale = field(default_factory=LossScale)
     said: Said = field(default_factory=Said)
 
     @property
@@ -83,10 +86,16 @@ class Turn:
         """Return the method's answer to this update's losses and these products of gradients.
 
         rows_KP: handed on where the method needs them.
+        Products that are not finite because of a loss scale are answered by weights of NaN, which
+        leave gradients that the scaler passes over.
         """
-        self.said.gram_KK = gram_KK
-        signal = self.signal(gram_KK, rows_KP if method.needs == "rows" else None)
-        return self.naming(lambda: method(signal, state))
+        scaled = self.loss_scale
+        if gram_KK is not None and scaled.overflows(gram_KK):
+            return Update(state, torch.full_like(self.losses_K, torch.nan))
+        self.said.gram_KK = gram_KK = scaled.down(gram_KK, 2)
+        rows_KP = scaled.down(rows_KP) if method.needs == "rows" else None
+        signal = self.signal(gram_KK, rows_KP)
+        return scaled.answer(self.naming(lambda: method(signal, state)))
 
     def signal(self, gram_KK: Tensor | None = None, rows_KP: Tensor | None = None) -> Signal:
         """Return what a method is told of this update."""

@@ -15,9 +15,6 @@ from torch import Tensor
 from polytask.balance.sharded import is_sharded
 from polytask.errors import UsageError
 
-READY_TWICE = "mark a variable ready only once"
-"""What DistributedDataParallel says of a second backward pass over one forward pass."""
-
 
 def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Sum .grad over the processes, in one message; do nothing where there is only one.
@@ -62,12 +59,7 @@ class Watch:
         first block tells; later ones are not compared.
         """
         before = self._messages()
-        try:
-            yield
-        except RuntimeError as error:
-            if READY_TWICE in str(error):
-                raise UsageError(_ADVICE) from error
-            raise
+        yield
         if self._looked:
             return
         self._looked = True
@@ -87,8 +79,31 @@ class Watch:
         return sum(group._get_sequence_number_for_group() for group in groups)  # type: ignore[attr-defined]
 
 
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say what to do where a wrapper cannot be passed backward once per task."""
+    try:
+        yield
+    except RuntimeError as error:
+        for said, advice in _TWICE.items():
+            if said in str(error):
+                raise UsageError(advice) from error
+        raise
+
+
 _ADVICE = (
     "Balancer: DistributedDataParallel averaged the gradients within the backward pass, before "
     "they could be balanced. Run the forward pass under `with model.no_sync():`, and call "
     "sum_gradients(parameters) after balancer.backward(...)."
 )
+
+_TWICE = {
+    "mark a variable ready only once": _ADVICE,
+    "donated_buffer=False": (
+        "Balancer: the compiled model lets go in a backward pass of what the next task's needs, "
+        "since its first one was for a single loss. Set torch._functorch.config.donated_buffer = "
+        "False before the first forward pass, or compile the model anew."
+    ),
+}
+"""What torch says of a second backward pass over one forward pass: DistributedDataParallel, and
+torch.compile."""
