@@ -5,62 +5,24 @@ Source: Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", 
     https://arxiv.org/abs/2406.16232
 Differs from the source: the source projects the gradient of the newest task onto the directions
     that harm no older one; here the mean gradient is projected, and every task is protected.
-Shapes: T = tasks of the run, K = tasks present.
+Shapes: K = tasks present.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
-
-from polytask.balance.base import Needs, Signal, State, Update
-from polytask.balance.problem import (
-    Normalise,
-    check_length,
-    check_normalise,
-    check_preference,
-    pose,
-    preferred,
-)
-from polytask.balance.solvers import into_dual_cone, split
+from polytask.balance.dual_cone import Unconflicting
+from polytask.balance.solvers import Floats, Solution, into_dual_cone
 
 
 @dataclass(frozen=True)
-class DualProj:
+class DualProj(Unconflicting):
     """Weights of the vector nearest to the mean gradient that conflicts with no gradient.
 
-    preference: one number >= 0 per task in the order of axis T; None: 1 / K each, so that the
-        update without conflict is the mean gradient.
-    normalise: which gradients it balances, see `Normalise`.
+    preference, normalise: see `Unconflicting`.
     """
 
-    needs: ClassVar[Needs] = "gramian"
-    foresees: ClassVar[bool] = False
-    by_epoch: ClassVar[bool] = False
-
-    preference: tuple[float, ...] | None = None
-    normalise: Normalise = "none"
-
-    def __post_init__(self) -> None:
-        check_preference("DualProj", self.preference)
-        check_normalise("DualProj", self.normalise)
-
-    def start(self, tasks: int) -> State:
-        """Return an empty state; raise where the preference is for another number of tasks."""
-        check_length("DualProj", self.preference, tasks)
-        return {}
-
-    def __call__(self, signal: Signal, state: State) -> Update:
-        """Return weights of shape (K,), float64."""
-        problem = pose(signal, "DualProj", self.normalise)
-        cosines_KK, norms_K = split(problem.gram_KK)
-        preference_K = preferred(problem.signal, self.preference)
-        longest = norms_K.max() or 1.0
-        given_K = preference_K * norms_K / longest  # in unit gradients
-        projected_NK, trouble = into_dual_cone(cosines_KK, given_K[None])
-        weights_K = np.divide(
-            projected_NK[0] * longest, norms_K, out=preference_K.copy(), where=norms_K > 0
-        )
-        return problem.update(state, weights_K, trouble)
+    def _projected(self, cosines_KK: Floats, given_K: Floats) -> Solution:
+        projected_1K, trouble = into_dual_cone(cosines_KK, given_K[None])
+        return Solution(projected_1K[0], trouble)
