@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from polytask.balance import (
     IMTLG,
@@ -14,8 +16,10 @@ from polytask.balance import (
     ConFIG,
     DualProj,
     FairGrad,
+    GradVac,
     MoCo,
     NashMTL,
+    PCGrad,
     SDMGrad,
     Signal,
     TrimmedMean,
@@ -45,6 +49,76 @@ def test_the_update_conflicts_with_no_task(rows_KP, signal, method):
     update_P, length = answer(method, signal(rows_KP))
     norms_K = rows_KP.norm(dim=1)
     assert bool((rows_KP @ update_P >= -1e-9 * norms_K * length).all())
+
+
+@st.composite
+def any_gradients(draw: st.DrawFn) -> torch.Tensor:
+    """Rows of few small integers, so that they depend on each other, oppose, repeat and vanish,
+    each times a power of ten; all together from 1e-10 to 1e15."""
+    tasks, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    entries = st.lists(st.integers(-3, 3), min_size=columns, max_size=columns)
+    rows = draw(st.lists(entries, min_size=tasks, max_size=tasks))
+    sizes = draw(st.lists(st.integers(-3, 3), min_size=tasks, max_size=tasks))
+    size_K1 = 10.0 ** torch.tensor(sizes, dtype=torch.float64)[:, None]
+    return torch.tensor(rows, dtype=torch.float64) * size_K1 * 10.0 ** draw(st.integers(-7, 12))
+
+
+def signal_of(rows_KP: torch.Tensor, index: list[int], tasks: int) -> Signal:
+    losses_K = torch.ones(len(rows_KP))
+    gram_KK = rows_KP @ rows_KP.T
+    return Signal(losses_K, torch.tensor(index), tasks, 0, None, gram_KK, rows_KP)
+
+
+@pytest.mark.parametrize("method", [MGDA(), UPGrad(), DualProj(), NashMTL(), FairGrad()], ids=repr)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(rows_KP=any_gradients())
+def test_no_gradients_make_the_update_conflict(method, rows_KP):
+    update_P, length = answer(method, signal_of(rows_KP, [*range(len(rows_KP))], len(rows_KP)))
+    norms_K = rows_KP.norm(dim=1)
+    # 1e-7: where weights cancel to no update, half of a double's digits are left.
+    assert bool((rows_KP @ update_P >= -1e-7 * norms_K * length).all())
+
+
+@pytest.mark.parametrize("method", [*DETERMINISTIC, PCGrad(), GradVac()], ids=repr)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(rows_KP=any_gradients())
+def test_an_absent_task_changes_nothing(method, rows_KP):
+    """Whichever gradients are left: the answer is that of a run without the task."""
+    tasks = len(rows_KP)
+    alone = method(signal_of(rows_KP, [*range(tasks)], tasks), method.start(tasks))
+    index = [0, *range(2, tasks + 1)]
+    among = method(signal_of(rows_KP, index, tasks + 1), method.start(tasks + 1))
+    assert torch.equal(alone.weights_K, among.weights_K)
+    if alone.direction_P is not None:
+        assert torch.equal(alone.direction_P, among.direction_P)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 8, 40])
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e15])
+@pytest.mark.parametrize(
+    "method", [MGDA(), UPGrad(), DualProj(), NashMTL(0.0), FairGrad(), SDMGrad(0.0)], ids=repr
+)
+def test_where_nothing_helps_every_task_none_is_moved(method, scale, tasks):
+    """Gradients that a positive combination cancels: every update conflicts with one of them, or
+    is at right angles to all."""
+    generator = torch.Generator().manual_seed(tasks)
+    rows_KP = torch.randn(tasks, tasks + 5, generator=generator, dtype=torch.float64)
+    share_K = 0.5 + torch.rand(tasks, generator=generator, dtype=torch.float64)
+    rows_KP[-1] = -(share_K[:-1] @ rows_KP[:-1]) / share_K[-1]
+    update_P, _ = answer(method, signal_of(rows_KP * scale, [*range(tasks)], tasks))
+    # Nash-MTL and FairGrad have no solution here: their weights grow to 1e6, and no further.
+    unit = 1.0 if isinstance(method, NashMTL | FairGrad) else scale
+    assert float(update_P.norm()) <= 1e-5 * unit
+
+
+@pytest.mark.parametrize("method", [ConFIG(), IMTLG()], ids=repr)
+@pytest.mark.parametrize("tasks", [1, 2, 5, 20])
+def test_independent_gradients_all_get_a_share(signal, method, tasks):
+    generator = torch.Generator().manual_seed(7)
+    rows_KP = torch.randn(tasks, tasks, generator=generator, dtype=torch.float64)
+    update_P, _ = answer(method, signal(rows_KP - 0.5 * rows_KP.mean(0)))
+    products_K = (rows_KP - 0.5 * rows_KP.mean(0)) @ update_P
+    assert bool((products_K > 0).all()) or (method == ConFIG() and bool((products_K < 0).all()))
 
 
 @pytest.mark.parametrize("method", DETERMINISTIC, ids=repr)
@@ -109,9 +183,52 @@ def test_without_conflict_the_mean_stays_the_mean(signal, method):
     torch.testing.assert_close(update_P, rows_KP.mean(0), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [MGDA(), UPGrad(), DualProj(), CAGrad(), FairGrad(), SDMGrad(), AlignedMTL(), PCGrad()],
+    ids=repr,
+)
+def test_divided_by_losses_the_unit_of_a_loss_does_not_matter(signal, method):
+    method = replace(method, normalise="loss")
+    generator = torch.Generator().manual_seed(8)
+    rows_KP = torch.randn(5, 9, generator=generator, dtype=torch.float64)
+    losses = (0.3, 2.0, 0.7, 1.0, 5.0)
+    unit_K1 = torch.tensor([[1e-10], [1e-3], [1], [40], [1e15]], dtype=torch.float64)
+    scaled = tuple(x * float(unit) for x, unit in zip(losses, unit_K1, strict=True))
+    update_P = method(signal(rows_KP, losses=losses), method.start(5)).weights_K @ rows_KP
+    other_K = method(signal(rows_KP * unit_K1, losses=scaled), method.start(5)).weights_K
+    torch.testing.assert_close(other_K @ (rows_KP * unit_K1), update_P, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("preference", [None, (0.2, 0.5, 0.3), (3.0, 1.0, 0.0)])
+@pytest.mark.parametrize("mode", ["min", "median", "rmse"])
+@pytest.mark.parametrize("columns", [2, 3])
+def test_aligned_mtl_ends_at_the_optimum_of_the_preset_weights(mode, preference, columns):
+    """Of three quadratics with unlike curvatures and units, in as many dimensions or in fewer.
+
+    Where the common size of the singular values is not the smallest one, the update keeps its
+    length up to the optimum, so that the steps must get shorter.
+    """
+    generator = torch.Generator().manual_seed(9)
+    corners_KP = torch.randn(3, columns, generator=generator, dtype=torch.float64)
+    curves_KP = torch.rand(3, columns, generator=generator, dtype=torch.float64) + 0.5
+    curves_KP *= torch.tensor([[1.0], [4.0], [0.3]], dtype=torch.float64)
+    given_K = torch.tensor(preference or (1.0, 1.0, 1.0), dtype=torch.float64)
+    pulls_KP = given_K[:, None] * curves_KP
+    optimum_P = (pulls_KP * corners_KP).sum(0) / pulls_KP.sum(0)
+    method = AlignedMTL(mode, preference=preference)
+    at_P = torch.full((columns,), 2.0, dtype=torch.float64)
+    shorten = mode != "min"
+    for step in range(3000):
+        rows_KP = curves_KP * (at_P - corners_KP)
+        update = method(signal_of(rows_KP, [0, 1, 2], 3), method.start(3))
+        at_P = at_P - 0.05 / (1 + shorten * step / 300) * update.weights_K @ rows_KP
+    assert float((at_P - optimum_P).norm()) < 1e-2
+
+
 FRONT = [
     MGDA(), CAGrad(), IMTLG(), ConFIG(), NashMTL(), FairGrad(), UPGrad(), DualProj(), SDMGrad(),
-    AlignedMTL(), MoCo(beta=1.0, beta_decay=0.0, gamma=0.05, gamma_decay=0.0),
+    AlignedMTL(), PCGrad(), GradVac(), MoCo(beta=1.0, beta_decay=0.0, gamma=0.05, gamma_decay=0.0),
 ]  # fmt: skip
 
 
