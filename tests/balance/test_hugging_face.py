@@ -3,6 +3,8 @@
 import gc
 import importlib
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +38,7 @@ from polytask.errors import Diverged, MissingExtra, RunError, UsageError
 
 transformers.logging.set_verbosity_error()
 
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TASKS = ("intent", "slots")
 LR = 1e-2
 
@@ -47,6 +50,13 @@ def little_to_collect():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def no_precision_of_another_test():
+    """Older releases hand the precision to accelerate by a variable of the environment."""
+    yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 
 
 class TwoHeads(transformers.PreTrainedModel):
@@ -367,9 +377,7 @@ def test_an_epoch_method_learns_the_epochs_length(tmp_path):
     trainer.balance(balancer_of(model, DWA(), trainer.updates_per_epoch()))
     trainer.train()
     assert trainer.state.global_step == 8
-    expected = by_hand(
-        other, balancer_of(other, DWA(), 2), rows.batches(), epochs=4, accumulate=4
-    )
+    expected = by_hand(other, balancer_of(other, DWA(), 2), rows.batches(), epochs=4, accumulate=4)
     assert_same(tensors(model, trainer.balancer), expected)
     assert max(trainer.weights.values()) != pytest.approx(1)
     dropped = trainer_of(model, Equal(), tmp_path, rows, dataloader_drop_last=True)
@@ -525,6 +533,17 @@ def test_what_would_go_wrong_is_refused(changes, said):
     trainer = SimpleNamespace(args=SimpleNamespace(**both), **both)
     with pytest.raises(UsageError, match=said):
         hook.BalanceMixin.balance(trainer, None)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+def test_the_page_on_the_trainer_runs(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "ecosystem.md"
+    (block,) = [b for b in PYTHON.findall(page.read_text()) if "import BalancedTrainer" in b]
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    exec(compile(block, "ecosystem.md", "exec"), names)
+    assert names["trainer"].balancer.step == names["trainer"].state.global_step == 2
+    assert set(names["trainer"].weights) == {"intent", "topic"}
 
 
 def test_without_transformers_the_error_names_the_command(monkeypatch):

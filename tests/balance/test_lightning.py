@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ pytestmark = [
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TASKS = ("depth", "normals")
 METHODS: list[Callable[[], Balance]] = [Equal, GLS, PCGrad, NashMTL, MoCo, Uncertainty]
 
@@ -188,9 +190,20 @@ def test_a_fit_equals_a_loop_by_hand_bit_for_bit(method):
     assert callback.balancer.step == 12
 
 
-def test_the_library_under_its_other_name_is_served_alike():
+def loaded_anew() -> Any:
+    """Return the hook's module as a program gets it that imports it now."""
+    spec = importlib.util.spec_from_file_location("anew", hook.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_library_under_its_other_name_is_served_alike(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")
+    kind = loaded_anew().BalanceCallback
+    assert issubclass(kind, pytorch_lightning.Callback)
     model, other = OldModel(), Model()
-    callback = BalanceCallback(balancer_of(model, PCGrad()))
+    callback = kind(balancer_of(model, PCGrad()))
     trainer(callback, package=pytorch_lightning).fit(model, data())
     expected = by_hand(other, balancer_of(other, PCGrad()), data())
     assert_same(tensors(model, callback.balancer), expected, Model())
@@ -247,18 +260,13 @@ def test_absent_tasks_are_left_out(method):
 
 
 class Kill(Callback):
-    """Saves after an update and stops the run, as a killed one would."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
+    """Ends the run in its second epoch, as a kill would."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
+        if trainer.global_step == 8:
             raise KeyError("killed")
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 @pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.")
 @pytest.mark.parametrize("method", [PCGrad, MoCo, NashMTL, Uncertainty, FAMO])
 def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(tmp_path, method):
@@ -270,15 +278,16 @@ def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(tmp_path, method)
     one = Model(schedule=method is not Uncertainty)
     whole = callback_for(one)
     trainer(whole).fit(one, data())
-    path = tmp_path / "killed.ckpt"
     killed = Model(schedule=method is not Uncertainty)
+    keep = ModelCheckpoint(tmp_path, filename="{step}")  # at the end of every epoch
+    run = trainer(callback_for(killed), keep, Kill(), enable_checkpointing=True)
     with pytest.raises(KeyError, match="killed"):
-        trainer(callback_for(killed), Kill(path, 6)).fit(killed, data())
+        run.fit(killed, data())
 
     resumed = Model(schedule=method is not Uncertainty)
     nn.init.zeros_(resumed.heads["depth"].weight)  # all must come from the checkpoint
     callback = callback_for(resumed)
-    trainer(callback).fit(resumed, data(), ckpt_path=path)
+    trainer(callback).fit(resumed, data(), ckpt_path=tmp_path / "step=6.ckpt")
     assert_same(tensors(resumed, callback.balancer), tensors(one, whole.balancer), killed)
     assert callback.balancer.step == 12
 
@@ -456,7 +465,11 @@ class Wrong(Model):
         (lambda x: sum(x.values()), UsageError, r"training_step must return a dict .* a Tensor"),
         (lambda x: x | {"depth": 1.0}, UsageError, r"its entry 'depth' is a float"),
         (lambda x: {"dept": x["depth"]}, UsageError, r"Did you mean 'depth'"),
-        (lambda x: x | {"depth": x["depth"][None]}, UsageError, r"'depth' is a Tensor of shape \(1,\)"),
+        (
+            lambda x: x | {"depth": x["depth"][None]},
+            UsageError,
+            r"'depth' is a Tensor of shape \(1,\)",
+        ),
         (lambda x: x | {"depth": x["depth"].detach()}, UsageError, r"'depth' has no graph"),
         (lambda x: x | {"depth": x["depth"] * torch.nan}, Diverged, r"'depth' is nan"),
     ],
@@ -474,7 +487,9 @@ def test_wrong_losses_are_met_with_what_to_do(change, error, said):
 def test_a_sum_beside_the_losses_is_no_task():
     model = Wrong(lambda x: x | {"loss": sum(x.values())})
     balancer = Balancer(PCGrad(), model.encoder.parameters())
-    with pytest.raises(UsageError, match="returned 'loss' beside 'depth', 'normals'|'normals', 'd"):
+    with pytest.raises(
+        UsageError, match=r"returned 'loss' beside ('depth', 'normals'|'normals', 'depth'); "
+    ):
         trainer(BalanceCallback(balancer)).fit(model, data())
 
 
@@ -535,6 +550,18 @@ def test_several_processes_are_refused():
         callback.on_fit_start(Wrapped(), model)
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches")  # fewer than log_every_n_steps
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0, .tensorboardX. has been removed")
+def test_the_page_on_lightning_runs(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "ecosystem.md"
+    (block,) = [b for b in PYTHON.findall(page.read_text()) if "import lightning" in b]
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    exec(compile(block, "ecosystem.md", "exec"), names)
+    assert names["trainer"].global_step == 4
+    assert set(names["trainer"].callback_metrics) == {"weight/price", "weight/rent"}
+
+
 def test_without_lightning_the_error_names_the_command(monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] in {"lightning", "pytorch_lightning"}]:
         monkeypatch.delitem(sys.modules, name)
@@ -550,6 +577,5 @@ def test_without_lightning_the_error_names_the_command(monkeypatch):
         return import_module(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    spec = importlib.util.spec_from_file_location("alone", hook.__file__)
     with pytest.raises(MissingExtra, match=r"pip install 'polytask\[lightning\]'"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        loaded_anew()

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balance import hooks
-from polytask.balance.engine import Balancer, Weights
+from polytask.balance.engine import Balancer
+from polytask.balance.losses import Weights
 from polytask.errors import RunError, UsageError, need
 from polytask.records import write_atomic
 
@@ -112,9 +113,11 @@ class BalanceMixin:
                 "updates_per_epoch: the training data's length is unknown; give Balancer(..., "
                 "steps_per_epoch=N) a number."
             ) from None
-        whole, rest = divmod(rows, self.args.train_batch_size)
-        batches = whole + (rest > 0 and not self.args.dataloader_drop_last)
-        return max(math.ceil(batches / self.args.gradient_accumulation_steps), 1)
+        args = self.args
+        whole, rest = divmod(rows, args.train_batch_size)
+        batches: int = whole + (rest > 0 and not args.dataloader_drop_last)
+        every: int = args.gradient_accumulation_steps
+        return max(math.ceil(batches / every), 1)
 
     # -- what the Trainer calls ----------------------------------------------------------------
 

@@ -14,7 +14,8 @@ the instance: `training_step`, which hands Lightning the sum of the losses to re
 `backward`, Lightning's own hook for whoever differentiates in another way.
 
 Importing this module needs `lightning` (or `pytorch_lightning`): `pip install
-'polytask[lightning]'`. A program that uses one of the two must import it first.
+'polytask[lightning]'`. The callback belongs to the one of the two that is imported already; with
+both, to `lightning`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import torch
 from torch import Tensor
 
 from polytask.balance import hooks
-from polytask.balance.engine import Balancer, Weights
+from polytask.balance.engine import Balancer
+from polytask.balance.losses import Weights
 from polytask.errors import RunError, UsageError, need
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -291,13 +293,14 @@ def updates_per_epoch(trainer: Trainer) -> int:
     Raises UsageError where the loader's length is unknown.
     """
     trainer.estimated_stepping_batches  # noqa: B018 - loads the data, which `fit` does later
-    batches = trainer.num_training_batches
+    batches: float = trainer.num_training_batches
     if not math.isfinite(batches) or batches < 1:
         raise UsageError(
             "updates_per_epoch: the training loader's length is unknown; give "
             "Trainer(limit_train_batches=N), or Balancer(..., steps_per_epoch=N) a number."
         )
-    return math.ceil(batches / trainer.accumulate_grad_batches)
+    every: int = trainer.accumulate_grad_batches
+    return math.ceil(batches / every)
 
 
 def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -308,7 +311,9 @@ def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
             "Leave it on, or call Balancer.backward(losses) in your training_step yourself."
         )
     if not type(pl_module).backward.__module__.startswith(tuple(p.split(".")[0] for p in PACKAGES)):
-        raise UsageError(f"BalanceCallback replaces {name}.backward; remove yours, or the callback.")
+        raise UsageError(
+            f"BalanceCallback replaces {name}.backward; remove yours, or the callback."
+        )
     if trainer.world_size > 1:
         raise _one_process(f"this trainer has {trainer.world_size}")
     if trainer.precision == "16-mixed":
