@@ -175,7 +175,8 @@ def test_each_claim_of_an_experiment_has_its_sign(claims, claimed, other, outcom
     suite = {"seeds": [0, 1, 2]} | both
     delta_m = {"pcgrad": down, "pcgrad+flat-regions": up, "igb-v1+pcgrad": up}
     added = {"flat": {"pcgrad": "pcgrad+flat-regions"}, "igb": {"pcgrad": "igb-v1+pcgrad"}}
-    fuller = {"fuller": {"delta_m": up}, "x": {"delta_m": down}, "equal": {"delta_m": down}}
+    fuller = {name: {"delta_m": down} for name in ("x", "x+feature-level", "equal")}
+    fuller |= {"x+fuller": {"delta_m": up}}
     tables = {
         "paths": ABOUT | {"methods": methods},
         "convergence": ABOUT | {"suites": {"one": suite, "two": suite}},

@@ -8,7 +8,7 @@ Plan: README.md beside this file.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -16,21 +16,17 @@ import store
 import torch
 from two_branches import two_modalities
 
-from polytask.balance import Balancer, Equal
+from polytask.catalog import parse
 from polytask.evaluate import delta_m
-from polytask.fit import Feed, FitConfig, Meters, build_optimiser, primary, train_step, validate
-from polytask.mix import Proportional, Schedule
-from polytask.share import HardSharing
+from polytask.fit import FitConfig, Meters, fit, primary, validate
+from polytask.recipes import build
 from polytask.suites import Suite
 
 SEEDS = (0, 1, 2)
 RATES = (1e-3, 3e-3)
 DECAY = 1e-2
-
-MakeBalancer = Callable[[HardSharing], Balancer]
-METHODS: dict[str, MakeBalancer] = {
-    "equal": lambda model: Balancer(Equal(), model.shared_parameters(), model.tasks),
-}
+WRAPPED = "imtl-g"
+METHODS = ("equal", WRAPPED, f"{WRAPPED}+feature-level", f"{WRAPPED}+fuller")
 
 
 @functools.cache
@@ -38,66 +34,67 @@ def suite() -> Suite:
     return two_modalities()
 
 
-def run(make: MakeBalancer, lr: float, seed: int, against: Mapping[str, float]) -> dict[str, Any]:
+def run(recipe: str, lr: float, seed: int, against: Mapping[str, float]) -> dict[str, Any]:
     """Train once; return the best validation score and the test values of those weights.
 
     against: validation values that the score is relative to; empty: the last epoch is the best.
     """
     data = suite()
-    config = FitConfig(batch_size=data.batch_size, lr=lr, weight_decay=DECAY, seed=seed)
-    torch.manual_seed(seed)
-    model = HardSharing.build(data.encoder(), data.width, data.tasks)
-    balancer = make(model)
-    optimiser = build_optimiser(model, balancer, config)
-    sizes = [len(stream) for stream in data.train]
-    schedule = Schedule(Proportional(), sizes, config.batch_size, seed)
-    feed, cursors_S = Feed(data.train, data.tasks, schedule), schedule.start()
-    best: dict[str, Any] = {}
-    step = 0
-    for epoch in range(data.epochs):
-        for _ in range(schedule.steps_per_epoch):
-            fed, cursors_S = feed.step(step, cursors_S)
-            train_step(model, balancer, optimiser, fed)
-            step += 1
-        val = _values(model, data, "val")
-        score = delta_m(data.tasks, val, against) if against else float(epoch)
-        if not best or score > best["score"]:
-            best = {"score": score, "epoch": epoch, "val": val}
-            weights = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(weights)
-    best["test"] = _values(model, data, "test")
-    return best
+    config = FitConfig(
+        epochs=data.epochs,
+        batch_size=data.batch_size,
+        lr=lr,
+        weight_decay=DECAY,
+        patience=0,
+        probes=0,
+        seed=seed,
+    )
+    epochs = iter(range(data.epochs))
 
+    def score(val: Mapping[str, float], first: Mapping[str, float]) -> float:
+        return delta_m(data.tasks, val, against) if against else float(next(epochs))
 
-def _values(model: HardSharing, data: Suite, split: str) -> dict[str, float]:
-    streams = data.split(split)  # type: ignore[arg-type]
-    return primary(validate(model, streams, Meters(data.tasks, primary_only=True)), data.tasks)
+    model, balance, mix = build(data, parse(recipe), seed)
+    record = fit(data, model, balance, mix, config, score, method=recipe)
+    test = validate(model, data.test, Meters(data.tasks, primary_only=True))
+    return {
+        "score": record.best.score,
+        "val": primary(record.best.val, data.tasks),
+        "test": primary(test, data.tasks),
+        "engine": record.engine,
+        "seconds": record.cost.seconds,
+    }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    first = store.kept(
-        "modalities/reference", lambda: run(METHODS["equal"], RATES[0], SEEDS[0], {})
-    )
+    first = store.kept("modalities/reference", lambda: run("equal", RATES[0], SEEDS[0], {}))
     found: dict[str, Any] = {}
-    for name, make in METHODS.items():
+    for recipe in METHODS:
 
-        def one(
-            lr: float, seed: int, name: str = name, make: MakeBalancer = make
-        ) -> dict[str, Any]:
-            file = f"modalities/{name}--lr{lr:g}--s{seed}"
-            return store.kept(file, lambda: run(make, lr, seed, first["val"]))
+        def one(lr: float, seed: int, recipe: str = recipe) -> dict[str, Any]:
+            file = f"modalities/{recipe}--lr{lr:g}--s{seed}"
+            return store.kept(file, lambda: run(recipe, lr, seed, first["val"]))
 
         picked = max(RATES, key=lambda lr: one(lr, SEEDS[0])["score"])
-        tests = [one(picked, seed)["test"] for seed in SEEDS]
-        found[name] = {"lr": picked, "test": tests}
+        runs = [one(picked, seed) for seed in SEEDS]
+        found[recipe] = {
+            "lr": picked,
+            "test": [each["test"] for each in runs],
+            "engine": runs[0]["engine"],
+        }
     tasks = suite().tasks
     reference = {t: fmean(test[t] for test in found["equal"]["test"]) for t in tasks.names}
     for of_method in found.values():
         of_method["delta_m"] = [delta_m(tasks, test, reference) for test in of_method["test"]]
     settings = {"epochs": suite().epochs, "batch_size": suite().batch_size, "rates": RATES}
-    metrics = {task.name: task.primary.name for task in tasks}
-    table = {"seeds": SEEDS, "settings": settings, "metrics": metrics, "methods": found}
+    table = {
+        "seeds": SEEDS,
+        "settings": settings,
+        "metrics": {task.name: task.primary.name for task in tasks},
+        "wrapped": WRAPPED,
+        "methods": found,
+    }
     store.write("modalities", table)
 
 
