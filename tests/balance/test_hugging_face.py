@@ -30,6 +30,7 @@ from polytask.balance import (
     MoCo,
     NashMTL,
     PCGrad,
+    SampledRows,
     Uncertainty,
 )
 from polytask.balance import hugging_face as hook
@@ -398,6 +399,27 @@ def test_famo_sees_each_batch_again_after_its_update(tmp_path):
     trainer.train()
     expected = by_hand(other, balancer_of(other, FAMO()), Sentences().batches())
     assert_same(tensors(model, trainer.balancer), expected)
+
+
+def test_a_method_that_samples_rows_gets_the_losses_of_those_rows(tmp_path):
+    model, other = build(), build()
+    method = SampledRows(PCGrad(), fraction=0.5)
+    trainer = trainer_of(model, method, tmp_path)
+    trainer.train()
+    balancer = balancer_of(other, method)
+    optimiser = torch.optim.AdamW(other.parameters(), LR, weight_decay=0.0, fused=True)
+    other.train()
+    for batch in Sentences().batches() * 2:
+
+        def again(rows, tasks, batch=batch):
+            return other(**{name: rows(column) for name, column in batch.items()})["losses"]
+
+        balancer.backward(other(**batch)["losses"], again=again)
+        optimiser.step()
+        optimiser.zero_grad()
+    assert_same(tensors(model, trainer.balancer), tensors(other, balancer))
+    with pytest.raises(UsageError, match="those of 2 micro-batches here"):
+        trainer_of(model, method, tmp_path, gradient_accumulation_steps=2).train()
 
 
 def test_coba_sees_the_means_of_every_evaluation(tmp_path):

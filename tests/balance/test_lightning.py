@@ -30,6 +30,7 @@ from polytask.balance import (
     MoCo,
     NashMTL,
     PCGrad,
+    SampledRows,
     Uncertainty,
 )
 from polytask.balance import lightning as hook
@@ -398,6 +399,28 @@ def test_famo_sees_each_batch_again_after_its_update():
 class Validated(Model):
     def validation_step(self, batch, batch_idx):
         return self.losses(batch)
+
+
+def test_a_method_that_samples_rows_gets_the_losses_of_those_rows():
+    model, other = Model(), Model()
+    method = SampledRows(PCGrad(), fraction=0.5)
+    callback = BalanceCallback(
+        balancer_of(model, method), losses_of=lambda module, batch: module.losses(batch)
+    )
+    trainer(callback).fit(model, data())
+    balancer = balancer_of(other, method)
+    optimiser = torch.optim.Adam(other.parameters(), other.lr)
+    for inputs, targets in [*data(), *data()]:
+        optimiser.zero_grad()
+
+        def again(rows, tasks, batch=(inputs, targets)):
+            return other.losses([rows(tensor) for tensor in batch])
+
+        balancer.backward(other.losses([inputs, targets]), again=again)
+        optimiser.step()
+    assert_same(tensors(model, callback.balancer), tensors(other, balancer), Model())
+    with pytest.raises(UsageError, match="those of 2 micro-batches here"):
+        trainer(callback, accumulate_grad_batches=2).fit(model, data())
 
 
 def test_coba_sees_the_means_of_every_validation_run():

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polytask.balance.engine import Balancer
+from polytask.balance.wrapper import Rows, label
 from polytask.errors import RunError, UsageError
 
 ByTask = dict[str, Tensor | None]
@@ -53,6 +54,36 @@ def shares(losses: ByTask, parts: int) -> ByTask:
     return {name: None if loss is None else loss / parts for name, loss in losses.items()}
 
 
+def check_parts(balancer: Balancer, parts: int) -> None:
+    """Raise UsageError where an update of several micro-batches would have to be computed again."""
+    if balancer.looks_again and parts > 1:
+        raise UsageError(
+            f"{label(balancer.method)} computes the update's losses again, which are those of "
+            f"{parts} micro-batches here, of which the hook keeps the last alone; do without "
+            "gradient accumulation, or take another method."
+        )
+
+
+def of_tasks(losses: ByTask, tasks: Sequence[str]) -> ByTask:
+    """Return the losses of these tasks alone."""
+    return {task: losses[task] for task in tasks if task in losses}
+
+
+def rows_of(batch: Any, rows: Rows) -> Any:
+    """Return the batch with those rows of its tensors: a tensor, or dicts and sequences of them.
+
+    What is no tensor, or one without rows, is kept as it is.
+    """
+    if isinstance(batch, Tensor):
+        return rows(batch) if batch.dim() else batch
+    if isinstance(batch, Mapping):
+        return {name: rows_of(value, rows) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        parts = [rows_of(value, rows) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
 def detached(losses: ByTask) -> dict[str, Tensor]:
     """Return the present tasks' losses without their graphs."""
     return {name: loss.detach() for name, loss in losses.items() if loss is not None}
@@ -76,7 +107,7 @@ def add_trained(balancer: Balancer, optimiser: Optimizer, scheduled: bool, remed
         return
     if scheduled:
         raise UsageError(
-            f"{type(balancer.method).__name__} has trained parameters, and the learning-rate "
+            f"{label(balancer.method)} has trained parameters, and the learning-rate "
             f"schedule was made without them. {remedy}"
         )
     optimiser.add_param_group({"params": missing, "weight_decay": 0.0})

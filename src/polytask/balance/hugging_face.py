@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from polytask.balance import hooks
 from polytask.balance.engine import Balancer
 from polytask.balance.losses import Weights
+from polytask.balance.wrapper import Rows
 from polytask.errors import RunError, UsageError, need
 from polytask.records import write_atomic
 
@@ -136,11 +137,20 @@ class BalanceMixin:
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             losses = self._losses(model, inputs)
-        share = hooks.shares(losses, self.current_gradient_accumulation_steps)
+        parts = self.current_gradient_accumulation_steps
+        hooks.check_parts(balancer, parts)
+        share = hooks.shares(losses, parts)
         last = self.accelerator.sync_gradients
         if balancer.observes == "after":
             self._fed.append(inputs)
-        weights = balancer.backward(share, accumulate=not last)
+
+        def again(rows: Rows, tasks: Sequence[str]) -> hooks.ByTask:
+            with self.compute_loss_context_manager():
+                losses = self._losses(model, hooks.rows_of(inputs, rows))
+            return hooks.shares(hooks.of_tasks(losses, tasks), parts)
+
+        looks = balancer.looks_again
+        weights = balancer.backward(share, accumulate=not last, again=again if looks else None)
         if last:
             self.weights = weights
         return hooks.total(share, self.args.device)

@@ -24,7 +24,7 @@ import functools
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from torch import Tensor
 from polytask.balance import hooks
 from polytask.balance.engine import Balancer
 from polytask.balance.losses import Weights
+from polytask.balance.wrapper import Rows, label
 from polytask.errors import RunError, UsageError, need
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -61,8 +62,8 @@ class BalanceCallback(Callback):
 
     balancer: or a function of the module that makes it when `fit` begins, for what is not known
         before: parameters made in `configure_model`, the length of an epoch (`updates_per_epoch`).
-    losses_of: for methods that look at each batch again after the update (FAMO): a function
-        (module, batch) -> losses by task, called under torch.no_grad(), which logs nothing.
+    losses_of: for methods that look at each batch again (FAMO, after its update; a sample of the
+        rows, before): a function (module, batch) -> losses by task, which logs nothing.
     log: what the names of the logged weights begin with, as in "weight/depth"; None logs none.
         The weight of an absent task is NaN.
 
@@ -97,6 +98,7 @@ class BalanceCallback(Callback):
         self._log = log
         self._before: dict[str, Any] | None = None  # the instance's attributes under REPLACED
         self._losses: hooks.ByTask = {}
+        self._batch: Any = None
         self._last = True  # whether the batch at hand ends its update
         self._open = False  # whether an update has begun that is not finished
         self._finished: dict[str, Tensor] = {}  # the balancer's state before it was
@@ -126,7 +128,7 @@ class BalanceCallback(Callback):
             return self._report(own_step(*inputs), pl_module)
 
         def backward(loss: Tensor) -> None:
-            self._backward(trainer)
+            self._backward(trainer, pl_module)
 
         pl_module.training_step, pl_module.backward = training_step, backward
 
@@ -151,10 +153,10 @@ class BalanceCallback(Callback):
                 "[{'params': self.parameters()}, {'params': self.balancer.parameters(), "
                 "'weight_decay': 0.0}].",
             )
-        if balancer.observes == "after" and self._losses_of is None:
+        if (balancer.observes == "after" or balancer.looks_again) and self._losses_of is None:
             raise UsageError(
-                f"{type(balancer.method).__name__} must see each batch's losses after the update; "
-                "give BalanceCallback(..., losses_of=lambda module, batch: {...})."
+                f"{label(balancer.method)} must see each batch's losses more than once; give "
+                "BalanceCallback(..., losses_of=lambda module, batch: {...})."
             )
         if self._loaded is not None:
             hooks.check_tasks(balancer, self._loaded["tasks"])
@@ -186,6 +188,7 @@ class BalanceCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note whether Lightning will update after this batch: as it does at every epoch's end."""
+        self._batch = batch
         done = batch_idx + 1
         self._last = (
             done % trainer.accumulate_grad_batches == 0
@@ -202,15 +205,37 @@ class BalanceCallback(Callback):
             "losses": hooks.detached(self._losses),
         }
 
-    def _backward(self, trainer: Trainer) -> None:
+    def _backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         losses, self._losses = self._losses, {}
         if not self._last and not self._open:
             self._finished = self.balancer.state_dict()
         self._open = not self._last
-        parts = hooks.shares(losses, trainer.accumulate_grad_batches)
-        weights = self.balancer.backward(parts, accumulate=self._open)
+        parts = trainer.accumulate_grad_batches
+        hooks.check_parts(self.balancer, parts)
+        batch, self._batch = self._batch, None
+
+        def again(rows: Rows, tasks: Sequence[str]) -> hooks.ByTask:
+            return hooks.shares(self._losses_again(trainer, pl_module, rows, batch, tasks), parts)
+
+        looks = self.balancer.looks_again
+        weights = self.balancer.backward(
+            hooks.shares(losses, parts), accumulate=self._open, again=again if looks else None
+        )
         if self._last:
             self.weights = weights
+
+    def _losses_again(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        rows: Rows,
+        batch: Any,
+        tasks: Sequence[str],
+    ) -> hooks.ByTask:
+        assert self._losses_of is not None, "checked when fit began"
+        with trainer.precision_plugin.train_step_context():
+            losses = self._losses_of(pl_module, hooks.rows_of(batch, rows))
+        return hooks.of_tasks(hooks.losses_by_task(losses, self.balancer, "losses_of"), tasks)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -230,10 +255,9 @@ class BalanceCallback(Callback):
         if self._open or self.weights is None:
             return
         if self.balancer.observes == "after":
-            assert self._losses_of is not None, "checked when fit began"
-            with torch.no_grad(), trainer.precision_plugin.train_step_context():
-                after = self._losses_of(pl_module, batch)
-            self.balancer.observe(hooks.losses_by_task(after, self.balancer, "losses_of"))
+            with torch.no_grad():
+                after = self._losses_again(trainer, pl_module, Rows(), batch, self.balancer.tasks)
+            self.balancer.observe(after)
         if self._log is not None:
             # Tensors, not floats: a float would wait for the device in every step.
             weights_K = dict(zip(self.weights.tasks, self.weights.weights_K, strict=True))
