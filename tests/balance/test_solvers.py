@@ -1,5 +1,7 @@
 """The solvers: against scipy, against every support tried in turn, and by optimality conditions."""
 
+import importlib
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -7,7 +9,17 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from polytask.balance import solvers
+from polytask.balance import (
+    MGDA,
+    Balancer,
+    CAGrad,
+    DualProj,
+    FairGrad,
+    NashMTL,
+    SDMGrad,
+    UPGrad,
+    solvers,
+)
 
 SIZES = [(1, 3), (2, 5), (5, 9), (12, 12), (40, 60)]
 DEPENDENT = [(4, 2), (12, 5), (40, 15)]
@@ -66,6 +78,50 @@ def test_a_solver_cut_short_says_what_it_used():
     cut = solvers.equilibrium(rows_KP @ rows_KP.T, 1.0, rounds=1)
     assert cut.trouble == "Newton's steps did not settle; used the last of them"
     assert (cut.values > 0).all()
+
+
+ACTIVE_SET = "the active set did not settle; used its last feasible point"
+SHORTEST = "the active set did not settle; used the shortest gradient"
+NEWTON = "Newton's steps did not settle; used the last of them"
+
+
+@pytest.mark.parametrize(
+    ("method", "solver", "limits", "note"),
+    [
+        (MGDA(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, SHORTEST),
+        (SDMGrad(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, SHORTEST),
+        (UPGrad(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, ACTIVE_SET),
+        (DualProj(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, ACTIVE_SET),
+        (NashMTL(), "nash_mtl.equilibrium", {"rounds": 1}, NEWTON),
+        (FairGrad(), "fairgrad.equilibrium", {"rounds": 1}, NEWTON),
+        (
+            CAGrad(),
+            "cagrad.conflict_averse",
+            {"rounds": 1},
+            "the pull did not settle; used the mean gradient instead",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "needs") else "",
+)
+def test_every_method_reports_a_solver_that_does_not_settle(
+    monkeypatch, method, solver, limits, note
+):
+    """Cut short, each answers with what its note names, and the balancer counts it."""
+    module, name = solver.split(".")
+    module = importlib.import_module(f"polytask.balance.{module}")
+    monkeypatch.setattr(module, name, partial(getattr(module, name), **limits))
+    leaf_P = torch.ones(20, dtype=torch.float64, requires_grad=True)
+    balancer = Balancer(method, [leaf_P], [f"task {k}" for k in range(12)])
+    rows_KP = torch.from_numpy(rows(12, 20, 5))
+    rows_KP = rows_KP - 0.8 * rows_KP.mean(0)
+    with pytest.warns(RuntimeWarning, match=note):
+        used = balancer.backward(rows_KP @ leaf_P)
+    weights_K = torch.tensor(list(used.values()), dtype=torch.float64)
+    assert list(balancer.notes.values()) == [1]
+    assert bool(weights_K.isfinite().all())
+    torch.testing.assert_close(leaf_P.grad, weights_K @ rows_KP)
+    if method == CAGrad():
+        assert weights_K.tolist() == pytest.approx([1 / 12] * 12)
 
 
 def shortest_by_every_support(rows_KP: torch.Tensor) -> float:

@@ -178,6 +178,9 @@ def nearest(gram_KK: Floats, support_K: Flags | None = None) -> Solution:
     free_NK = None if support_K is None else support_K[None]
     solved = nonnegative(cosines_KK + np.outer(share_K, share_K), share_K[None], free_NK)
     weights_K = share_K * solved.values[0]
+    if not weights_K.any():  # stopped where it began
+        weights_K[norms_K.argmin()] = 1.0
+        return Solution(weights_K, "the active set did not settle; used the shortest gradient")
     return Solution(weights_K / weights_K.sum(), solved.trouble)
 
 
