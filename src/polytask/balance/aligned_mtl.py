@@ -4,7 +4,8 @@ Source: Senushkin et al., "Independent Component Alignment for Multi-Task Learni
     https://arxiv.org/abs/2305.19000, algorithm 1; authors' code https://github.com/SamsungLabs/MTL
 Differs from the source: the Gramian is float64, not float32. Singular directions are dropped by
     the authors' rule, eigenvalue <= largest x K x float32 epsilon: with the smallest kept one as
-    the common scale, a finer rule would let rounding errors shrink the whole update. A Gramian
+    the common scale, a finer rule would let rounding errors shrink the whole update; TorchJD goes
+    by the epsilon of the Gramian it is given, and prefers every task by 1 / K, not 1. A Gramian
     that is zero, of which the source says nothing, gives the preference itself.
 Shapes: T = tasks of the run, K = tasks present, R = rank of the Gramian.
 """

@@ -5,9 +5,9 @@ Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task Learning", 
 Differs from the source: its inner problem, min over the simplex of g_w g_0 + c |g_0| |g_w|, is
     solved exactly: the minimum is the w with the shortest g_w + pull g_0 for the pull at which
     |g_w| = pull c |g_0|. Where g_w is 0 there (a Pareto-stationary point), the source divides by
-    zero; of all the best updates the one nearest to g_0 is taken, its projection onto those that
-    conflict with no task. The authors' code divides the update by 1 + c^2; that is left to the
-    learning rate.
+    zero, and TorchJD makes no update; of all the best updates the one nearest to g_0 is taken, its
+    projection onto those that conflict with no task. The authors' code divides the update by
+    1 + c^2; that is left to the learning rate.
 Shapes: K = tasks present.
 """
 

@@ -7,7 +7,8 @@ Differs from the source: works on the Gramian; one goal per pair of tasks for al
     seed and the step, not from a global stream. A pair with a gradient of zero has no cosine and
     leaves the goal as it was. A goal is taken as at most 1 - 1e-8 in its square, since turning a
     gradient all the way onto another would take an infinite step. Published codes differ in
-    whether the goal learns from every pair met (here, as in the algorithm) or from those turned.
+    whether the goal learns from every pair met (here, as in the algorithm) or from those turned,
+    and begin with beta = 0.5; the default here is the paper's.
 Shapes: T = tasks of the run, K = tasks present.
 """
 

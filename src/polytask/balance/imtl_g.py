@@ -5,7 +5,8 @@ Source: Liu et al., "Towards Impartial Multi-task Learning", ICLR 2021,
 Differs from the source: where its weights, which add up to 1, would make the update climb on
     every task, as happens for conflicting gradients of very different lengths, the signs are
     turned and the sum is -1. Where gradients depend on each other, so that the source's linear
-    system has no single solution, the least-squares one in unit gradients is taken. Where no
+    system has no single solution, the least-squares one in unit gradients is taken; TorchJD takes
+    that in the gradients as they are, which goes by the losses' units. Where no
     combination has equal products (two opposed gradients) the weights are 0, and a note says so.
     The losses' own scaling, IMTL-L, is another method.
 Shapes: T = tasks of the run, K = tasks present.
