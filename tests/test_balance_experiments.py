@@ -168,7 +168,8 @@ def test_each_claim_of_an_experiment_has_its_sign(claims, claimed, other, outcom
     better = {"log10_condition": down, "least_cosine": up, "similarity": up}
     worse = {"log10_condition": up, "least_cosine": down, "similarity": down}
     methods = dict.fromkeys(claims.RIVALS, worse) | {"aligned-mtl": better}
-    methods |= {"coba": {"unevenness": down}, "equal": {"unevenness": up}}
+    methods |= {"coba": {"unevenness": down}}
+    methods |= {"equal": {"unevenness": up, "preset_objective": up}}
     methods |= {"aligned-mtl preset": {"preset_objective": down}}
     methods |= {"fixed preset": {"preset_objective": up}}
     both = {"equal": {"spread": up, "best_score": down}, "coba": {"spread": down, "best_score": up}}
