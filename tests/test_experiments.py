@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 import torch
 
-from polytask.catalog import METHODS, split
+from polytask.catalog import METHODS, parse, split
 from polytask.evaluate.claims import load, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_every_suite_has_a_table_made_by_its_command(scripts, tables):
 
 
 def test_a_full_comparison_is_of_every_balance_method(scripts):
-    rows = [m for m in METHODS if m.room == "balance" and not getattr(m, "wraps", False)]
+    rows = [m for m in METHODS if m.room == "balance" and not m.wraps]
     plain = {row.name for row in rows} - {"fixed"}
     assert plain <= set(split(scripts.run.EVERY))
     assert scripts.run.FULL
@@ -189,8 +189,16 @@ def test_the_picture_holds_every_method_and_suite(scripts, tables):
             assert 0 < float(node.get("cy")) < height
 
 
+def test_every_recipe_on_the_page_is_one():
+    text = (ROOT / "docs" / "balance.md").read_text().partition("## In a recipe")[2]
+    recipes = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(recipes) >= 4
+    for recipe in recipes:
+        assert parse(recipe).text == recipe
+
+
 def test_every_method_has_its_promise_on_the_page(scripts):
-    rows = [m for m in METHODS if m.room == "balance" and not getattr(m, "wraps", False)]
+    rows = [m for m in METHODS if m.room == "balance" and not m.wraps]
     assert set(scripts.guide.PROMISES) == {row.name for row in rows}
 
 

@@ -69,6 +69,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make_comparison: Make) -> di
         "alone": [root / "alone"],
         "fit": [small / "runs" / "pcgrad-0"],
         "fit-single": [small / "runs" / "single-0-0"],
+        "crowds": [crowd, small],
         "several": [small, many, small / "runs" / "dwa-1"],
     }
     return {name: write_report(runs, root / f"{name}.html") for name, runs in folders.items()}
@@ -143,7 +144,7 @@ def click(browser: Any, selector: str) -> None:
     settle(browser)
 
 
-KINDS = ("small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several")
+KINDS = ("small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several", "crowds")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -459,6 +460,16 @@ def test_several_runs_stand_side_by_side(visit: Open) -> None:
         ".find((c) => c.textContent === 'pcgrad').querySelector('.dot').getAttribute('class'))"
     )
     assert tones[0] == tones[1]  # a method keeps its colour on the whole page
+
+
+def test_many_methods_of_several_runs_are_a_map(visit: Open) -> None:
+    browser = visit("crowds")
+    assert count(browser, "#side .point") == 0
+    assert count(browser, "#side rect.gain-cell") == 30 + 5
+    names = texts(browser, "#side svg.target > text.name:not([text-anchor=middle])")
+    assert len(names) == 34  # equal is in both
+    assert names[0] == "equal"  # the only one with a place in both runs
+    assert len(texts(browser, "#side-table tbody tr")) == 30 + 5
 
 
 def test_a_page_of_nothing_but_nulls_says_so(visit: Open) -> None:

@@ -12,7 +12,7 @@ const released = (run, names) => { const shown = focus(run, names); return new S
 
 // Gains by row and column -------------------------------------------------------------------------
 
-// cell(i, j) -> {value, sure, text}; top: the gain from which on the colour is full.
+// cell(i, j) -> {value, sure, text, full}; full, or else top: the gain at which the colour is full.
 function gainMap({ width, rows, columns, cell, top, label }) {
   const side = Math.min(width * 0.34, 10 + widest(rows, 12.5));
   const high = Math.min(120, 8 + widest(columns, 11.5));
@@ -29,10 +29,10 @@ function gainMap({ width, rows, columns, cell, top, label }) {
     const y = head + i * tall;
     svg.append(s("text", { class: "name", x: side - 6, y: y + 15, "text-anchor": "end", text: clip(name, side - 8) }));
     return columns.map((_, j) => {
-      const { value, sure, text } = cell(i, j);
+      const { value, sure, text, full } = cell(i, j);
       const x = side + j * wide;
       if (isNumber(value)) {
-        const share = Math.max(-1, Math.min(1, value / top));
+        const share = Math.max(-1, Math.min(1, value / (full ?? top)));
         const square = s("rect", { class: "gain-cell", x, y, width: wide - 1, height: tall - 1 });
         square.style.fill = `color-mix(in oklab, var(${share < 0 ? "--bad" : "--good"}) ${Math.round(Math.abs(share) * 100)}%, var(--mid))`;
         svg.append(square);
@@ -138,6 +138,27 @@ function overviewSection(run, id) {
     means.node,
     h("div", { class: tasks.length <= 6 ? "pair" : "" },
       map ? h("div", {}, map.node, h("p", { class: "scalebar" }, `${MINUS}${fmt(full)} % or less`, h("i", { "aria-hidden": "true" }), `+${fmt(full)} % or more`)) : null, cost?.node));
+}
+
+// Many methods on several runs: a row per method, best mean rank first, a column per run. A run has a
+// scale of its own, since suites differ in what can be gained at all.
+function sideMap(runs, names) {
+  const cells = runs.map((run) => new Map(joint(run).map((method) => [method.name, method])));
+  const places = (name) => runs.map((run, j) => (cells[j].has(name) ? joint(run).findIndex((m) => m.name === name) : names.length));
+  const rank = (name) => places(name).reduce((a, b) => a + b, 0);
+  const rows = [...names].sort((a, b) => rank(a) - rank(b));
+  const full = runs.map((run) => fullColour(joint(run).map((method) => method.delta_m)));
+  const cell = (i, j) => {
+    const method = cells[j].get(rows[i]);
+    if (!method) return { value: null, text: [rows[i], `not in ${runs[j].label}`] };
+    const sure = Boolean(method.interval) && (method.interval[0] > 0 || method.interval[1] < 0);
+    return { value: method.delta_m, full: full[j], sure, text: [rows[i], runs[j].label, `${pct(method.delta_m)} ${bracket(method.interval)}`] };
+  };
+  return figure({
+    title: "Mean gain by method and run", note: "delta-m in %; in parentheses: the interval includes 0; full colour at a level of each run's own",
+    draw: (width) => gainMap({ width, rows, columns: runs.map((run) => run.label), cell, top: 1, label: "Mean gain by method and run" }),
+    data: () => ({ head: ["Method", ...runs.map((run) => run.label)], rows: rows.map((name) => [name, ...cells.map((of) => (of.has(name) ? `${pct(of.get(name).delta_m)} ${bracket(of.get(name).interval)}` : "–"))]) }),
+  });
 }
 
 // How each method's gradients were formed, and what it used in place of what its source asks.

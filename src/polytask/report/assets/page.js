@@ -440,7 +440,9 @@ function compareSection() {
   const others = DATA.runs.filter((run) => run.kind !== "compare");
   if (!rows.length) return null;
   const compared = DATA.runs.filter((run) => run.kind === "compare");
-  const plot = figure({
+  const names = [...new Set(rows.map(({ method }) => method.name))];
+  const crowded = names.length > MANY;
+  const plot = crowded ? sideMap(compared, names) : figure({
     title: "Mean gain per run and method", note: "delta-m in %, with the interval over seeds",
     draw: (width) => dotPlot({
       width, zeroName: "single-task models", label: "Mean gain per run and method",
@@ -451,9 +453,8 @@ function compareSection() {
     }),
     data: () => ({ head: ["Run", "Method", "Mean gain", "Interval"], rows: rows.map(({ run, method }) => [run.label, method.name, pct(method.delta_m), bracket(method.interval) || "–"]) }),
   });
-  const names = [...new Set(rows.map(({ method }) => method.name))];
   return section("side", "Side by side", "Mean gain over each run's own tasks against its own single-task models. Runs on different suites share the scale, not the tasks.",
-    h("div", { class: "chips controls", role: "group", "aria-label": "Methods" }, names.map((name) => h("span", { class: "chip" }, swatch(styleOf(name)), name))),
+    crowded ? null : h("div", { class: "chips controls", role: "group", "aria-label": "Methods" }, names.map((name) => h("span", { class: "chip" }, swatch(styleOf(name)), name))),
     plot.node,
     sortTable({
       id: "side-table", label: "Runs and methods", rows, tall: rows.length > 20,
