@@ -216,6 +216,21 @@ METHODS: tuple[Method, ...] = (
         "own; see Chen et al., NeurIPS 2023, arXiv:2305.20057", wraps=True,
     ),
     Method(
+        "flat-regions", "balance", "polytask.balance.flat_regions:FlatRegions",
+        "around a method: leads every task to a flat region (F-MTL)",
+        "Phan et al., 2022, arXiv:2211.13723", wraps=True,
+    ),
+    Method(
+        "look-ahead", "balance", "polytask.balance.look_ahead:LookAhead",
+        "around a method: gradients on rows kept back, after each task's own step (two-step)",
+        "Aoki, Tung & Oliveira, 2021, arXiv:2106.10595", wraps=True,
+    ),
+    Method(
+        "fuller", "balance", "polytask.balance.fuller:Fuller",
+        "around a method: calibrates tasks at the features, then modality branches",
+        "Huang et al., ICCV 2023, arXiv:2307.16617", wraps=True,
+    ),
+    Method(
         "proportional", "mix", "polytask.mix.proportional:Proportional",
         "every row of every stream equally often",
         "the baseline; see Raffel et al., JMLR 2020, arXiv:1910.10683, section 3.5.2",

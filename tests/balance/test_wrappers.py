@@ -33,7 +33,6 @@ from polytask.errors import UsageError
 from polytask.testing import check_wrapper
 
 WRAPPERS = [row.name for row in METHODS if row.wraps]
-INSIDE = {"every-n": "mgda"}
 
 
 def whole(model, inputs, targets):
@@ -50,7 +49,7 @@ def flat(parameters):
                       for p in parameters])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("name", sorted({*WRAPPERS} - {"fuller"}))
 @pytest.mark.parametrize("inner", ["pcgrad", "mgda", "aligned-mtl", "gradnorm"])
 def test_every_wrapper_of_the_catalog_keeps_the_contract(name, inner):
     check_wrapper(parse(f"{inner}+{name}").build_balance(0))

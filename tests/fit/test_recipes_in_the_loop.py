@@ -10,9 +10,10 @@ from torch import nn
 from polytask.balance import Balancer, PCGrad, Rows, SampledRows
 from polytask.catalog import parse
 from polytask.errors import UsageError
-from polytask.fit import Feed, FitConfig, build_optimiser, task_losses, train_step
+from polytask.fit import Feed, FitConfig, build_optimiser, fit, task_losses, train_step
 from polytask.fit.step import losses_again
-from polytask.mix import Schedule, Uniform
+from polytask.mix import Proportional, Schedule, Uniform
+from polytask.share import HardSharing
 
 RECIPES = {
     "pcgrad+every-n:n=3": "updates: exact",
@@ -20,6 +21,8 @@ RECIPES = {
     "upgrad+sampled-rows:fraction=0.5": "a sample of 0.5 of the rows",
     "igb-v1+cagrad": "losses weighed by IGBv1, then exact",
     "famo+pcgrad": "one forward more",
+    "equal+flat-regions": "flat regions",
+    "pcgrad+look-ahead:lr=0.01": "look-ahead",
 }
 
 
@@ -48,6 +51,38 @@ def test_a_run_taken_up_again_ends_as_if_nothing_was(
     assert record.points[-1].train == whole.points[-1].train
     for name, value in watched.last.items():
         assert torch.equal(taken_up.last[name], value)
+
+
+class TwoInputs(nn.Module):
+    """An encoder with a branch for each half of the columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleDict({"left": nn.Linear(3, 4), "right": nn.Linear(3, 4)})
+        self.join = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        halves = zip(self.branches.values(), inputs.split(3, 1), strict=True)
+        return self.join(torch.cat([branch(half) for branch, half in halves], 1)).relu()
+
+
+def test_fuller_takes_the_branches_of_the_model(tiny: ModuleType) -> None:
+    suite = tiny.shared()
+    torch.manual_seed(0)
+    model = HardSharing.build(TwoInputs(), 8, suite.tasks)
+    assert list(model.branches()) == ["left", "right"]
+    balance = parse("mgda+fuller").build_balance(0)
+    config = FitConfig(epochs=1, batch_size=10, min_epoch_steps=1)
+    record = fit(
+        suite, model, balance, Proportional(), config, tiny.first_task, method="mgda+fuller"
+    )
+    assert "branches left, right at one level" in record.engine
+    norms = [
+        torch.cat([p.grad.flatten() for p in branch.parameters()]).norm()
+        for branch in model.encoder.branches.values()
+    ]
+    torch.testing.assert_close(*norms)
+    assert tiny.model(suite).branches() == {}
 
 
 def fed_of(suite, batch_size: int = 12, accumulate: int = 1):

@@ -23,6 +23,8 @@ from polytask.balance.fairgrad import FairGrad
 from polytask.balance.famo import FAMO
 from polytask.balance.feature_level import FeatureLevel
 from polytask.balance.fixed import Fixed
+from polytask.balance.flat_regions import FlatRegions
+from polytask.balance.fuller import Fuller
 from polytask.balance.gls import GLS
 from polytask.balance.graddrop import GradDrop
 from polytask.balance.gradnorm import GradNorm
@@ -31,6 +33,7 @@ from polytask.balance.igb_v1 import IGBv1
 from polytask.balance.igb_v2 import IGBv2
 from polytask.balance.imtl_g import IMTLG
 from polytask.balance.imtl_l import IMTLL
+from polytask.balance.look_ahead import LookAhead
 from polytask.balance.losses import Losses, Weights
 from polytask.balance.measure import Measured
 from polytask.balance.mgda import MGDA
@@ -53,8 +56,9 @@ from polytask.balance.wrapper import Again, Rows, Wrapper
 __all__ = [
     "DWA", "FAMO", "GLS", "IMTLG", "IMTLL", "MGDA", "RLW", "STCH", "Again", "AlignedMTL",
     "Balance", "Balancer", "CAGrad", "CoBa", "ConFIG", "DualProj", "Equal", "EveryN", "FairGrad",
-    "FeatureLevel", "Fixed", "GradDrop", "GradNorm", "GradVac", "IGBv1", "IGBv2", "Losses",
-    "Measured", "MoCo", "NashMTL", "Needs", "Observed", "Observer", "PCGrad", "Rows", "SDMGrad",
-    "SampledRows", "ScaleInvariant", "Signal", "State", "TaskFault", "TrimmedMean", "UPGrad",
-    "Uncertainty", "Update", "Weighed", "Weights", "Wrapper", "sum_gradients", "sum_not_mean",
+    "FeatureLevel", "Fixed", "FlatRegions", "Fuller", "GradDrop", "GradNorm", "GradVac", "IGBv1",
+    "IGBv2", "LookAhead", "Losses", "Measured", "MoCo", "NashMTL", "Needs", "Observed", "Observer",
+    "PCGrad", "Rows", "SDMGrad", "SampledRows", "ScaleInvariant", "Signal", "State", "TaskFault",
+    "TrimmedMean", "UPGrad", "Uncertainty", "Update", "Weighed", "Weights", "Wrapper",
+    "sum_gradients", "sum_not_mean",
 ]  # fmt: skip

@@ -51,6 +51,9 @@ class Balancer:
         a checkpoint does not hold what it learned: a resumed run may differ from one that was
         never stopped in the last digits, so it has to be asked for.
 
+    branches: the shared parameters of each modality branch of the encoder, by name; for methods
+        that balance modalities (Fuller).
+
     `notes` counts the updates in which the method had to use a substitute for what its source
     asks, by what it was; the first of each is warned of.
 
@@ -70,6 +73,7 @@ class Balancer:
         steps_per_epoch: int | None = None,
         process_group: dist.ProcessGroup | None = None,
         gramian: GramianBy = "rows",
+        branches: Mapping[str, Sequence[nn.Parameter]] | None = None,
     ) -> None:
         name = label(method)
         if not isinstance(method, (Balance, Wrapper)):
@@ -92,6 +96,7 @@ class Balancer:
             raise UsageError(f"Balancer: gramian is {gramian!r}; give 'rows' or 'per layer'.")
         self.step = 0
         self.state: State = {}
+        self._branches = branches
         self._world = World(process_group)
         self._exact = Exact(self.shared, self._world, needs, gramian)
         self._said = Said(self._exact.said if needs != "losses" else BY_LOSSES)
@@ -392,6 +397,7 @@ class Balancer:
             engine=self._exact,
             pending=pending,
             again=again,
+            branches=self._branches,
             said=self._said,
         )
 

@@ -85,7 +85,8 @@ class FeatureLevel:
             direction_N = update.weights_K.detach().to(rows_KN.dtype) @ rows_KN
         with turn.watched():
             if cut is not None:
-                pass_down(turn, cut, direction_N)
+                for parameter, grad in passed_down(turn, cut, direction_N):
+                    parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         turn.add_penalty(update)
         turn.said.how = "feature level: one backward per head, one through the encoder"
         return Update(nest("method", update.state), update.weights_K, note=update.note)
@@ -113,8 +114,8 @@ def at_features(turn: Turn) -> tuple[Tensor, Node | None]:
     return rows_KN, cut
 
 
-def pass_down(turn: Turn, cut: Node, direction_N: Tensor) -> None:
-    """Add the shared parameters' gradients for this one at the features, and the others' own."""
+def passed_down(turn: Turn, cut: Node, direction_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return the shared parameters' gradients for this one at the features; add the others'."""
     shared = {id(parameter) for parameter in turn.shared}
     losses_K = stacked(turn.given)
     found, _ = gradients.leaves([losses_K])
@@ -128,9 +129,7 @@ def pass_down(turn: Turn, cut: Node, direction_N: Tensor) -> None:
     grads = torch.autograd.grad(
         edges, reached, grad_outputs=[given], retain_graph=turn.retain, allow_unused=True
     )
-    for parameter, grad in zip(reached, grads, strict=True):
-        if grad is not None:
-            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+    return [(p, grad) for p, grad in zip(reached, grads, strict=True) if grad is not None]
 
 
 def features(losses: Sequence[Tensor], shared: Sequence[Tensor]) -> Node:

@@ -6,7 +6,7 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -41,6 +41,7 @@ class Turn:
     axis: the run's tasks. at: the tasks present anywhere; losses_K: their losses, detached, summed
         over the processes. mine, given: the tasks and losses, with graphs, of this process.
     pending: what the micro-batches before the last left. again: see `wrapper.Again`.
+    branches: the shared parameters of each modality branch, by name.
     number: updates before this one. epoch: whole epochs before, None where nobody tells.
     shared: the shared parameters. retain: whether the losses' graph must outlive the update.
     scale_T: what every loss of the update was multiplied by; None: nothing.
@@ -59,6 +60,7 @@ class Turn:
     engine: Exact
     pending: Pending | None = None
     again: Again | None = None
+    branches: Mapping[str, Sequence[nn.Parameter]] | None = None
     retain: bool = False
     scale_T: Tensor | None = None
     loss_scale: LossScale = field(default_factory=LossScale)
@@ -142,6 +144,19 @@ class Turn:
         with self.watched():
             if terms:
                 sum(terms[1:], terms[0]).backward(retain_graph=self.retain)  # type: ignore[no-untyped-call]
+
+    def add_trained(self, update: Update) -> None:
+        """Add the gradient of weights that the method trains, and of its penalty.
+
+        What it is when the method is alone: the losses count as numbers.
+        """
+        if not update.weights_K.requires_grad:
+            self.add_penalty(update)
+            return
+        own = (update.weights_K * self.losses_K.to(update.weights_K.dtype)).sum()
+        if update.penalty is not None:
+            own = own + update.penalty
+        self.add_penalty(replace(update, penalty=own))
 
     def watched(self) -> contextlib.AbstractContextManager[None]:
         """Return a context for one backward pass of all losses that no wrapper may average."""

@@ -12,7 +12,7 @@ Shapes: T = tasks of the run, K = tasks present.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from polytask.balance.base import Balance, State, Update
@@ -68,14 +68,7 @@ class Weighed:
         first = turn.ask(self.by, under("by", state))
         weights_K = first.weights_K.detach()
         second = turn.weighed(weights_K).exact(self.method, under("method", state))
-        if first.weights_K.requires_grad:
-            # Its own parameters alone: the losses count as numbers here, as they would for them.
-            own = (first.weights_K * turn.losses_K.to(first.weights_K.dtype)).sum()
-            if first.penalty is not None:
-                own = own + first.penalty
-            turn.add_penalty(replace(first, penalty=own))
-        else:
-            turn.add_penalty(first)
+        turn.add_trained(first)
         turn.said.how = f"losses weighed by {label(self.by)}, then {turn.said.how}"
         both_K = weights_K.to(second.weights_K.dtype) * second.weights_K.detach()
         notes = [note for note in (first.note, second.note) if note is not None]

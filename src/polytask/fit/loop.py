@@ -135,6 +135,7 @@ class _Run:
             model.shared_parameters(),
             tasks=suite.tasks.names,
             steps_per_epoch=self.epoch_steps,
+            branches=model.branches() or None,
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None

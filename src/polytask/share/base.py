@@ -40,6 +40,13 @@ class SharedModel(nn.Module):
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Return the parameters only this task reaches."""
 
+    def branches(self) -> dict[str, list[nn.Parameter]]:
+        """Return the shared parameters that one modality alone goes through, by its name.
+
+        Empty for models that do not tell modalities apart, which are most.
+        """
+        return {}
+
     def _asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
         if tasks is None:
             return self.tasks

@@ -25,7 +25,8 @@ class HardSharing(SharedModel):
     """A model whose tasks share all of `encoder` and have a head each.
 
     encoder: inputs -> features: one tensor, or a mapping with some of "row" (B, F),
-        "sequence" (B, L, F) and "map" (B, F, H, W).
+        "sequence" (B, L, F) and "map" (B, F, H, W). One that reads several modalities names their
+        own parts in an nn.ModuleDict `branches`.
     heads: task -> module that takes features. Their order is axis T.
     reads: task -> the name of the feature its head takes, where the encoder gives a mapping;
         a task not named reads "row".
@@ -95,6 +96,13 @@ class HardSharing(SharedModel):
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Return the parameters of this task's head."""
         return list(self.head(task).parameters())
+
+    def branches(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part in the encoder's ModuleDict `branches`, if any."""
+        parts = getattr(self.encoder, "branches", None)
+        if not isinstance(parts, nn.ModuleDict):
+            return {}
+        return {name: list(part.parameters()) for name, part in parts.items()}
 
     def _feature(self, features: Features, read: str, task: str) -> Tensor:
         if isinstance(features, Tensor):
