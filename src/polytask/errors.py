@@ -25,7 +25,14 @@ class RunError(PolytaskError, RuntimeError):
 
 
 class Diverged(RunError):
-    """A loss that is not finite: task and update are named. Exit code 1."""
+    """A loss or a gradient that is not finite: task and update are named. Exit code 1.
+
+    what: the same in a few words without numbers, to count such updates by.
+    """
+
+    def __init__(self, text: str, what: str = "a loss is not finite") -> None:
+        super().__init__(text)
+        self.what = what
 
 
 class MissingExtra(PolytaskError, ImportError):

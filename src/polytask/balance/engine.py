@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -23,15 +23,18 @@ from torch import Tensor, nn
 
 from polytask.balance.base import Balance, Observed, Observer, State
 from polytask.balance.exact import Exact, GramianBy, Pending
-from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given
+from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given, unbound
 from polytask.balance.measure import Measured, measure
 from polytask.balance.scaled import LossScale
 from polytask.balance.sharded import refuse_mean
 from polytask.balance.turn import BY_LOSSES, Said, Turn
+from polytask.balance.undo import Undo
 from polytask.balance.world import World
 from polytask.balance.wrapped import explained
 from polytask.balance.wrapper import Again, Wrapper, label, nest, plain, under, wrappers
-from polytask.errors import RunError, UsageError
+from polytask.errors import Diverged, RunError, UsageError
+
+NonFinite = Literal["stop", "skip"]
 
 
 class Balancer:
@@ -54,8 +57,18 @@ class Balancer:
     branches: the shared parameters of each modality branch of the encoder, by name; for methods
         that balance modalities (Fuller).
 
+    nonfinite: what to do where a loss or a gradient is not finite. "stop": raise Diverged, which
+        names the task. "skip": leave the whole update out, with every `.grad` and the state as
+        they were before it (micro-batches included), and count it in `notes`; no weight comes
+        back. It costs one look at every gradient. With "stop", gradients are looked at where the
+        method compares them; those of a method of losses alone show in the next loss. Losses
+        given as one tensor share a graph: a gradient that is not finite may then show in all.
+
     `notes` counts the updates in which the method had to use a substitute for what its source
-    asks, by what it was; the first of each is warned of.
+    asks, or that were skipped, by what it was; the first of each is warned of.
+
+    Shared parameters that no loss of an update reaches get no gradient, as in autograd; where none
+    of them is reached, a method that compares gradients raises UsageError.
 
     Several processes: each passes its share of the global losses (sum over its rows, divided by
     the count over all rows), calls equally often, and afterwards the loop sums `.grad` over the
@@ -74,6 +87,7 @@ class Balancer:
         process_group: dist.ProcessGroup | None = None,
         gramian: GramianBy = "rows",
         branches: Mapping[str, Sequence[nn.Parameter]] | None = None,
+        nonfinite: NonFinite = "stop",
     ) -> None:
         name = label(method)
         if not isinstance(method, (Balance, Wrapper)):
@@ -94,8 +108,11 @@ class Balancer:
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
         if gramian not in get_args(GramianBy):
             raise UsageError(f"Balancer: gramian is {gramian!r}; give 'rows' or 'per layer'.")
+        if nonfinite not in get_args(NonFinite):
+            raise UsageError(f"Balancer: nonfinite is {nonfinite!r}; give 'stop' or 'skip'.")
         self.step = 0
         self.state: State = {}
+        self._undo = Undo() if nonfinite == "skip" else None
         self._branches = branches
         self._world = World(process_group)
         self._exact = Exact(self.shared, self._world, needs, gramian)
@@ -200,17 +217,34 @@ class Balancer:
         if self._exact.sharded:
             self._world.check_alike(self._axis, at, self.shared[0].device)
             if self.step == 0:
-                refuse_mean(given.unbind() if isinstance(given, Tensor) else given)
+                refuse_mean(unbound(given))
+        if self._undo is None:
+            if accumulate:
+                self._axis.check_finite(at, losses_K, self.step)
+                return self._part(at, given, losses_K, scaled)
+            return self._whole(at, given, losses_K, scaled, again)
+        if scale is not None:
+            raise UsageError(
+                "Balancer: a loss scaler leaves out updates by itself; give nonfinite='stop' with "
+                "it, which stops at losses that are not finite alone."
+            )
+        self._undo.note(unbound(given), (*self.shared, *self.parameters()))
         if accumulate:
-            self._axis.check_finite(at, losses_K, self.step)
+            if self._anywhere(1.0 - losses_K.isfinite().all().to(torch.float32)):
+                # It makes the sum so: the last call leaves the update out, in all processes.
+                self._pending = self._pending or Pending()
+                self._pending.add_losses(at, losses_K)
+                return Weights((), losses_K[:0], losses_K[:0])
             return self._part(at, given, losses_K, scaled)
-        return self._whole(at, given, losses_K, scaled, again)
+        undo, self._undo = self._undo, Undo()
+        return self._whole_or_none(at, given, losses_K, again, undo)
 
     def observe(self, losses: Losses, *, tasks: Sequence[str] | None = None) -> None:
         """Show the method losses that it does not weigh; `observes` says which.
 
         losses, tasks: as for `backward`; no graph is needed. Several processes: each hands in its
-        share, as often as the others. Raises Diverged naming the task whose loss is not finite.
+        share, as often as the others. Raises Diverged naming the task whose loss is not finite;
+        with nonfinite="skip" the method is not shown such losses.
         """
         if self._observer is None:
             raise UsageError(f"{label(self.method)} looks at no other losses; leave out observe().")
@@ -219,8 +253,14 @@ class Balancer:
         losses_K = detached(given)
         if self._world.size > 1:
             at, losses_K = self._exchange(at, losses_K)
-        self._axis.check_finite(at, losses_K, self.step)
         self._unobserved = False
+        try:
+            self._axis.check_finite(at, losses_K, self.step)
+        except Diverged as error:
+            if self._undo is None:
+                raise
+            self._count(f"{error.what}, as observed; did not look at it", 3)
+            return
         if at:
             turn = self._turn(at, losses_K, at, given, None)
             own = under(path, self.state) if path else self.state
@@ -352,12 +392,37 @@ class Balancer:
         self._unobserved = self.observes == "after"
         return Weights(self._axis.names(all_at), update.weights_K.detach(), all_K)
 
-    def _count(self, note: str) -> None:
-        """Add to `notes`; warn the caller of `backward` where this one is new."""
+    def _whole_or_none(
+        self, at: At, given: Given, losses_K: Tensor, again: Again | None, undo: Undo
+    ) -> Weights:
+        """Take a whole step; leave it out where something in it is not finite."""
+        state, step, unobserved = self.state, self.step, self._unobserved
+        try:
+            weights = self._whole(at, given, losses_K, LossScale(), again)
+            if not self._anywhere(undo.broken()):
+                return weights
+            why = "a gradient is not finite"
+        except Diverged as error:
+            why = error.what
+        undo.restore()
+        self.state, self.step, self._unobserved = state, step, unobserved
+        self._count(f"{why}; left the whole update out")
+        self.step += 1
+        return Weights((), losses_K[:0], losses_K[:0])
+
+    def _anywhere(self, flag: Tensor) -> bool:
+        """Return whether the flag is not 0 in any process."""
+        if self._world.size > 1:
+            flag = flag.to(self.shared[0].device if self.shared else flag.device)
+            self._world.add_up(flag)
+        return bool(flag)
+
+    def _count(self, note: str, depth: int = 4) -> None:
+        """Add to `notes`; warn the caller of `backward`, `depth` calls up, of a new one."""
         text = f"{label(self.method)}: {note}"
         if text not in self.notes:
             said = f"{text} (update {self.step}; the others are counted in Balancer.notes)."
-            warnings.warn(said, RuntimeWarning, stacklevel=4)
+            warnings.warn(said, RuntimeWarning, stacklevel=depth)
         self.notes[text] = self.notes.get(text, 0) + 1
 
     def _turn(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from polytask.balance import gradients
 from polytask.balance.base import Needs, Update
 from polytask.balance.gramian import PerLayer
-from polytask.balance.losses import At, Given
+from polytask.balance.losses import At, Given, unbound
 from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
 from polytask.errors import UsageError
@@ -73,8 +73,7 @@ class Pending:
         together = tuple(sorted({*self.at, *at}))
         rows_KP = self.spread(together, shared)
         mine = [rows_KP[together.index(t)] for t in at]
-        losses = given.unbind() if isinstance(given, Tensor) else given
-        self.reached |= gradients.add_rows(losses, shared, mine, retain)
+        self.reached |= gradients.add_rows(unbound(given), shared, mine, retain)
         self.at, self.rows_KP = together, rows_KP
 
     def spread(self, at: At, shared: Sequence[Tensor]) -> Tensor:
@@ -85,6 +84,15 @@ class Pending:
         if self.rows_KP is not None:
             rows_KP[[at.index(t) for t in self.at]] = self.rows_KP
         return rows_KP
+
+
+def unreached() -> UsageError:
+    """Return the error for losses that have nothing to do with the shared parameters."""
+    return UsageError(
+        "Balancer: no loss reaches any of the shared parameters. Check that they are of the model "
+        "that computed the losses (not of a copy, nor of one wrapped or moved since), that they "
+        "require gradients, and that nothing between them and the losses is detached."
+    )
 
 
 class Exact:
@@ -148,11 +156,12 @@ class Exact:
 
     def _add_per_layer(self, given: Given, ask: Ask) -> Update | None:
         """Form the Gramian layer by layer; None where that does not apply."""
-        losses = given.unbind() if isinstance(given, Tensor) else given
-        products = self._per_layer.products(losses, self._shared)
+        products = self._per_layer.products(unbound(given), self._shared)
         self.said = self._per_layer.said
         if products is None:
             return None
+        if not products.reached:
+            raise unreached()
         self.held_bytes = max(self.held_bytes, self._per_layer.held)
         update = ask(products.gram_KK, None)
         assert update.direction_P is None, "a direction needs rows"
@@ -169,6 +178,8 @@ class Exact:
         if world.size > 1:
             world.add_up_rows(rows_KP, shared)
             reached = world.reached_anywhere(reached, shared)
+        if not reached:
+            raise unreached()
         gram_KK = gradients.gram(rows_KP)
         seen_KP = None
         if self.sharded:

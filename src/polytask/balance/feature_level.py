@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from polytask.balance import gradients
 from polytask.balance.base import Balance, State, Update
+from polytask.balance.exact import unreached
 from polytask.balance.graph import LEAF, read
 from polytask.balance.layers import shape_of
 from polytask.balance.losses import stacked
@@ -138,6 +139,8 @@ def features(losses: Sequence[Tensor], shared: Sequence[Tensor]) -> Node:
     The nearest to the losses below which there are shared parameters alone.
     """
     graph = read(losses, shared)
+    if not graph.uses:
+        raise unreached()
     ours = {id(parameter) for parameter in shared}
     for cut in graph.cuts:
         if all(id(leaf) in ours for leaf in _leaves_below(cut)):

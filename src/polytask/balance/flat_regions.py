@@ -71,6 +71,9 @@ class FlatRegions:
     def update(self, turn: Turn, state: State) -> Update:
         """Add both parts' gradients; return the weights of the low loss part."""
         here = [slope(turn, loss, retain=True) for loss in turn.losses]
+        low_KP = torch.stack([found.row(turn.shared) for found in here])
+        low_KK = gradients.gram(low_KP)
+        turn.axis.check_gradients(turn.at, low_KK, turn.number)  # before anything moves along them
         there: list[Slope] = []
         for task, low in zip(turn.at, here, strict=True):
             shifts = [*_uphill(low.shared, self.rho), *_uphill(low.own, self.rho)]
@@ -81,7 +84,6 @@ class FlatRegions:
                     "which has one in this step; with all rows it must give the same losses."
                 )
             there.append(found)
-        low_KP = torch.stack([found.row(turn.shared) for found in here])
         flat_KP = torch.stack([found.row(turn.shared) for found in there]) - low_KP
         turn.said.how = f"flat regions: one forward and two backward per task, rho {self.rho:g}"
         if self.method.needs == "losses":
@@ -93,7 +95,7 @@ class FlatRegions:
             turn.add_trained(update)
         else:
             flat = turn.ask(self.method, under("flat", state), gradients.gram(flat_KP), flat_KP)
-            update = turn.ask(self.method, under("method", state), gradients.gram(low_KP), low_KP)
+            update = turn.ask(self.method, under("method", state), low_KK, low_KP)
             direction_P = _direction(update, low_KP) + _direction(flat, flat_KP)
             add_own(there)
             states = nest("method", update.state) | nest("flat", flat.state)

@@ -125,6 +125,10 @@ class Products:
     _losses: Sequence[Tensor]
     _others: list[Tensor]
 
+    @property
+    def reached(self) -> frozenset[int]:
+        return frozenset(self._weighted)
+
     def add(self, weights_K: Tensor, shared: Sequence[nn.Parameter]) -> None:
         """Add the weighted update to the shared `.grad`, and to every other its gradient.
 

@@ -145,11 +145,31 @@ class Axis:
         # for when the sum is not finite, which huge losses can also make it.
         if math.isfinite(losses_K.sum().item()) or bool(torch.isfinite(losses_K).all()):
             return
-        bad = {self.tasks[t]: v for t, v in zip(at, losses_K.tolist(), strict=True)}
-        names = ", ".join(f"{name!r} is {v}" for name, v in bad.items() if not math.isfinite(v))
+        there = {self.tasks[t]: v for t, v in zip(at, losses_K.tolist(), strict=True)}
+        bad = {name: v for name, v in there.items() if not math.isfinite(v)}
+        names = ", ".join(f"{name!r} is {v}" for name, v in bad.items())
         raise Diverged(
             f"At step {step} the loss of task {names}; expected a finite number. Check its "
-            "inputs and targets, lower the learning rate, or clip gradients."
+            "inputs and targets, lower the learning rate, or clip gradients.",
+            f"the loss of task {', '.join(map(repr, bad))} is not finite",
+        )
+
+    def check_gradients(self, at: At, gram_KK: Tensor, step: int) -> None:
+        """Return nothing, or raise Diverged naming the tasks whose gradient is not finite."""
+        squares_K = gram_KK.diagonal()
+        if math.isfinite(squares_K.sum().item()):
+            return
+        found = [t for t, v in zip(at, squares_K.tolist(), strict=True) if not math.isfinite(v)]
+        if not found:  # their sum alone is too large
+            return
+        what = (
+            f"the gradient of task {', '.join(repr(self.tasks[t]) for t in found)} in the shared "
+            "parameters, or its square, is not finite"
+        )
+        raise Diverged(
+            f"At step {step} {what}. Check the task's loss, lower the learning rate, or scale the "
+            "loss.",
+            what,
         )
 
     def names(self, at: At) -> tuple[str, ...]:
@@ -184,6 +204,18 @@ def detached(given: Given) -> Tensor:
 def stacked(given: Given) -> Tensor:
     """Return the losses as one tensor, (K,), with their graphs; at least one."""
     return given if isinstance(given, Tensor) else torch.stack(list(given))
+
+
+def multiplied(given: Given, scale_K: Tensor) -> Given:
+    """Return the losses times numbers; those given one by one keep graphs of their own."""
+    if isinstance(given, Tensor):
+        return given * scale_K.to(given.dtype)
+    return [loss * scale.to(loss.dtype) for loss, scale in zip(given, scale_K, strict=True)]
+
+
+def unbound(given: Given) -> Sequence[Tensor]:
+    """Return the losses one by one, with their graphs."""
+    return given.unbind() if isinstance(given, Tensor) else given
 
 
 def _no_graph(task: str) -> UsageError:

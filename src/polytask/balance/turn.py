@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from polytask.balance import gradients
 from polytask.balance.base import Balance, Signal, State, TaskFault, Update
 from polytask.balance.exact import Exact, Pending
-from polytask.balance.losses import At, Axis, Given, detached, names_given, stacked
+from polytask.balance.losses import (
+    At,
+    Axis,
+    Given,
+    detached,
+    multiplied,
+    names_given,
+    stacked,
+    unbound,
+)
 from polytask.balance.scaled import LossScale
 from polytask.balance.world import World
 from polytask.balance.wrapper import Again, Method, Rows, Wrapper
@@ -74,7 +83,7 @@ class Turn:
     @property
     def losses(self) -> Sequence[Tensor]:
         """The losses of this process, one by one, with their graphs."""
-        return self.given.unbind() if isinstance(self.given, Tensor) else self.given
+        return unbound(self.given)
 
     # -- the method ------------------------------------------------------------------------------
 
@@ -92,8 +101,10 @@ class Turn:
         leave gradients that the scaler passes over.
         """
         scaled = self.loss_scale
-        if gram_KK is not None and scaled.overflows(gram_KK):
-            return Update(state, torch.full_like(self.losses_K, torch.nan))
+        if gram_KK is not None:
+            if scaled.overflows(gram_KK):
+                return Update(state, torch.full_like(self.losses_K, torch.nan))
+            self.axis.check_gradients(self.at, gram_KK, self.number)
         self.said.gram_KK = gram_KK = scaled.down(gram_KK, 2)
         rows_KP = scaled.down(rows_KP) if method.needs == "rows" else None
         signal = self.signal(gram_KK, rows_KP)
@@ -200,8 +211,7 @@ class Turn:
         self.axis.check_finite(at, detached(given), self.number)
         if self.scale_T is not None and at:
             scale_K = self.scale_T[self.axis.index(at, self.scale_T.device)]
-            losses_K = stacked(given)
-            given = losses_K * scale_K.to(losses_K.dtype)
+            given = multiplied(given, scale_K)
         return at, given
 
     def weighed(self, weights_K: Tensor) -> Turn:
@@ -210,6 +220,6 @@ class Turn:
         scale_T = scale_T.index_copy(0, self.index_K, weights_K)
         given: Given = self.given
         if self.mine:
-            given = stacked(self.given) * self._of_mine(weights_K)
+            given = multiplied(self.given, self._of_mine(weights_K))
         losses_K = self.losses_K * weights_K.to(self.losses_K.dtype)
         return replace(self, losses_K=losses_K, given=given, scale_T=scale_T)

@@ -191,6 +191,11 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             _setting("--device", help="cpu, cuda, cuda:1. Default: cpu."),
             _setting(
+                "--nonfinite",
+                type=click.Choice(["stop", "skip"]),
+                help="What a loss or gradient that is not finite does. Default: stop the run.",
+            ),
+            _setting(
                 "--checkpoint-seconds",
                 type=float,
                 help="Save whenever this much time has passed; 0: every update. Default: 30.",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from polytask.errors import UsageError
 
@@ -25,6 +25,8 @@ class FitConfig:
     patience: epochs without a better validation score before the run stops; 0 never stops.
     probes: at most this many looks at the tasks' gradients (cosines, norms); 0 takes none.
     per_task_best: also keep, for every task, the weights that were best for it alone.
+    nonfinite: what a loss or a gradient that is not finite does: "stop" the run, or "skip" that
+        update, which the record's notes count.
     checkpoint_seconds: a checkpoint is written whenever this much time has passed; 0 for every
         update.
     """
@@ -41,6 +43,7 @@ class FitConfig:
     min_epoch_steps: int = 20
     probes: int = 12
     per_task_best: bool = False
+    nonfinite: Literal["stop", "skip"] = "stop"
     checkpoint_seconds: float = 30.0
     device: str = "cpu"
     seed: int = 0
@@ -67,8 +70,20 @@ class FitConfig:
             raise UsageError(f"schedule is {self.schedule!r}; give 'constant' or 'cosine'.")
         if self.precision not in ("float32", "bf16"):
             raise UsageError(f"precision is {self.precision!r}; give 'float32' or 'bf16'.")
+        if self.nonfinite not in ("stop", "skip"):
+            raise UsageError(f"nonfinite is {self.nonfinite!r}; give 'stop' or 'skip'.")
         if self.accumulate > self.batch_size:
             raise UsageError(
                 f"accumulate is {self.accumulate}, more than the {self.batch_size} rows of a "
                 "batch; give fewer micro-batches."
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that two runs must have in common to be one."""
+        settings = asdict(self)
+        # How often a run saves itself changes nothing in its result.
+        del settings["checkpoint_seconds"]
+        # Nothing is skipped in most runs; so folders from before this setting stay good.
+        if self.nonfinite == "stop":
+            del settings["nonfinite"]
+        return settings

@@ -12,7 +12,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,8 @@ def fit(
     Several processes, as torchrun starts them (see `ranks.start`): each calls this with the same
     arguments; the first one writes. Seeds torch's global generator.
 
-    Raises RunError where a loss is not finite, naming task and update.
+    Raises RunError where a loss is not finite, naming task and update, unless config.nonfinite is
+    "skip".
     """
     progress = progress or Silent()
     _check_device(config.device)
@@ -136,6 +136,7 @@ class _Run:
             tasks=suite.tasks.names,
             steps_per_epoch=self.epoch_steps,
             branches=model.branches() or None,
+            nonfinite=config.nonfinite,
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
@@ -404,15 +405,12 @@ def _check_device(device: str) -> None:
 
 
 def _identity(suite: Suite, config: FitConfig, method: str) -> dict[str, Any]:
-    settings = asdict(config)
-    # How often a run saves itself changes nothing in its result.
-    del settings["checkpoint_seconds"]
     return {
         "suite": suite.name,
         "tasks": list(suite.tasks.names),
         "rows": {s.name: len(s) for s in suite.train},
         "method": method,
-        "settings": to_json(settings),
+        "settings": to_json(config.identity()),
     }
 
 

@@ -152,7 +152,8 @@ def train_step(
     A method that observes losses after the update is shown them, in the model's own mode. One
     that observes validation losses is shown them by the loop.
 
-    Raises RunError naming the task whose loss is not finite; nothing is updated then.
+    Raises RunError naming the task whose loss is not finite; nothing is updated then. A balancer
+    with nonfinite="skip" leaves the update out instead, and no weight comes back.
     """
     optimiser.zero_grad(set_to_none=True)
     weights: Weights | None = None
@@ -169,7 +170,8 @@ def train_step(
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
-    if balancer.observes == "after":
+    # Nothing comes back of an update that was left out; there is nothing to compare with then.
+    if balancer.observes == "after" and len(weights or ()):
         tasks, losses_K = step_losses(model, fed, precision)
         balancer.observe(losses_K, tasks=tasks)
     assert weights is not None, "an update is fed at least one batch"

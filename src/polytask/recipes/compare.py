@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from polytask.errors import Diverged, PolytaskError, RunError
@@ -248,8 +248,8 @@ def _model(job: Job) -> Model:
 
 def _identity(plan: Plan, suite: Suite) -> dict[str, Any]:
     """Return what two calls must have in common to share a folder."""
-    config = asdict(plan.config)
-    for free in ("lr", "weight_decay", "seed", "checkpoint_seconds"):
+    config = plan.config.identity()
+    for free in ("lr", "weight_decay", "seed"):
         del config[free]
     identity: dict[str, Any] = to_json(
         {
