@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from polytask.balance import saved
 from polytask.balance.base import Balance, Observed, Observer, State
 from polytask.balance.exact import Exact, GramianBy, Pending
 from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given, unbound
@@ -32,7 +33,7 @@ from polytask.balance.undo import Undo
 from polytask.balance.world import World
 from polytask.balance.wrapped import explained
 from polytask.balance.wrapper import Again, Wrapper, label, nest, plain, under, wrappers
-from polytask.errors import Diverged, RunError, UsageError
+from polytask.errors import Diverged, UsageError
 
 NonFinite = Literal["stop", "skip"]
 
@@ -297,43 +298,17 @@ class Balancer:
                 "Balancer: state_dict() between two micro-batches of one update; finish the "
                 "update (a call without accumulate) first."
             )
-        saved = {"step": torch.tensor(self.step)}
-        saved |= {f"state.{name}": value for name, value in self.state.items()}
-        for path, module in self._modules.items():
-            saved |= {f"{_trained(path)}{name}": v for name, v in module.state_dict().items()}
-        return {name: value.detach().clone() for name, value in saved.items()}
+        return saved.pack(self.step, self.state, self._modules)
 
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on where `saved`, from `state_dict`, was taken; bit for bit."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state`, from `state_dict`, was taken; bit for bit."""
         self._need_tasks("load_state_dict()")
-        expected = self.state_dict()
-        for name in sorted(expected.keys() ^ saved.keys()):
-            what = "lacks" if name in expected else "has the unknown entry"
-            raise RunError(
-                f"Balancer: the saved state {what} {name!r}; it is not one of "
-                f"{label(self.method)}. Load it with the method that wrote it."
-            )
-        for name, value in expected.items():
-            # A state that starts without elements takes its size at the first step.
-            grows = not (value.numel() and saved[name].numel())
-            if not grows and saved[name].shape != value.shape:
-                raise RunError(
-                    f"Balancer: saved {name!r} has shape {tuple(saved[name].shape)}, expected "
-                    f"{tuple(value.shape)}: it was saved with other tasks than {self.tasks}."
-                )
-        self.step = int(saved["step"])
-        self.state = {
-            name: saved[f"state.{name}"].to(
-                value.device, value.dtype if value.numel() else None, copy=True
-            )
-            for name, value in self.state.items()
-        }
-        for path, module in self._modules.items():
-            begin = _trained(path)
-            module.load_state_dict(
-                {name[len(begin) :]: v for name, v in saved.items() if name.startswith(begin)}
-            )
+        saved.check(self.state_dict(), state, label(self.method), self.tasks)
+        self.step = int(state["step"])
+        self.state = saved.unpack(state, self.state, self._modules)
         self._pending, self._unobserved = None, False
+        if self._undo is not None:
+            self._undo = Undo()
 
     def _part(self, at: At, given: Given, losses_K: Tensor, scaled: LossScale) -> Weights:
         """Take a micro-batch that is not the last of its update."""
@@ -512,8 +487,3 @@ class Balancer:
         for module in self._modules.values():
             module.to(device)
         self._device = device
-
-
-def _trained(path: str) -> str:
-    """Return how the names of a method's trained parts begin in a saved state."""
-    return f"trained.{path}." if path else "trained."
