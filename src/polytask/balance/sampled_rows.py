@@ -34,6 +34,9 @@ class SampledRows:
     fraction: in (0, 1], of the rows of a batch that are looked at; at least one row is.
     seed: >= 0; of the draws, made anew at every step.
 
+    The sample's Gramian is formed per layer where that applies; `Balancer` says of its `gramian`
+    what that means for a run that is taken up again.
+
     Needs `again`, see `Balancer.backward`. The second forward pass updates the running statistics
     of batch normalisation, unless `again` keeps them; `fit` does. One process.
     """
