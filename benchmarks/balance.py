@@ -196,7 +196,7 @@ def main() -> None:
         work = Workload(name)
         shared = work.model.shared_parameters()
         balancers = {
-            "per layer": Balancer(GramianOnly(), shared, gramian="per layer"),
+            "per layer": Balancer(GramianOnly(), shared, gramian="auto"),
             "one backward per task": Balancer(GramianOnly(), shared, gramian="rows"),
         }
         figures = measure(work, balancers, rounds)

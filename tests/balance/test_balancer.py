@@ -396,9 +396,10 @@ def test_weights_are_read_from_the_device_only_when_looked_at():
 def test_it_says_what_it_costs():
     leaf = torch.ones((), requires_grad=True)
     assert Balancer(Equal(), [leaf]).engine == "one backward of the weighted losses"
-    assert Balancer(PCGrad(), [leaf]).engine == "exact: one backward per task present"
-    per_layer = Balancer(PCGrad(), [leaf], gramian="per layer")
-    assert per_layer.engine == "exact, per layer: chosen at the first step"
+    assert Balancer(PCGrad(), [leaf]).engine == "exact, per layer: chosen at the first step"
+    by_rows = Balancer(PCGrad(), [leaf], gramian="rows")
+    assert by_rows.engine == "exact: one backward per task present"
+    assert Balancer(SignSum(), [leaf]).engine == "exact: one backward per task present"
 
 
 def test_methods_written_by_users_fit_the_protocol():

@@ -179,7 +179,7 @@ def compare(losses, shared, heads, dtype, tolerance) -> str:
     own = torch.autograd.grad(sum(losses), list(heads.parameters()), retain_graph=True)
     expected_KK = rows_KP @ rows_KP.T
     method = Fixed()
-    balancer = Balancer(method, shared, gramian="per layer")
+    balancer = Balancer(method, shared, gramian="auto")
     weights_K = balancer.backward(losses).weights_K.double()
     norms_K = expected_KK.diagonal().sqrt()
     error = (method.seen_KK - expected_KK).abs() / (norms_K[:, None] * norms_K)
@@ -252,7 +252,7 @@ def test_a_mixing_layer_that_begins_at_zero_is_found_when_it_grows():
     torch.manual_seed(0)
     encoder, x = Gated().double(), torch.randn(12, 20, dtype=torch.float64)
     method = Fixed()
-    balancer = Balancer(method, encoder.parameters(), gramian="per layer")
+    balancer = Balancer(method, encoder.parameters(), gramian="auto")
     for step in range(4):
         encoder.gate = 0.5 if step else 0.0
         features = encoder(x)
@@ -274,7 +274,7 @@ def test_rows_that_cancel_do_not_cost_the_digits():
     shared = list(encoder.parameters())
     rows_KP = rows_by_autograd(losses, shared).double()
     method = Fixed()
-    balancer = Balancer(method, shared, gramian="per layer")
+    balancer = Balancer(method, shared, gramian="auto")
     balancer.backward(losses)
     assert "ghost 1" in balancer.engine
     torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=3e-3, atol=0)
@@ -315,7 +315,7 @@ def test_losses_as_one_tensor_from_one_node():
     shared = list(encoder.parameters())
     rows_KP = rows_by_autograd(losses_K.unbind(), shared)
     method = Fixed()
-    balancer = Balancer(method, shared, gramian="per layer")
+    balancer = Balancer(method, shared, gramian="auto")
     balancer.backward(losses_K)
     assert "label-sparse" in balancer.engine
     torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-12)
@@ -326,12 +326,13 @@ def test_a_task_that_reaches_another_part_of_the_encoder():
     torch.manual_seed(0)
     left, right = nn.Linear(20, 16).double(), nn.Linear(20, 16).double()
     x = torch.randn(12, 20, dtype=torch.float64)
-    losses = [left(x).square().sum(), right(x).sum(), (left(x) * right(x)).sum()]
+    one, other = left(x), right(x)
+    losses = [one.square().sum(), other.sum(), (one * other).sum()]
     shared = [*left.parameters(), *right.parameters()]
     heads = nn.ModuleList([nn.Linear(1, 1).double()])
     losses = [loss * heads[0](loss.new_ones(1))[0] for loss in losses]
     said = compare(losses, shared, heads, torch.float64, 1e-10)
-    assert "without a cut" in said
+    assert said.startswith("exact, per layer: one backward per task present")
 
 
 def test_hooks_on_shared_parameters_are_obeyed():
@@ -340,7 +341,7 @@ def test_hooks_on_shared_parameters_are_obeyed():
         encoder, x = mlp()
         seen = []
         getattr(encoder[0].weight, register)(lambda given, seen=seen: seen.append(given) and None)
-        balancer = Balancer(Fixed(), encoder.parameters(), gramian="per layer")
+        balancer = Balancer(Fixed(), encoder.parameters(), gramian="auto")
         balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
         assert len(seen) >= 2, register
 
@@ -352,7 +353,7 @@ def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
     results = []
     for wrapped in (True, False):
         method = Fixed()
-        balancer = Balancer(method, shared, gramian="per layer")
+        balancer = Balancer(method, shared, gramian="auto")
         for _ in range(2):
             features = checkpoint(encoder, x, use_reentrant=True) if wrapped else encoder(x)
             with caplog.at_level(logging.WARNING):
@@ -364,27 +365,266 @@ def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
     assert sum("hides parameters" in record.message for record in caplog.records) == 1
 
 
-def test_micro_batches_and_rows_take_one_backward_per_task():
+# -- a forward pass per task, as with one data set per task ---------------------------------------
+
+
+def separate(build, dtype, streams, fused):
+    """Return losses, shared parameters and heads; stream s has its own rows, passed alone.
+
+    streams: the tasks that each stream labels. fused: losses are one tensor on their way, as where
+        streams are concatenated, so that by the graph every task reaches every stream.
+    """
+    torch.manual_seed(0)
+    encoder, inputs = build()
+    encoder.to(dtype)
+    tasks = 1 + max(task for stream in streams for task in stream)
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(tasks)).to(dtype)
+    sums, at = [], []
+    for s, stream in enumerate(streams):
+        torch.manual_seed(s + 1)
+        rows = torch.randperm(len(inputs))[: len(inputs) - s % 3]
+        features = encoder(inputs[rows].to(dtype) if inputs.is_floating_point() else inputs[rows])
+        for task in stream:
+            sums.append((heads[task](features) - task).square().mean() * 10.0 ** (task % 3))
+            at.append(task)
+    if fused:
+        together = torch.stack(sums) / torch.arange(1, len(sums) + 1)
+        losses = together.new_zeros(tasks).index_add(0, torch.tensor(at), together).unbind()
+    else:
+        losses = [
+            sum(x for x, t in zip(sums, at, strict=True) if t == task) for task in range(tasks)
+        ]
+    return list(losses), list(encoder.parameters()), heads
+
+
+EACH_ITS_OWN = [(0,), (1,), (2,), (3,), (4,)]
+MIXED = [(0, 1, 2), (3,), (2, 4), (4,)]
+"""One stream labels three tasks; task 2 has labels in two streams, task 4 as well."""
+
+
+@PRECISION
+@pytest.mark.parametrize("fused", [False, True], ids=["losses", "one tensor"])
+@pytest.mark.parametrize("build", MODELS)
+def test_every_task_with_a_forward_pass_of_its_own(build, fused, dtype, tolerance):
+    """Also where rows are mixed: a forward pass of one task is that task's altogether."""
+    said = compare(*separate(build, dtype, EACH_ITS_OWN, fused), dtype, tolerance)
+    assert said.startswith("exact, per layer: separate forwards, 1 backward for all tasks")
+
+
+@PRECISION
+@pytest.mark.parametrize("fused", [False, True], ids=["losses", "one tensor"])
+@pytest.mark.parametrize("build", MODELS)
+def test_some_tasks_share_a_forward_pass(build, fused, dtype, tolerance):
+    said = compare(*separate(build, dtype, MIXED, fused), dtype, tolerance)
+    assert said.startswith("exact, per layer: separate forwards, 3 backward for all tasks")
+
+
+@PRECISION
+@pytest.mark.parametrize("build", [mlp, cnn, gru_tagger, weight_sharing])
+def test_packed_rows_beside_a_forward_pass_of_one_task(build, dtype, tolerance):
+    """Three kinds of streams in one weight: packed ones, dense ones, and one of a single task."""
+    torch.manual_seed(0)
+    encoder, inputs = build()
+    encoder.to(dtype)
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(7)).to(dtype)
+    packed, dense, alone = encoder(inputs), encoder(inputs[:7]), encoder(inputs[4:])
+    losses = []
+    for k in range(4):
+        rows = [b for b in range(12) if (b + k) % 4 < 2]
+        losses.append(heads[k](packed[rows]).square().mean())
+    losses += [heads[k](dense).square().mean() * k for k in (4, 5)]
+    losses[0] = losses[0] + heads[0](dense).mean()
+    losses.append(heads[6](alone).exp().mean())
+    said = compare(losses, list(encoder.parameters()), heads, dtype, tolerance)
+    assert "label-sparse, 3 backward for all tasks" in said
+
+
+def test_a_forward_pass_that_no_loss_enters_is_left_out():
+    """By the graph it is reached, but its part of the losses is multiplied by nothing but zeros."""
     torch.manual_seed(0)
     encoder, x = mlp()
-    balancer = Balancer(Fixed(), encoder.parameters(), gramian="per layer")
-    balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
-    assert balancer.engine.startswith("exact, per layer")
-    balancer.backward([encoder(x).sum(), encoder(x).square().sum()], accumulate=True)
-    balancer.backward([encoder(x).sum(), encoder(x).square().sum()])
+    sums = torch.stack([encoder(x).sum(), encoder(x + 1).square().sum(), encoder(x - 1).sum()])
+    head = nn.Linear(1, 1, bias=False)
+    losses = (sums[:2] * head.weight[0]).unbind()
+    said = compare(losses, list(encoder.parameters()), head, torch.float32, 1e-4)
+    assert "separate forwards, 1 backward for all tasks" in said
+
+
+def test_a_table_is_never_as_large_as_tasks_times_words():
+    torch.manual_seed(0)
+    table, head = nn.Embedding(5000, 8), nn.Linear(8, 6)
+    tokens = torch.randint(0, 5000, (6, 5, 4))
+    losses = [head(table(tokens[k]).mean(1))[:, k].square().mean() for k in range(6)]
+    shared = list(table.parameters())
+    rows_KP = rows_by_autograd(losses, shared).double()
+    method = Fixed()
+    balancer = Balancer(method, shared)
+    weights_K = balancer.backward(losses).weights_K.double()
+    assert balancer.held_bytes == 4 * 6 * 5 * 4 * 8
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        shared[0].grad.flatten().double(), weights_K @ rows_KP, rtol=1e-5, atol=1e-7
+    )
+
+
+# -- micro-batches -------------------------------------------------------------------------------
+
+
+def micro(build, dtype, labels, parts, gramian):
+    """Return the Gramian, all gradients and what the engine says, of one update in parts."""
+    torch.manual_seed(0)
+    encoder, inputs = build()
+    encoder.to(dtype)
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(4)).to(dtype)
+    there_BK = torch.tensor([[labels(k, b) for k in range(4)] for b in range(len(inputs))])
+    count_K = there_BK.sum(0)
+    method = Fixed()
+    balancer = Balancer(method, encoder.parameters(), ["a", "b", "c", "d"], gramian=gramian)
+    cuts = torch.arange(len(inputs)).tensor_split(parts)
+    for m, rows_B in enumerate(cuts):
+        features = encoder(inputs[rows_B])
+        losses = {}
+        for k, name in enumerate("abcd"):
+            there_B = there_BK[rows_B, k]
+            if there_B.any():
+                losses[name] = (heads[k](features[there_B]) - k).square().sum() / count_K[k]
+        balancer.backward(losses, accumulate=m + 1 < parts)
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    return method.seen_KK, [p.grad for p in parameters], balancer.engine
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("labels", [1, 4], ids=["sparse", "dense"])
+@pytest.mark.parametrize("build", [m for m in MODELS if m is not batch_norm])
+def test_micro_batches_make_the_whole_batch(build, labels, parts):
+    """The last has no row of task d, and with sparse labels each lacks some task."""
+
+    def labelled(k, b):
+        return (b // 2 + k) % 4 < labels and not (k == 3 and b > 8)
+
+    whole_KK, whole, _ = micro(build, torch.float64, labelled, 1, "rows")
+    parted_KK, parted, said = micro(build, torch.float64, labelled, parts, "auto")
+    assert ", in micro-batches" in said
+    norms_K = whole_KK.diagonal().sqrt()
+    assert float(((parted_KK - whole_KK).abs() / (norms_K[:, None] * norms_K)).max()) < 1e-10
+    for got, expected in zip(parted, whole, strict=True):
+        assert (got is None) == (expected is None)
+        if expected is not None:
+            assert float((got - expected).norm()) <= 1e-10 * float(expected.norm()) + 1e-13
+
+
+def test_micro_batches_hold_whichever_is_less():
+    """Inputs and output gradients while they are few, the tasks' gradients from then on."""
+    torch.manual_seed(0)
+    encoder = nn.Linear(64, 64, bias=False)
+    method = Fixed()
+    balancer = Balancer(method, encoder.parameters(), ["a", "b"])
+    held = []
+    x = torch.randn(12, 8, 64)
+    for m in range(12):
+        features = encoder(x[m])
+        balancer.backward([features.sum(), features.square().sum()], accumulate=m < 11)
+        held.append(balancer.held_bytes)
+    assert held[:3] == [2 * 4 * 8 * 64 * (m + 1) for m in range(3)]
+    assert max(held) == 2 * 4 * 64 * 64
+    features = encoder(x)
+    rows_KP = rows_by_autograd([features.sum(), features.square().sum()], [encoder.weight])
+    expected_KK = rows_KP.double() @ rows_KP.double().T
+    torch.testing.assert_close(method.seen_KK, expected_KK, rtol=1e-4, atol=0)
+
+
+def test_a_micro_batch_that_cannot_be_read_turns_those_before_into_rows():
+    torch.manual_seed(0)
+    encoder, x = mlp()
+    x.requires_grad_()
+    shared = list(encoder.parameters())
+    features = encoder(x)
+    rows_KP = rows_by_autograd([features.sum(), features.square().sum()], shared).double()
+    method = Fixed()
+    balancer = Balancer(method, shared, ["a", "b"])
+    for m, part in enumerate(x.split(4)):
+        features = checkpoint(encoder, part, use_reentrant=True) if m == 1 else encoder(part)
+        balancer.backward([features.sum(), features.square().sum()], accumulate=m < 2)
     assert balancer.engine == "exact: one backward per task present"
+    torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-5, atol=0)
+    update_P = torch.cat([p.grad.flatten() for p in shared]).double()
+    expected_P = torch.tensor([1.0, -2.0], dtype=torch.float64) @ rows_KP
+    torch.testing.assert_close(update_P, expected_P, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_by_choice():
+    torch.manual_seed(0)
+    encoder, x = mlp()
     by_rows = Balancer(Fixed(), encoder.parameters(), gramian="rows")
     by_rows.backward([encoder(x).sum(), encoder(x).square().sum()])
     assert by_rows.engine == "exact: one backward per task present"
     assert by_rows.held_bytes == 2 * 4 * sum(p.numel() for p in encoder.parameters())
-    with pytest.raises(UsageError, match="gramian is 'ghost'; give 'rows' or 'per layer'"):
+    with pytest.raises(UsageError, match="gramian is 'ghost'; give 'auto' or 'rows'"):
         Balancer(Fixed(), encoder.parameters(), gramian="ghost")
+
+
+# -- resuming ------------------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """Rows are mixed by a gate that opens when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(20, 48), nn.Linear(48, 16)
+        self.gate = 0.0
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        return self.last(x + self.gate * x.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3, 5, 7])
+def test_a_resumed_run_takes_the_digits_of_one_never_stopped(killed):
+    """Rows of one task; from step 4 on they are mixed, which the trial in step 4 of 8 finds."""
+    x = torch.randn(9, 12, 20, generator=torch.Generator().manual_seed(1))
+
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"encoder": Gated(), "heads": nn.Linear(16, 6)})
+        shared = list(model["encoder"].parameters())
+        return model, Balancer(Fixed(), shared, list("abcdef"))
+
+    def run(model, balancer, steps):
+        said = []
+        for step in steps:
+            model["encoder"].gate = 1e-6 if step >= 3 else 0.0
+            model.zero_grad()
+            outputs = model["heads"](model["encoder"](x[step]))
+            balancer.backward([outputs[k::6, k].square().mean() for k in range(6)])
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.01 * p.grad
+            said.append("label-sparse" in balancer.engine)
+        return said
+
+    model, balancer = fresh()
+    whole = run(model, balancer, range(9))
+    assert whole[:3] == [True] * 3
+    assert not whole[-1]
+    first, stopped = fresh()
+    run(first, stopped, range(killed))
+    second, resumed = fresh()
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(stopped.state_dict())
+    assert run(second, resumed, range(killed, 9)) == whole[killed:]
+    for p, q in zip(model.parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q)
+    one, other = balancer.state_dict(), resumed.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_wide_layer_keeps_no_row_per_task():
     torch.manual_seed(0)
     encoder, x = nn.Linear(512, 512, bias=False), torch.randn(8, 512)
-    balancer = Balancer(Fixed(), encoder.parameters(), gramian="per layer")
+    balancer = Balancer(Fixed(), encoder.parameters(), gramian="auto")
     features = encoder(x)
     balancer.backward([features.sum(), features.square().sum(), features.exp().sum()])
     assert balancer.held_bytes == 3 * 4 * 8 * 512
@@ -411,7 +651,7 @@ def test_an_embedding_of_which_little_is_looked_up_keeps_no_row_of_the_table():
     shared = list(table.parameters())
     rows_KP = rows_by_autograd(losses, shared).double()
     method = Fixed()
-    balancer = Balancer(method, shared, gramian="per layer")
+    balancer = Balancer(method, shared, gramian="auto")
     weights_K = balancer.backward(losses).weights_K.double()
     assert "looked up 1" in balancer.engine
     assert balancer.held_bytes == 3 * 4 * 24 * 8

@@ -105,7 +105,9 @@ def train(name: str, rank: int, world: int, parts: int) -> dict[str, list[float]
         if balancer.observes:
             with torch.no_grad():
                 balancer.observe(losses(encoder, heads, inputs, targets, counts, mine))
-    state = torch.cat([v.double().flatten() for v in balancer.state_dict().values()])
+    saved = balancer.state_dict().items()
+    # What the engine found out about graphs is no number of the method.
+    state = torch.cat([v.double().flatten() for k, v in saved if not k.startswith("engine.")])
     return {
         "parameters": torch.cat([p.detach().flatten() for p in trained]).tolist(),
         "used": torch.tensor(used).flatten().tolist(),

@@ -49,11 +49,9 @@ class Balancer:
     steps_per_epoch: updates in an epoch; needed by methods that compare epochs (`by_epoch`).
     process_group: the processes that share one global batch; None: all, where torch.distributed
         is initialised.
-    gramian: "rows" forms the tasks' gradients, one backward per task present; "per layer" forms
-        the Gramian without them wherever it can (see `gramian`), in a fraction of the time. Both
-        are exact. "per layer" learns from a few trial steps which rows belong to which task, and
-        a checkpoint does not hold what it learned: a resumed run may differ from one that was
-        never stopped in the last digits, so it has to be asked for.
+    gramian: "auto" forms the Gramian layer by layer wherever it can (see `gramian`), in a
+        fraction of the time and memory; "rows" forms every task's gradient, one backward per
+        task present, as "auto" does where it must. Both are exact; `engine` says what was done.
 
     branches: the shared parameters of each modality branch of the encoder, by name; for methods
         that balance modalities (Fuller).
@@ -86,7 +84,7 @@ class Balancer:
         tasks: Sequence[str] | None = None,
         steps_per_epoch: int | None = None,
         process_group: dist.ProcessGroup | None = None,
-        gramian: GramianBy = "rows",
+        gramian: GramianBy = "auto",
         branches: Mapping[str, Sequence[nn.Parameter]] | None = None,
         nonfinite: NonFinite = "stop",
     ) -> None:
@@ -108,7 +106,7 @@ class Balancer:
         if not self.shared and (self._wrappers or needs != "losses"):
             raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
         if gramian not in get_args(GramianBy):
-            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'rows' or 'per layer'.")
+            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'auto' or 'rows'.")
         if nonfinite not in get_args(NonFinite):
             raise UsageError(f"Balancer: nonfinite is {nonfinite!r}; give 'stop' or 'skip'.")
         self.step = 0
@@ -298,7 +296,7 @@ class Balancer:
                 "Balancer: state_dict() between two micro-batches of one update; finish the "
                 "update (a call without accumulate) first."
             )
-        return saved.pack(self.step, self.state, self._modules)
+        return saved.pack(self.step, self.state, self._modules, self._exact.state())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where `state`, from `state_dict`, was taken; bit for bit."""
@@ -306,6 +304,7 @@ class Balancer:
         saved.check(self.state_dict(), state, label(self.method), self.tasks)
         self.step = int(state["step"])
         self.state = saved.unpack(state, self.state, self._modules)
+        self._exact.restore(saved.of_engine(state))
         self._pending, self._unobserved = None, False
         if self._undo is not None:
             self._undo = Undo()
@@ -331,7 +330,7 @@ class Balancer:
             return Weights((), losses_K, losses_K)
         if self.method.needs != "losses":
             with explained():
-                pending.add_rows(at, given, self.shared)
+                self._exact.take(pending, at, given, self.method.needs)
             return Weights((), losses_K[:0], losses_K[:0])
         # The next state is not taken from here: it follows from the losses of the whole update.
         turn = self._turn(at, losses_K, at, given, None)

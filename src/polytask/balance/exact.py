@@ -1,6 +1,6 @@
 """The exact engine: losses with their graphs -> their Gramian or rows, and the method's update.
 
-By one backward per task present, or per layer (`gramian`) where that was asked for and applies.
+Per layer (`gramian`) wherever that applies, else by one backward per task present.
 
 Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 """
@@ -8,7 +8,7 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from polytask.balance import gradients
 from polytask.balance.base import Needs, Update
-from polytask.balance.gramian import PerLayer
+from polytask.balance.gramian import PerLayer, Products
 from polytask.balance.losses import At, Given, unbound
 from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
 from polytask.errors import UsageError
 
-GramianBy = Literal["rows", "per layer"]
+GramianBy = Literal["auto", "rows"]
 Ask = Callable[[Tensor, Tensor | None], Update]
 """The method, given the Gramian, and the rows where it needs them."""
 
@@ -32,13 +32,15 @@ BY_ROWS = "exact: one backward per task present"
 
 @dataclass
 class Pending:
-    """What the micro-batches of an unfinished update left: losses, rows, parameters reached.
+    """What the micro-batches of an unfinished update left: losses, and rows or products.
 
+    reached: positions of the shared parameters that the rows come from.
     scale: what every one of their losses was scaled by.
     """
 
     scale: float | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
+    products: Products | None = None
     at: At = ()
     rows_KP: Tensor | None = None
     reached: set[int] = field(default_factory=set)
@@ -76,6 +78,22 @@ class Pending:
         self.reached |= gradients.add_rows(unbound(given), shared, mine, retain)
         self.at, self.rows_KP = together, rows_KP
 
+    def form_rows(self, shared: Sequence[Tensor]) -> None:
+        """Turn products into rows, where there are any."""
+        if self.products is None:
+            return
+        found, self.products = self.products.rows(), None
+        self.reached |= set(found)
+        together = tuple(sorted({*self.at, *(t for rows in found.values() for t in rows)}))
+        rows_KP = self.spread(together, shared)
+        start = 0
+        for i, parameter in enumerate(shared):
+            stop = start + parameter.numel()
+            for task, row in found.get(i, {}).items():
+                rows_KP[together.index(task), start:stop] += row
+            start = stop
+        self.at, self.rows_KP = together, rows_KP
+
     def spread(self, at: At, shared: Sequence[Tensor]) -> Tensor:
         """Return the rows for the tasks `at`, zeros where none came yet."""
         if self.rows_KP is not None and at == self.at:
@@ -106,12 +124,30 @@ class Exact:
     def __init__(
         self, shared: Sequence[nn.Parameter], world: World, needs: Needs, gramian: GramianBy
     ) -> None:
-        self._shared, self._world, self._by_layer = shared, world, gramian == "per layer"
+        self._shared, self._world = shared, world
         self.sharded = check_shards(shared, world.size)
+        # Processes add up the rows themselves before they are multiplied.
+        self._by_layer = gramian == "auto" and world.size == 1 and not self.sharded
         self._per_layer = PerLayer()
         fast = needs == "gramian" and self._by_layer
         self.said = "exact, per layer: chosen at the first step" if fast else BY_ROWS
         self.held_bytes = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it found out about the model; the digits of later steps depend on it."""
+        return self._per_layer.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned, bit for bit; from nothing, find out again."""
+        self._per_layer.restore(state)
+
+    def take(self, pending: Pending, at: At, given: Given, needs: Needs) -> None:
+        """Take a micro-batch that others follow; add to every other parameter its gradient.
+
+        pending: of the micro-batches before these losses; these are added to it.
+        """
+        if not self._per_layer_takes(pending, at, given, needs, more=True):
+            pending.add_rows(at, given, self._shared)
 
     def add(
         self,
@@ -129,15 +165,20 @@ class Exact:
         at, given: the losses of this process. all_at: the tasks present anywhere.
         needs: what the method must see. retain: whether the losses' graph must outlive this.
         """
-        self.said = BY_ROWS
-        # Micro-batches and processes add up the rows themselves before they are multiplied.
-        alone = pending is None and self._world.size == 1 and not retain
-        if self._by_layer and needs == "gramian" and alone and not self.sharded:
-            update = self._add_per_layer(given, ask)
-            if update is not None:
-                return update
-        rows_KP, reached = self._rows(pending or Pending(), at, given, all_at, retain)
-        return self._add_rows(rows_KP, reached, needs, ask)
+        pending = pending or Pending()
+        if not self._per_layer_takes(pending, at, given, needs, more=False):
+            rows_KP, reached = self._rows(pending, at, given, all_at, retain)
+            return self._add_rows(rows_KP, reached, needs, ask)
+        products, pending.products = pending.products, None
+        assert products is not None
+        if not products.layers:
+            raise unreached()
+        update = ask(products.gram(all_at), None)
+        assert update.direction_P is None, "a direction needs rows"
+        products.add(all_at, update.weights_K.detach(), self._shared, retain)
+        if update.penalty is not None:
+            update.penalty.backward()  # type: ignore[no-untyped-call]
+        return update
 
     def gramian(self, losses: Sequence[Tensor]) -> Tensor:
         """Return the Gramian of losses of this process, (K, K), and leave every `.grad` alone.
@@ -145,30 +186,37 @@ class Exact:
         Per layer wherever that applies, whatever the Balancer was told: nothing else is taken
         from these losses.
         """
-        products = self._per_layer.products(losses, self._shared)
+        at = range(len(losses))
+        products = self._per_layer.products(losses, self._shared, at)
         self.said = self._per_layer.said
         if products is not None:
-            self.held_bytes = max(self.held_bytes, self._per_layer.held)
-            return products.gram_KK
+            self.held_bytes = max(self.held_bytes, products.held())
+            return products.gram(at)
         rows_KP = gradients.rows(losses, self._shared)
         self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
         return gradients.gram(rows_KP)
 
-    def _add_per_layer(self, given: Given, ask: Ask) -> Update | None:
-        """Form the Gramian layer by layer; None where that does not apply."""
-        products = self._per_layer.products(unbound(given), self._shared)
+    def _per_layer_takes(
+        self, pending: Pending, at: At, given: Given, needs: Needs, more: bool
+    ) -> bool:
+        """Add the losses to the pending products; False where that does not apply.
+
+        Then there are no products, but rows of the micro-batches before.
+        """
+        if not self._by_layer or needs != "gramian" or pending.rows_KP is not None:
+            self.said = BY_ROWS
+            return False
+        if not at:
+            return pending.products is not None
+        losses, before = unbound(given), pending.products
+        products = self._per_layer.products(losses, self._shared, at, before, more)
         self.said = self._per_layer.said
         if products is None:
-            return None
-        if not products.reached:
-            raise unreached()
-        self.held_bytes = max(self.held_bytes, self._per_layer.held)
-        update = ask(products.gram_KK, None)
-        assert update.direction_P is None, "a direction needs rows"
-        products.add(update.weights_K.detach(), self._shared)
-        if update.penalty is not None:
-            update.penalty.backward()  # type: ignore[no-untyped-call]
-        return update
+            pending.form_rows(self._shared)
+            return False
+        self.held_bytes = max(self.held_bytes, products.held())
+        pending.products = products
+        return True
 
     def _add_rows(self, rows_KP: Tensor, reached: set[int], needs: Needs, ask: Ask) -> Update:
         """Add the update made of every task's gradient, or of this process's part of it where they

@@ -141,8 +141,9 @@ def features(losses: Sequence[Tensor], shared: Sequence[Tensor]) -> Node:
     graph = read(losses, shared)
     if not graph.uses:
         raise unreached()
+    parts = graph.parts
     ours = {id(parameter) for parameter in shared}
-    for cut in graph.cuts:
+    for cut in parts[0].cuts if len(parts) == 1 else ():
         if all(id(leaf) in ours for leaf in _leaves_below(cut)):
             return cut
     raise UsageError(

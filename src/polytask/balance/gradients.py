@@ -62,11 +62,20 @@ def add_rows(
     return reached
 
 
-def gram(rows_KP: Tensor) -> Tensor:
-    """Return the products of the rows, (K, K), float64 and exactly symmetric."""
-    gram_KK = torch.zeros(len(rows_KP), len(rows_KP), dtype=torch.float64, device=rows_KP.device)
-    for chunk_KC in rows_KP.split(CHUNK, dim=1):  # type: ignore[no-untyped-call]
-        wide_KC = chunk_KC.to(torch.float64)
+def gram(rows_KP: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the products of the rows, (K, K), float64 and exactly symmetric.
+
+    rows_KP: as one tensor, or a tensor (P,) each.
+    """
+    rows, like = len(rows_KP), rows_KP if isinstance(rows_KP, Tensor) else rows_KP[0]
+    columns = like.shape[-1]
+    gram_KK = torch.zeros(rows, rows, dtype=torch.float64, device=like.device)
+    for start in range(0, columns, CHUNK):
+        cut = slice(start, start + CHUNK)
+        if isinstance(rows_KP, Tensor):
+            wide_KC = rows_KP[:, cut].to(torch.float64)
+        else:
+            wide_KC = torch.stack([row_P[cut] for row_P in rows_KP]).to(torch.float64)
         gram_KK.addmm_(wide_KC, wide_KC.T)
     return (gram_KK + gram_KK.T) / 2
 

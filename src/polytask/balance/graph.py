@@ -1,15 +1,19 @@
 """The autograd graph of a step's losses: who reaches the shared parameters, and through what.
 
-A *cut* is a node that every path from a loss to a shared parameter goes through: the encoder's
-features, say. Above it a backward pass costs the heads alone, below it the encoder.
+A *part* is what one forward pass through the encoder left: no node of it leads to another part's,
+parameters aside. With one data set per task there are several, with shared inputs one.
+A *cut* of a part is a node that every path from a loss to the part's layers goes through: the
+encoder's features, say. Above it a backward pass costs the heads alone, below it the encoder.
 
-Shapes: B = dim 0 of a cut's output.
+Shapes: K = losses, B = dim 0 of a cut's output.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
@@ -45,21 +49,65 @@ ROW_BY_ROW = frozenset(
 model at hand is tried out; see `streams`. Batch normalisation is none of them, nor is anything
 whose rows depend on the data, such as indexing."""
 
+FEW = 4
+"""Numbers per loss, in a vector, that losses are still made of: a task's sums over its streams."""
+
+
+@dataclass
+class Part:
+    """Nodes that lead to uses of shared parameters and, those aside, to no other part.
+
+    tasks: losses (0 to K - 1) a path leads here from.
+    doors: nodes above it that hold few numbers. A loss that enters has a gradient at one of them;
+        the graph alone cannot tell, where losses were one tensor on their way.
+    """
+
+    tasks: tuple[int, ...]
+    doors: tuple[Node, ...]
+    nodes: dict[Node, None] = field(repr=False)  # consumers before what they consume
+    roots: tuple[Node, ...] = field(repr=False)  # nodes of losses in it
+    users: set[Node] = field(repr=False)
+
+    @cached_property
+    def cuts(self) -> list[Node]:
+        """Nodes with one output that all paths to the part's layers go through, the nearest to the
+        losses first; the last may be such a layer itself."""
+        entering = dict.fromkeys(self.nodes, 0)
+        crossing = 0  # edges from nodes already passed to nodes still to come
+        above = (child for door in self.doors for child, _ in door.next_functions)
+        for child in (*self.roots, *above):
+            if child in entering:
+                assert child is not None
+                entering[child] += 1
+                crossing += 1
+        cuts: list[Node] = []
+        for node in self.nodes:
+            single = len(node._input_metadata) == 1
+            if entering[node] == crossing and single and shape_of(node):
+                cuts.append(node)
+            if node in self.users:
+                break  # nothing that comes later lies on the way to this one
+            crossing -= entering[node]
+            for child, _ in node.next_functions:
+                if child in entering:
+                    assert child is not None
+                    entering[child] += 1
+                    crossing += 1
+        return cuts
+
 
 @dataclass
 class Graph:
-    """The part of the autograd graph that this step's losses reach.
+    """What this step's losses reach.
 
     uses: position among the shared parameters -> its uses, None where one of them is unknown.
     others: every leaf that is no shared parameter.
-    cuts: nodes with one output that all paths to shared parameters' layers go through, the nearest
-        to the losses first; the last may be such a layer itself.
     opaque: true where a Python-written function may run a backward pass of its own inside.
     """
 
     uses: dict[int, list[Use] | None]
     others: list[Tensor]
-    cuts: list[Node]
+    parts: list[Part]
     opaque: bool
     order: list[Node] = field(repr=False)  # consumers before what they consume
 
@@ -100,7 +148,7 @@ def read(losses: Sequence[Tensor], shared: Sequence[nn.Parameter | Tensor]) -> G
     found = {i: _sites(leaves[i], sites) for i in sorted(leaves)}
     uses = {i: _uses(found[i], tuple(shared[i].shape)) for i in found}
     users = {site.node for own in found.values() for site in own}
-    return Graph(uses, others, _cuts(order, roots, users), opaque, order)
+    return Graph(uses, others, _parts(order, roots, users), opaque, order)
 
 
 def _topological(roots: list[Node]) -> list[Node]:
@@ -142,30 +190,74 @@ def _uses(sites: list[Site], shape: tuple[int, ...]) -> list[Use] | None:
     return known if len(known) == len(uses) else None
 
 
-def _cuts(order: list[Node], roots: Sequence[Node | None], users: set[Node]) -> list[Node]:
+def _parts(order: list[Node], roots: Sequence[Node | None], users: set[Node]) -> list[Part]:
     leads = set(users)  # nodes on a way to a layer that uses a shared parameter
     for node in reversed(order):
         if any(child in leads for child, _ in node.next_functions):
             leads.add(node)
-    entering: dict[Node, int] = {}
-    crossing = 0  # edges from nodes already passed to nodes still to come
-    for root in roots:
-        if root in leads:
-            entering[root] = entering.get(root, 0) + 1
-            crossing += 1
-    cuts: list[Node] = []
-    for node in order:
-        if node not in leads:
+    order = [node for node in order if node in leads]
+    above = _above(order, users, len(roots))
+    of = _joined([node for node in order if node not in above])
+    nodes: dict[Node, dict[Node, None]] = {}
+    for node, first in of.items():
+        nodes.setdefault(first, {})[node] = None
+    doors: dict[Node, dict[Node, None]] = {first: {} for first in nodes}
+    reached: dict[Node, frozenset[Node]] = {}  # the parts a node leads to, by the graph alone
+    for node in reversed(order):
+        if node not in above:
             continue
-        single = len(node._input_metadata) == 1
-        if entering[node] == crossing and single and shape_of(node):
-            cuts.append(node)
-        if node in users:
-            break  # nothing that comes later lies on the way to this one
-        crossing -= entering[node]
+        found: set[Node] = set()
         for child, _ in node.next_functions:
-            if child in leads:
+            if child in of:
+                doors[of[child]][node] = None
+                found.add(of[child])
+            elif child in above:
+                found |= reached[child]
+        reached[node] = frozenset(found)
+    tasks: dict[Node, list[int]] = {first: [] for first in nodes}
+    inside: dict[Node, list[Node]] = {first: [] for first in nodes}
+    for k, root in enumerate(roots):
+        assert root is not None
+        if root in of:
+            inside[of[root]].append(root)
+        for first in [of[root]] if root in of else reached.get(root, ()):
+            tasks[first].append(k)
+    return [
+        Part(tuple(tasks[first]), tuple(doors[first]), own, tuple(inside[first]), users)
+        for first, own in nodes.items()
+    ]
+
+
+def _above(order: list[Node], users: set[Node], losses: int) -> set[Node]:
+    """Return the nodes between the losses and the first that holds more than a few per loss."""
+    below: set[Node] = set(users)
+    above: set[Node] = set()
+    for node in order:
+        if node not in below and _small(node, FEW * losses):
+            above.add(node)
+        else:
+            below.update(child for child, _ in node.next_functions if child is not None)
+    return above
+
+
+def _small(node: Node, most: int) -> bool:
+    sizes = [tuple(output.shape) for output in node._input_metadata]
+    return all(len(size) < 2 and math.prod(size) <= most for size in sizes)
+
+
+def _joined(nodes: list[Node]) -> dict[Node, Node]:
+    """Return, per node, one that stands for all that edges join it to."""
+    parent = {node: node for node in nodes}
+
+    def find(node: Node) -> Node:
+        while parent[node] is not node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for node in nodes:
+        for child, _ in node.next_functions:
+            if child in parent:
                 assert child is not None
-                entering[child] = entering.get(child, 0) + 1
-                crossing += 1
-    return cuts
+                parent[find(child)] = find(node)
+    return {node: find(node) for node in nodes}

@@ -58,6 +58,14 @@ class Use(ABC):
         self.node = node
         self.shape = (math.prod(out[:lead]), *out[lead:])
 
+    def numel(self) -> int:
+        """Return how many numbers the output holds."""
+        return math.prod(self.shape)
+
+    def let_go(self) -> None:
+        """Keep of the graph only what `gradient` needs; a second time does nothing."""
+        raise NotImplementedError(f"{type(self).__name__} is not kept beyond its graph")
+
     @abstractmethod
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
         """Return the parameter's gradient for output gradients d_N (N, ...).
@@ -67,13 +75,19 @@ class Use(ABC):
 
 
 class Linear(Use):
-    """A weight in a matrix product: (N, I) times its transpose, (O, I), or itself, (I, O)."""
+    """A weight in a matrix product: (N, I) times its transpose, (O, I), or itself, (I, O).
+
+    sizes: N, I, O.
+    """
 
     def __init__(self, node: Node, transposed: bool) -> None:
         super().__init__(node)
         self.transposed = transposed
         self._name = "mat1" if node.name() == "AddmmBackward0" else "self"
         self._inputs_NI: Tensor | None = None
+        rows, outputs = self.shape
+        # Without a look at the inputs, which under activation checkpointing computes them.
+        self.sizes = rows, int(getattr(node, f"_saved_{self._name}_sym_sizes")[1]), outputs
 
     @property
     def inputs_NI(self) -> Tensor:
@@ -82,16 +96,16 @@ class Linear(Use):
             self._inputs_NI = wide(saved(self.node, self._name))
         return self._inputs_NI
 
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """N, I, O, without a look at the inputs."""
-        rows, outputs = self.shape
-        sizes = f"_saved_{'mat1' if self._name == 'mat1' else 'self'}_sym_sizes"
-        return rows, int(getattr(self.node, sizes)[1]), outputs
+    def let_go(self) -> None:
+        self._inputs_NI = self.inputs_NI
+        vars(self).pop("node", None)
 
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
-        inputs_NI = self.inputs_NI if at is None else self.inputs_NI[at]
-        return d_N.T @ inputs_NI if self.transposed else inputs_NI.T @ d_N
+        return self.product(self.inputs_NI if at is None else self.inputs_NI[at], d_N)
+
+    def product(self, inputs_NI: Tensor, d_NO: Tensor) -> Tensor:
+        """Return the weight's gradient for these inputs."""
+        return d_NO.T @ inputs_NI if self.transposed else inputs_NI.T @ d_NO
 
 
 class Convolution(Use):
@@ -131,17 +145,19 @@ class Embedding(Use):
         padding = int(saved(node, "padding_idx"))
         # Never gets a gradient. Autograd shows -1, for none, without its sign.
         self.padding = padding if padding < self.words else -1
+        indices: Tensor = saved(node, "indices")
+        self.indices_N = indices.flatten()
 
-    @property
-    def indices_N(self) -> Tensor:
-        """The rows looked up."""
-        indices: Tensor = saved(self.node, "indices")
-        return indices.flatten()
+    def let_go(self) -> None:
+        vars(self).pop("node", None)
 
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
-        indices_N = self.indices_N if at is None else self.indices_N[at]
-        d_N = d_N * (indices_N != self.padding)[:, None]
-        return d_N.new_zeros(self.words, d_N.shape[1]).index_add_(0, indices_N, d_N)
+        return self.scattered(self.indices_N if at is None else self.indices_N[at], d_N)
+
+    def scattered(self, indices_N: Tensor, d_NE: Tensor) -> Tensor:
+        """Return the table's gradient for these rows looked up."""
+        d_NE = d_NE * (indices_N != self.padding)[:, None]
+        return d_NE.new_zeros(self.words, d_NE.shape[1]).index_add_(0, indices_N, d_NE)
 
 
 class Small(Use):

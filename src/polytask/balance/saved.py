@@ -2,6 +2,8 @@
 
 The names: "step", "state.X" for what the method remembers, "trained.X" for the parameters it has;
 under wrappers X begins with the wrapped method's name, as in "trained.by.log_variance_T".
+"engine.X" is what the engine found out about the model. It may be missing: rows and several
+processes have no use for it.
 """
 
 from __future__ import annotations
@@ -18,19 +20,34 @@ Modules = Mapping[str, nn.Module]
 """Methods with trained parts, by their names under the wrappers; "" where there is no wrapper."""
 
 
-def pack(step: int, state: State, modules: Modules) -> dict[str, Tensor]:
+ENGINE = "engine."
+
+
+def pack(
+    step: int, state: State, modules: Modules, engine: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return copies of all numbers, by name."""
     packed = {"step": torch.tensor(step)}
     packed |= {f"state.{name}": value for name, value in state.items()}
     for path, module in modules.items():
         packed |= {f"{_trained(path)}{name}": v for name, v in module.state_dict().items()}
+    packed |= {ENGINE + name: value for name, value in engine.items()}
     return {name: value.detach().clone() for name, value in packed.items()}
+
+
+def of_engine(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the engine found out, by its own names."""
+    return {n.removeprefix(ENGINE): v for n, v in given.items() if n.startswith(ENGINE)}
 
 
 def check(
     expected: Mapping[str, Tensor], given: Mapping[str, Tensor], method: str, tasks: tuple[str, ...]
 ) -> None:
     """Return nothing where `given` has the names and shapes of `expected`; else raise RunError."""
+    expected, given = (
+        {name: value for name, value in each.items() if not name.startswith(ENGINE)}
+        for each in (expected, given)
+    )
     for name in sorted(expected.keys() ^ given.keys()):
         what = "lacks" if name in expected else "has the unknown entry"
         raise RunError(

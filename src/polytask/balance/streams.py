@@ -1,0 +1,291 @@
+"""The output gradients an encoder has to be passed with: one per task, or fewer.
+
+Three things save passes, all without a change to the result:
+- a part of the graph that one loss reaches (one data set per task, each with a forward pass of its
+  own) is passed once, with that loss; every part together costs one backward;
+- a part is passed for the losses that enter it alone. Where losses were one tensor on their way,
+  the graph shows all of them at all parts; then their gradients at the last nodes that hold a
+  number per loss tell who enters, exactly;
+- **label-sparse**: where every row of a part's cut has a gradient from m tasks at most and m is at
+  most half of the part's tasks, the tasks' gradients at the cut are packed into m: row b of stream
+  s carries the s-th task of that row.
+
+Packing holds only where no layer mixes rows. So every node below the cut must be of a sort that
+can keep rows apart (`graph.ROW_BY_ROW`), and that it does is tried on the model at hand: the
+gradient of half of the rows must be exactly zero at the other rows of every layer. It is tried
+again after 1, 2, 4, 8, ... steps, and for every new form of the graph. What was found is `state`:
+a run that is resumed with it tries at the steps at which it would have tried.
+
+Shapes: K = losses, S = streams of a part, B = rows of its cut, N = positions of a layer,
+F = forms of the graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from polytask.balance.graph import ROW_BY_ROW, Graph, Part
+from polytask.balance.layers import Use, shape_of
+
+FORMS = 256
+"""Forms of the graph whose verdict is remembered; texts of many lengths have many."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The output gradients that one part is passed with.
+
+    own: the loss (0 to K - 1) each stream is of; of all that enter, where rows are packed.
+    at: the cut they start from; None: the losses themselves.
+    given: gradients of the cut's output, one per stream; empty without a cut.
+    tasks_SB: the loss of each row of each stream, K for nobody's; None: a stream is one loss's.
+    minor: the uses whose positions count rows fastest, as in (L, B, ...).
+    """
+
+    part: Part
+    own: tuple[int, ...]
+    at: Node | None = None
+    given: tuple[Tensor, ...] = ()
+    tasks_SB: Tensor | None = None
+    minor: frozenset[Use] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.own) if self.tasks_SB is None else len(self.tasks_SB)
+
+    def tasks_SN(self, use: Use) -> Tensor | None:
+        """Return the loss of each position of a layer, per stream; None as in `tasks_SB`."""
+        if self.tasks_SB is None:
+            return None
+        times = use.shape[0] // self.tasks_SB.shape[1]
+        if use in self.minor:
+            return self.tasks_SB.repeat(1, times)
+        return self.tasks_SB.repeat_interleave(times, dim=1)
+
+
+class Packer:
+    """Gives each step's streams, and remembers which graphs keep rows apart."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[int, _Verdict] = {}
+
+    def streams(self, graph: Graph, losses: Sequence[Tensor]) -> list[Streams]:
+        """Return each part's streams; a part that no loss enters has none and is left out."""
+        known = all(uses is not None for uses in graph.uses.values())
+        entering = _entering(graph.parts, losses)
+        return [
+            self._of(graph, part, tasks, losses, known)
+            for part, tasks in zip(graph.parts, entering, strict=True)
+            if tasks
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was found out about graphs, as tensors; nothing where nothing was.
+
+        forms: int64 (F, 4): a form's digest, how often it was asked for, whether it mixes rows,
+            and how many of its uses follow in minor.
+        """
+        if not self._verdicts:
+            return {}
+        lines = [(f, v.asked, int(v.mixes), len(v.found)) for f, v in self._verdicts.items()]
+        found = [minor for verdict in self._verdicts.values() for minor in verdict.found]
+        return {
+            "forms": torch.tensor(lines, dtype=torch.int64).reshape(-1, 4),
+            "minor": torch.tensor(found, dtype=torch.bool),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self._verdicts = {}
+        if not state:
+            return
+        found = state["minor"].tolist()
+        for form, asked, mixes, count in state["forms"].tolist():
+            own, found = tuple(found[:count]), found[count:]
+            self._verdicts[form] = _Verdict(bool(mixes), asked, own)
+
+    def _of(
+        self,
+        graph: Graph,
+        part: Part,
+        tasks: tuple[int, ...],
+        losses: Sequence[Tensor],
+        known: bool,
+    ) -> Streams:
+        dense = Streams(part, tasks)
+        if len(tasks) == 1 or not known:
+            return dense
+        entering = [losses[k] for k in tasks]
+        deepest: dict[int, Node] = {}  # by the number of rows, from the deepest cut on
+        for cut in reversed(part.cuts):
+            deepest.setdefault(shape_of(cut)[0], cut)
+        for cut in deepest.values():
+            verdict = self._verdict(graph, cut)
+            if verdict.mixes:
+                continue
+            given = _down_to(cut, entering)
+            if dense.at is None:
+                dense = Streams(part, tasks, cut, given)
+            there_KB = torch.stack([d.reshape(len(d), -1).any(1) for d in given])
+            streams = int(there_KB.sum(0).amax())
+            if streams == 0 or 2 * streams > len(tasks):
+                break  # and in coarser rows there would be more of them
+            uses = [u for own in graph.uses.values() for u in own or () if u.node in part.nodes]
+            minor = verdict.minor(cut, uses)
+            if minor is not None:
+                packed, tasks_SB = _packed(given, there_KB, streams, tasks, len(losses))
+                return Streams(part, tasks, cut, packed, tasks_SB, minor)
+        return dense
+
+    def _verdict(self, graph: Graph, cut: Node) -> _Verdict:
+        below = graph.below(cut)
+        at = {node: n for n, node in enumerate(below)}
+        digest = hashlib.blake2b(digest_size=8)  # one that is the same in every process
+        for node in below:
+            children = (at.get(child, -1) for child, _ in node.next_functions if child)
+            digest.update(f"{node.name()} {','.join(map(str, children))};".encode())
+        form = int.from_bytes(digest.digest(), "big", signed=True)
+        verdict = self._verdicts.get(form)
+        if verdict is None:
+            if len(self._verdicts) >= FORMS:
+                self._verdicts.clear()
+            verdict = self._verdicts[form] = _Verdict(not all(map(_may_keep_rows, below)))
+        return verdict
+
+
+class _Verdict:
+    """Whether one form of a graph keeps rows apart below its cut, tried out now and then."""
+
+    def __init__(self, mixes: bool, asked: int = 0, found: tuple[bool, ...] = ()) -> None:
+        self.mixes, self.asked, self.found = mixes, asked, found
+
+    def minor(self, cut: Node, uses: Sequence[Use]) -> frozenset[Use] | None:
+        """Return the uses whose positions count rows fastest; None where rows are mixed."""
+        self.asked += 1
+        if self.asked & (self.asked - 1) == 0:
+            found = _try_rows(cut, uses)
+            self.mixes = found is None
+            self.found = found or ()
+        if self.mixes:
+            return None
+        return frozenset(use for use, minor in zip(uses, self.found, strict=True) if minor)
+
+
+# -- who enters ----------------------------------------------------------------------------------
+
+
+def _entering(parts: Sequence[Part], losses: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """Return, per part, the losses that have a gradient in it."""
+    led: dict[int, list[int]] = {}  # loss -> the parts the graph leads it to
+    for p, part in enumerate(parts):
+        for k in part.tasks:
+            led.setdefault(k, []).append(p)
+    entering = [set(part.tasks) for part in parts]
+    asked: dict[tuple[int, ...], list[GradientEdge]] = {}
+    for k, several in led.items():
+        if len(several) == 1:
+            continue
+        edges = asked.get(tuple(several))
+        if edges is None:
+            doors = dict.fromkeys(door for p in several for door in parts[p].doors)
+            edges = [GradientEdge(d, n) for d in doors for n in range(len(d._input_metadata))]
+            asked[tuple(several)] = edges
+        found = torch.autograd.grad(losses[k], edges, retain_graph=True, allow_unused=True)
+        there = [(e.node, d.flatten()) for e, d in zip(edges, found, strict=True) if d is not None]
+        flags = (torch.cat([d for _, d in there]) != 0).tolist()  # one wait for the device
+        open_: set[Node] = set()
+        for node, d in there:
+            if any(flags[: len(d)]):
+                open_.add(node)
+            flags = flags[len(d) :]
+        for p in several:
+            if open_.isdisjoint(parts[p].doors):
+                entering[p].discard(k)
+    return [tuple(sorted(tasks)) for tasks in entering]
+
+
+# -- rows that stay apart ------------------------------------------------------------------------
+
+
+def _may_keep_rows(node: Node) -> bool:
+    if node.name() == "GatherBackward0":
+        return int(node._saved_dim) != 0  # type: ignore[attr-defined]
+    return node.name() in ROW_BY_ROW
+
+
+def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
+    """Return, per use, whether positions count rows fastest; None where a layer mixes rows."""
+    shape = shape_of(cut)
+    rows = shape[0]
+    if any(use.shape[0] % rows for use in uses):
+        return None
+    nodes = list(dict.fromkeys(use.node for use in uses))
+    like = cut._input_metadata[0]
+    generator = torch.Generator().manual_seed(rows)
+    layouts = [{False, True} for _ in uses]
+    for _ in range(2):
+        half_B = torch.zeros(rows, dtype=torch.bool)
+        half_B[torch.randperm(rows, generator=generator)[: (rows + 1) // 2]] = True
+        for mask_B in (half_B, ~half_B):
+            d = torch.randn(shape, generator=generator)
+            d[~mask_B] = 0
+            found = dict(zip(nodes, _at(nodes, cut, d.to(like.device, like.dtype)), strict=True))
+            for use, left in zip(uses, layouts, strict=True):
+                d_N = found[use.node]
+                if d_N is None:
+                    continue
+                there_N = (d_N.reshape(use.shape[0], -1) != 0).any(1).cpu()
+                times = len(there_N) // rows
+                for minor in tuple(left):
+                    mask_N = mask_B.repeat(times) if minor else mask_B.repeat_interleave(times)
+                    if bool((there_N & ~mask_N).any()):
+                        left.discard(minor)
+    if not all(layouts):
+        return None
+    return tuple(False not in left for left in layouts)
+
+
+def _packed(
+    given: Sequence[Tensor], there_KB: Tensor, streams: int, own: Sequence[int], nobody: int
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return gradients with several losses' rows in one, and the loss of each row of each."""
+    before_KB = there_KB.cumsum(0) - 1  # how many losses of the row came earlier: its stream
+    tasks_SB = torch.full((streams, there_KB.shape[1]), nobody, device=there_KB.device)
+    packed = [torch.zeros_like(given[0]) for _ in range(streams)]
+    for k, d, there_B, before_B in zip(own, given, there_KB, before_KB, strict=True):
+        for s in range(streams):
+            here_B = there_B & (before_B == s)
+            tasks_SB[s].masked_fill_(here_B, k)
+            packed[s] += d * here_B.view(-1, *(1,) * (d.dim() - 1)) if streams > 1 else d
+    return tuple(packed), tasks_SB
+
+
+def _down_to(cut: Node, losses: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return every loss's gradient at the cut's output."""
+    edge = GradientEdge(cut, 0)
+    found = [
+        torch.autograd.grad(loss, [edge], retain_graph=True, allow_unused=True)[0]
+        for loss in losses
+    ]
+    like = cut._input_metadata[0]
+    return tuple(
+        torch.zeros(shape_of(cut), dtype=like.dtype, device=like.device) if d is None else d
+        for d in found
+    )
+
+
+def _at(nodes: Sequence[Node], cut: Node, d: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients at the outputs of nodes for one gradient at the cut."""
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        [GradientEdge(cut, 0)],
+        [GradientEdge(node, 0) for node in nodes],
+        grad_outputs=[d],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return found
