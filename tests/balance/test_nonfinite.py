@@ -74,7 +74,7 @@ METHODS = {
 
 
 def balancer_of(net, name, **settings):
-    by = "per layer" if name == "per layer" else "rows"
+    by = "auto" if name == "per layer" else "rows"
     return Balancer(METHODS[name](), net.encoder.parameters(), net.heads, steps_per_epoch=1,
                     gramian=by, **settings)  # fmt: skip
 
@@ -213,7 +213,7 @@ def test_shared_parameters_that_no_loss_reaches_are_an_error(name):
 def test_shared_parameters_that_some_reach_are_as_in_autograd(name):
     net = Net()
     idle = nn.Parameter(torch.ones(2))
-    by = "per layer" if name == "per layer" else "rows"
+    by = "auto" if name == "per layer" else "rows"
     balancer = Balancer(METHODS[name](), [*net.encoder.parameters(), idle], net.heads, gramian=by)
     for _ in range(2):
         balancer.backward(net.losses())
