@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from polytask.balance import gradients
+from polytask.balance import across, gradients
 from polytask.balance.base import Needs, Update
 from polytask.balance.gramian import PerLayer, Products
 from polytask.balance.losses import At, Given, unbound
@@ -126,8 +126,7 @@ class Exact:
     ) -> None:
         self._shared, self._world = shared, world
         self.sharded = check_shards(shared, world.size)
-        # Processes add up the rows themselves before they are multiplied.
-        self._by_layer = gramian == "auto" and world.size == 1 and not self.sharded
+        self._by_layer = gramian == "auto" and not self.sharded
         self._per_layer = PerLayer()
         fast = needs == "gramian" and self._by_layer
         self.said = "exact, per layer: chosen at the first step" if fast else BY_ROWS
@@ -166,19 +165,44 @@ class Exact:
         needs: what the method must see. retain: whether the losses' graph must outlive this.
         """
         pending = pending or Pending()
-        if not self._per_layer_takes(pending, at, given, needs, more=False):
+        takes = self._per_layer_takes(pending, at, given, needs, more=False)
+        if self._world.size > 1 and self._by_layer and needs == "gramian":
+            device = self._shared[0].device
+            # Without any loss here the others' products have no terms from here.
+            nothing = not at and pending.rows_KP is None and pending.products is None
+            if nothing:
+                pending.products = Products(device)
+            every = self._world.everywhere(takes or nothing, device)
+            if takes and not every:
+                assert pending.products is not None
+                self.said = f"{BY_ROWS} (another process cannot tell them per layer)"
+                pending.products.let_go(retain)
+                pending.form_rows(self._shared)
+                at, given = (), ()
+            takes = every
+        if not takes:
+            pending.products = None
             rows_KP, reached = self._rows(pending, at, given, all_at, retain)
             return self._add_rows(rows_KP, reached, needs, ask)
         products, pending.products = pending.products, None
         assert products is not None
-        if not products.layers:
-            raise unreached()
-        update = ask(products.gram(all_at), None)
+        update = ask(self._gram(products, all_at), None)
         assert update.direction_P is None, "a direction needs rows"
         products.add(all_at, update.weights_K.detach(), self._shared, retain)
         if update.penalty is not None:
-            update.penalty.backward()  # type: ignore[no-untyped-call]
+            (update.penalty / self._world.size).backward()  # type: ignore[no-untyped-call]
         return update
+
+    def _gram(self, products: Products, all_at: At) -> Tensor:
+        world, nowhere = self._world, not products.layers
+        if world.size > 1:
+            nowhere = world.everywhere(nowhere, self._shared[0].device)
+        if nowhere:
+            raise unreached()
+        if world.size == 1:
+            return products.gram(all_at)
+        self.said += f", across {world.size} processes"
+        return across.gram(products, all_at, self._shared, self._world)
 
     def gramian(self, losses: Sequence[Tensor]) -> Tensor:
         """Return the Gramian of losses of this process, (K, K), and leave every `.grad` alone.

@@ -93,14 +93,15 @@ class Products:
             parameter.grad = piece if parameter.grad is None else parameter.grad + piece
         self._add_others(retain)
 
-    def let_go(self) -> None:
+    def let_go(self, retain: bool = False) -> None:
         """Keep nothing of the losses' graph, for micro-batches that others follow.
 
-        Every parameter that is not shared gets its gradient.
+        Every parameter that is not shared gets its gradient. retain: whether the graph must
+        outlive this.
         """
         for layer in self.layers.values():
             layer.let_go()
-        self._add_others(retain=False)  # frees what the layers had to read
+        self._add_others(retain)  # frees what the layers had to read
 
     def _add_others(self, retain: bool) -> None:
         if self._others:

@@ -122,13 +122,13 @@ class Layer:
     def gram(self, tasks: int) -> Tensor:
         """Return the products of the tasks' gradients, (T, T), float64."""
         if self.pieces and self.way == "looked up":
-            return _looked_up(self.pieces, tasks)
+            return by_words(*entries(self.pieces, tasks), tasks)
         if self.pieces and self.way == "ghost":
             ghost_TT = _ghost(self.pieces, tasks)
             if ghost_TT is not None:
                 return ghost_TT
         gram_TT = torch.zeros(tasks, tasks, dtype=torch.float64, device=self.like.device)
-        rows = dict(_formed(self.pieces)) if self.pieces else self.rows
+        rows = grads_of(self)
         if rows:
             at = torch.tensor(list(rows), device=gram_TT.device)
             gram_TT[at[:, None], at] = gradients.gram(list(rows.values()))
@@ -154,6 +154,11 @@ class Layer:
                 indices_N = torch.cat([u.indices_N for u in uses if isinstance(u, Embedding)])
                 return first.scattered(indices_N, torch.cat(summed)).flatten()
         return _total([use.gradient(d_N).flatten() for use, d_N in zip(uses, summed, strict=True)])
+
+
+def grads_of(layer: Layer) -> dict[int, Tensor]:
+    """Return each task's gradient, flattened; the layer is left as it is."""
+    return dict(_formed(layer.pieces)) if layer.pieces else layer.rows
 
 
 def alike(uses: Sequence[Use]) -> bool:
@@ -205,7 +210,8 @@ def _sums(piece: Piece) -> dict[int, Tensor]:
 # -- embeddings ----------------------------------------------------------------------------------
 
 
-def _looked_up(pieces: Sequence[Piece], tasks: int) -> Tensor:
+def entries(pieces: Sequence[Piece], tasks: int) -> tuple[Tensor, Tensor]:
+    """Return what is looked up: word * T + task of each pair, and its sum of output gradients."""
     keys, values = [], []
     for piece in pieces:
         assert isinstance(piece.use, Embedding)
@@ -213,9 +219,17 @@ def _looked_up(pieces: Sequence[Piece], tasks: int) -> Tensor:
         there_SN = (tasks_SN >= 0) & (piece.use.indices_N != piece.use.padding)
         keys.append((piece.use.indices_N * tasks + tasks_SN)[there_SN])
         values.append(piece.d_SN[there_SN])
-    found_W, at = torch.unique(torch.cat(keys), return_inverse=True)
-    d_NE = torch.cat(values)
-    sums_WE = d_NE.new_zeros(len(found_W), d_NE.shape[1]).index_add_(0, at, d_NE)
+    return _added_up(torch.cat(keys), torch.cat(values))
+
+
+def _added_up(keys_N: Tensor, d_NE: Tensor) -> tuple[Tensor, Tensor]:
+    found_W, at = torch.unique(keys_N, return_inverse=True)
+    return found_W, d_NE.new_zeros(len(found_W), d_NE.shape[1]).index_add_(0, at, d_NE)
+
+
+def by_words(keys_N: Tensor, d_NE: Tensor, tasks: int) -> Tensor:
+    """Return the products of the tasks' gradients, (T, T), float64, from pairs as of `entries`."""
+    found_W, sums_WE = _added_up(keys_N, d_NE)
     tasks_W, words_W = found_W % tasks, found_W // tasks
     _, words_W, counts_V = torch.unique_consecutive(
         words_W, return_inverse=True, return_counts=True
@@ -258,7 +272,7 @@ def _few(sums_WE: Tensor, tasks_W: Tensor, words_W: Tensor, tasks: int) -> Tenso
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Pieces of one form, laid end to end.
 
     own: the task of each stream; empty where tasks_SN tells each position's.
@@ -289,16 +303,25 @@ def _ghost(pieces: Sequence[Piece], tasks: int) -> Tensor | None:
     for n, group in enumerate(groups):
         for other in groups[n:]:
             if other.tasks_SN is None or group.tasks_SN is not None:
-                _add_products(half_TT, group, other)
+                add_products(half_TT, group, other)
             else:
-                _add_products(half_TT, other, group)
+                add_products(half_TT, other, group)
     gram_TT = half_TT + half_TT.T
     apart_T = _total([group.squares(tasks) for group in groups])
-    floor_T = apart_T * (CANCELLED * torch.finfo(groups[0].d_SNO.dtype).eps)
-    return None if bool((gram_TT.diagonal() < floor_T)[1:].any()) else gram_TT[1:, 1:]
+    gram_TT, apart_T = gram_TT[1:, 1:], apart_T[1:]
+    return None if cancelled(gram_TT, apart_T, groups[0].d_SNO.dtype) else gram_TT
 
 
-def _grouped(pieces: Sequence[Piece]) -> list[_Group]:
+def cancelled(gram_TT: Tensor, apart_T: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a ghost product has lost too many digits.
+
+    apart_T: each task's sum of its positions' own squares. dtype: of the products.
+    """
+    floor_T = apart_T * (CANCELLED * torch.finfo(dtype).eps)
+    return bool((gram_TT.diagonal() < floor_T).any())
+
+
+def _grouped(pieces: Sequence[Piece]) -> list[Group]:
     """Return the pieces, all those of one stream as one group: blocks of many small ones."""
     single: list[Piece] = []
     alike: dict[object, list[Piece]] = {}
@@ -316,7 +339,7 @@ def _grouped(pieces: Sequence[Piece]) -> list[_Group]:
         dense = group is not single and group[0].tasks_SN is None
         tasks_SN = None if dense else torch.cat([piece.tasks() for piece in group], 1)
         own = group[0].own if dense else ()
-        groups.append(_Group(_end_to_end(inputs, 0).to(dtype), d_SNO, own, tasks_SN))
+        groups.append(Group(_end_to_end(inputs, 0).to(dtype), d_SNO, own, tasks_SN))
     return groups
 
 
@@ -324,7 +347,7 @@ def _end_to_end(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _add_products(half_TT: Tensor, one: _Group, other: _Group) -> None:
+def add_products(half_TT: Tensor, one: Group, other: Group) -> None:
     """Add the products of two groups' gradients; half of them where the groups are one.
 
     Where one of the groups has streams of one task, that is `other`.

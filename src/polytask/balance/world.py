@@ -32,6 +32,22 @@ class World:
             return 1
         return dist.get_world_size(self._group)
 
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self._group) if self.size > 1 else 0
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return every process's tensor, all of one shape, along a new dim 0."""
+        theirs = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(theirs, tensor.contiguous(), group=self._group)
+        return torch.stack(theirs)
+
+    def everywhere(self, here: bool, device: torch.device) -> bool:
+        """Return whether it is so in every process."""
+        count = torch.tensor(float(here), device=device)
+        self.add_up(count)
+        return int(count) == self.size
+
     def add_up(self, tensor: Tensor) -> None:
         """Replace the tensor by its sum over the processes, in place."""
         dist.all_reduce(tensor, group=self._group)
