@@ -208,7 +208,7 @@ def test_two_processes_are_one_also_where(pair, odd):
     # What is left of rows that cancel to 1e-9 has lost 9 of 16 digits in any order of summation.
     check(pair, odd, whole, 1e-5 if odd == "cancels" else 1e-10)
     for result in pair:
-        assert ("per layer" in result[odd]["engine"]) == (odd != "refused")
+        assert result[odd]["engine"].startswith("exact, per layer") == (odd != "refused")
 
 
 def test_no_process_holds_a_row_per_task_of_a_wide_layer(pair):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from polytask.balance import across, gradients
 from polytask.balance.base import Needs, Update
 from polytask.balance.gramian import PerLayer, Products
+from polytask.balance.graph import read
 from polytask.balance.losses import At, Given, unbound
 from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
@@ -165,8 +166,11 @@ class Exact:
         needs: what the method must see. retain: whether the losses' graph must outlive this.
         """
         pending = pending or Pending()
+        by_layer = self._by_layer and needs == "gramian"
+        if by_layer and self._world.unwatched:
+            self._try_backward(given)
         takes = self._per_layer_takes(pending, at, given, needs, more=False)
-        if self._world.size > 1 and self._by_layer and needs == "gramian":
+        if self._world.size > 1 and by_layer:
             device = self._shared[0].device
             # Without any loss here the others' products have no terms from here.
             nothing = not at and pending.rows_KP is None and pending.products is None
@@ -192,6 +196,24 @@ class Exact:
         if update.penalty is not None:
             (update.penalty / self._world.size).backward()  # type: ignore[no-untyped-call]
         return update
+
+    def _try_backward(self, given: Given) -> None:
+        """Run one backward pass as any loop would, and put every `.grad` back.
+
+        Per layer, gradients do not arrive where a wrapper could be seen to average them.
+        """
+        losses = list(given)
+        leaves = [*self._shared, *(read(losses, self._shared).others if losses else ())]
+        before = [leaf.grad for leaf in leaves]
+        try:
+            for leaf in leaves:
+                leaf.grad = None
+            with self._world.watched(lambda: gradients.marks(self._shared)):
+                if losses:
+                    torch.stack(losses).sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        finally:
+            for leaf, grad in zip(leaves, before, strict=True):
+                leaf.grad = grad
 
     def _gram(self, products: Products, all_at: At) -> Tensor:
         world, nowhere = self._world, not products.layers

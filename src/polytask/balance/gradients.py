@@ -174,3 +174,9 @@ def add_weighted(
         losses_K.backward(ones_K, inputs=others, retain_graph=retain or bool(reached))  # type: ignore[no-untyped-call]
     if reached:
         losses_K.backward(weights_K.to(losses_K.dtype), inputs=reached, retain_graph=retain)  # type: ignore[no-untyped-call]
+
+
+def marks(shared: Sequence[Tensor]) -> Tensor:
+    """Return numbers that tell the parameters' gradient from another one, (1, M)."""
+    zero = torch.zeros((), device=shared[0].device)
+    return torch.stack([zero if p.grad is None else p.grad.sum() for p in shared])[None]

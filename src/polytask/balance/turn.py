@@ -173,12 +173,7 @@ class Turn:
         """Return a context for one backward pass of all losses that no wrapper may average."""
         if self.engine.sharded or not self.shared:
             return contextlib.nullcontext()
-        return self.world.watched(self._marks)
-
-    def _marks(self) -> Tensor:
-        """Return numbers that tell the shared gradient of this process, (1, M)."""
-        zero = torch.zeros((), device=self.shared[0].device)
-        return torch.stack([zero if p.grad is None else p.grad.sum() for p in self.shared])[None]
+        return self.world.watched(lambda: gradients.marks(self.shared))
 
     def add_weighted(self, weights_K: Tensor) -> None:
         """Add the weighted sum to the shared `.grad`, and to every other its unweighted gradient.

@@ -63,6 +63,11 @@ class World:
                 self.add_up(summed)
                 rows_KL[:, at] = summed
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether there are several processes, and no backward pass was watched yet."""
+        return self.size > 1 and not self._watch.looked
+
     def watched(self, marks: Callable[[], Tensor]) -> AbstractContextManager[None]:
         """Return a context for backward passes that no wrapper may average; see `Watch.over`."""
         return self._watch.over(marks) if self.size > 1 else contextlib.nullcontext()

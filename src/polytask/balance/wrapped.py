@@ -43,11 +43,14 @@ def sum_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None 
 
 
 class Watch:
-    """Sees whether DistributedDataParallel averages gradients where the balancer runs backward."""
+    """Sees whether DistributedDataParallel averages gradients where the balancer runs backward.
+
+    looked: whether a block has been watched.
+    """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self._group = group
-        self._looked = False
+        self.looked = False
 
     @contextlib.contextmanager
     def over(self, marks: Callable[[], Tensor]) -> Iterator[None]:
@@ -60,9 +63,9 @@ class Watch:
         """
         before = self._messages()
         yield
-        if self._looked:
+        if self.looked:
             return
-        self._looked = True
+        self.looked = True
         mine_KM = marks().double()
         if self._messages() == before:  # a process says that it has nothing to compare by zeros
             mine_KM = torch.zeros_like(mine_KM)
