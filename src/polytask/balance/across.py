@@ -31,6 +31,7 @@ from polytask.balance.products import (
     Layer,
     Piece,
     add_products,
+    added_up,
     alike,
     by_words,
     cancelled,
@@ -134,7 +135,7 @@ class _Across:
         sums_VE = self.world.gather(sums_VE).flatten(0, 1)
         words_V = keys_V.div(self.tasks, rounding_mode="floor")
         mine_V = (keys_V >= 0) & (words_V % self.world.size == self.world.rank)
-        self.total_TT += by_words(keys_V[mine_V], sums_VE[mine_V], self.tasks)
+        self.total_TT += by_words(*added_up(keys_V[mine_V], sums_VE[mine_V]), self.tasks)
 
     def _add_linear(
         self, layers: Sequence[int], headers: Sequence[Sequence[Sequence[int]]]

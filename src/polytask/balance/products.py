@@ -219,17 +219,17 @@ def entries(pieces: Sequence[Piece], tasks: int) -> tuple[Tensor, Tensor]:
         there_SN = (tasks_SN >= 0) & (piece.use.indices_N != piece.use.padding)
         keys.append((piece.use.indices_N * tasks + tasks_SN)[there_SN])
         values.append(piece.d_SN[there_SN])
-    return _added_up(torch.cat(keys), torch.cat(values))
+    return added_up(torch.cat(keys), torch.cat(values))
 
 
-def _added_up(keys_N: Tensor, d_NE: Tensor) -> tuple[Tensor, Tensor]:
+def added_up(keys_N: Tensor, d_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different keys, ascending, and what belongs to each, added up."""
     found_W, at = torch.unique(keys_N, return_inverse=True)
     return found_W, d_NE.new_zeros(len(found_W), d_NE.shape[1]).index_add_(0, at, d_NE)
 
 
-def by_words(keys_N: Tensor, d_NE: Tensor, tasks: int) -> Tensor:
-    """Return the products of the tasks' gradients, (T, T), float64, from pairs as of `entries`."""
-    found_W, sums_WE = _added_up(keys_N, d_NE)
+def by_words(found_W: Tensor, sums_WE: Tensor, tasks: int) -> Tensor:
+    """Return the products of the tasks' gradients, (T, T), float64, from what `entries` gives."""
     tasks_W, words_W = found_W % tasks, found_W // tasks
     _, words_W, counts_V = torch.unique_consecutive(
         words_W, return_inverse=True, return_counts=True
@@ -240,7 +240,7 @@ def by_words(keys_N: Tensor, d_NE: Tensor, tasks: int) -> Tensor:
     numbers_V = (~few_V).cumsum(0) - 1
     tasks_W, words_W, sums_WE = tasks_W[~few_W], numbers_V[words_W[~few_W]], sums_WE[~few_W]
     total = int((~few_V).sum())
-    size = max(1, BLOCK // (tasks * d_NE.shape[1]))
+    size = max(1, BLOCK // (tasks * sums_WE.shape[1]))
     for start in range(0, total, size):
         words = min(size, total - start)
         here_W = (words_W >= start) & (words_W < start + words)
