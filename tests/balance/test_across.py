@@ -119,8 +119,9 @@ def one_sided(tasks: Tensor, rows: Tensor) -> Tensor:
 
 LABELS = {rule.__name__: rule for rule in (everybody, sparse, alone, unlike, one_sided)}
 RUNS = [(encoder, labels, parts) for encoder in ENCODERS for labels in LABELS for parts in (1, 2)]
-ODD = ("separate", "refused", "cancels")
-"""A forward pass per task; a graph that one process cannot read; rows that cancel."""
+ODD = ("separate", "refused", "cancels", "empty")
+"""A forward pass per task; a graph that one process cannot read; rows that cancel; a
+process without rows, whose losses are sums over nothing."""
 
 
 def update(
@@ -153,7 +154,7 @@ def update(
         losses = {}
         for k, task in enumerate(TASKS):
             own = here[chunk, k]
-            if bool(own.any()):
+            if bool(own.any()) or odd == "empty":
                 mine = encode(inputs[chunk][own]) if features is None else features[own]
                 if odd == "cancels":
                     sign = 1 - (2 - 1e-9) * (chunk[own] >= 9).double()
@@ -211,6 +212,11 @@ def test_two_processes_are_one_also_where(pair, odd):
         assert result[odd]["engine"].startswith("exact, per layer") == (odd != "refused")
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_process_without_rows_adds_nothing(pair, encoder):
+    check(pair, f"{encoder} empty", update(encoder, "sparse", 1, slice(0, ROWS), "rows"))
+
+
 def test_no_process_holds_a_row_per_task_of_a_wide_layer(pair):
     encoder, _ = mlp()
     rows = len(TASKS) * 8 * sum(p.numel() for p in encoder.parameters())
@@ -227,7 +233,11 @@ def main() -> None:
         for encoder, labels, parts in RUNS
     }
     for odd in ODD:
-        result[odd] = update("mlp", "everybody", 1, SHARES[rank], "auto", odd, rank)
+        share = slice(0, ROWS * (1 - rank)) if odd == "empty" else SHARES[rank]
+        result[odd] = update("mlp", "everybody", 1, share, "auto", odd, rank)
+    for encoder in ENCODERS:
+        share = slice(0, ROWS * (1 - rank))
+        result[f"{encoder} empty"] = update(encoder, "sparse", 1, share, "auto", "empty", rank)
     print(json.dumps(result))
     dist.destroy_process_group()
 

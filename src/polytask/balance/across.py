@@ -105,9 +105,9 @@ class _Across:
         Kind, whether the weight is transposed, positions, streams, whether each is one task's,
         inputs, outputs; of a table: kind, 0, pairs, 1, 0, 1, width.
         """
-        if layer is None:
+        kind = NOTHING if layer is None else _kind(layer)
+        if layer is None or kind == NOTHING:
             return [NOTHING, 0, 0, 0, 0, 0, 0]
-        kind = _kind(layer)
         if kind == TABLE:
             keys_V, sums_VE = self.tables[i]
             return [TABLE, 0, len(keys_V), 1, 0, 1, sums_VE.shape[1]]
@@ -176,7 +176,7 @@ class _Across:
         positions, streams, ins, outs = (max(h[n] for h in headers) for n in (2, 3, 5, 6))
         device, dtype = self.shared[i].device, self._dtype(i)
         layer = self.layers[i]
-        mine = None if layer is None else _group(layer.pieces, dtype)
+        mine = _group(layer.pieces, dtype) if layer is not None and layer.pieces else None
         # Per position: inputs, each stream's output gradient, and its task.
         sent_NX = torch.zeros(positions, ins + streams * (outs + 1), dtype=dtype, device=device)
         if mine is not None:
@@ -234,7 +234,9 @@ class _Across:
 
 def _kind(layer: Layer) -> int:
     uses = [piece.use for piece in layer.pieces]
-    if layer.rows or not uses or not alike(uses):
+    if not uses and not layer.rows:
+        return NOTHING
+    if layer.rows or not alike(uses):
         return SUMMED
     if isinstance(uses[0], Embedding):
         return TABLE

@@ -192,8 +192,8 @@ class PerLayer:
         uses: dict[int, list[Use] | None] = {}
         for i, found in graph.uses.items():
             products.layers.setdefault(i, Layer(shared[i]))
-            # A part that no loss enters has gradients of zero.
-            uses[i] = None if found is None else [use for use in found if use.node in of]
+            # A part that no loss enters has gradients of zero, as has a batch without rows.
+            uses[i] = None if found is None else [u for u in found if u.node in of and u.numel()]
         ways = {
             i: plan(found, of, products.layers[i], parts_of_update) for i, found in uses.items()
         }

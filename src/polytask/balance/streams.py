@@ -131,6 +131,8 @@ class Packer:
             given = _down_to(cut, entering)
             if dense.at is None:
                 dense = Streams(part, tasks, cut, given)
+            if not shape_of(cut)[0]:
+                break  # a process's share of a short batch may be no row at all
             there_KB = torch.stack([d.reshape(len(d), -1).any(1) for d in given])
             streams = int(there_KB.sum(0).amax())
             if streams == 0 or 2 * streams > len(tasks):
