@@ -195,6 +195,8 @@ def test_every_recipe_on_the_page_is_one():
     assert len(recipes) >= 4
     for recipe in recipes:
         assert parse(recipe).text == recipe
+    around = {m.name for m in METHODS if m.wraps and m.room == "balance"}
+    assert around == {part.partition(":")[0] for r in recipes for part in r.split("+")} & around
 
 
 def test_every_method_has_its_promise_on_the_page(scripts):
