@@ -302,7 +302,8 @@ def test_micro_batches_make_the_update_of_the_whole_batch(toy, method):
             if grad is not None:
                 torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
     for name, value in state.items():
-        torch.testing.assert_close(parted_state[name], value, equal_nan=True)
+        if not name.startswith("engine."):  # what it found out about the graphs, which differ
+            torch.testing.assert_close(parted_state[name], value, equal_nan=True)
 
 
 def test_a_method_that_cannot_foresee_refuses_micro_batches():

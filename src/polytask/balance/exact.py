@@ -19,6 +19,7 @@ from polytask.balance import across, gradients
 from polytask.balance.base import Needs, Update
 from polytask.balance.gramian import PerLayer, Products
 from polytask.balance.graph import read
+from polytask.balance.looks import Looks
 from polytask.balance.losses import At, Given, unbound
 from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
@@ -29,6 +30,7 @@ Ask = Callable[[Tensor, Tensor | None], Update]
 """The method, given the Gramian, and the rows where it needs them."""
 
 BY_ROWS = "exact: one backward per task present"
+BY_ROWS_SMALL = f"{BY_ROWS} (a small model whose tasks share all rows)"
 
 
 @dataclass
@@ -128,18 +130,20 @@ class Exact:
         self._shared, self._world = shared, world
         self.sharded = check_shards(shared, world.size)
         self._by_layer = gramian == "auto" and not self.sharded
-        self._per_layer = PerLayer()
+        self._per_layer, self._looks = PerLayer(), Looks()
+        self._numbers = sum(p.numel() for p in shared if p.requires_grad)
         fast = needs == "gramian" and self._by_layer
         self.said = "exact, per layer: chosen at the first step" if fast else BY_ROWS
         self.held_bytes = 0
 
     def state(self) -> dict[str, Tensor]:
         """Return what it found out about the model; the digits of later steps depend on it."""
-        return self._per_layer.state()
+        return self._per_layer.state() | self._looks.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned, bit for bit; from nothing, find out again."""
         self._per_layer.restore(state)
+        self._looks.restore(state)
 
     def take(self, pending: Pending, at: At, given: Given, needs: Needs) -> None:
         """Take a micro-batch that others follow; add to every other parameter its gradient.
@@ -255,8 +259,15 @@ class Exact:
         if not at:
             return pending.products is not None
         losses, before = unbound(given), pending.products
+        # Processes and micro-batches must go the same way, whatever each of them would find.
+        alone = before is None and not more and self._world.size == 1
+        if alone and not self._looks.due(len(at), self._numbers):
+            self.said = BY_ROWS_SMALL
+            return False
         products = self._per_layer.products(losses, self._shared, at, before, more)
         self.said = self._per_layer.said
+        if alone:
+            self._looks.found(len(at), products is None or self._per_layer.dense)
         if products is None:
             pending.form_rows(self._shared)
             return False

@@ -128,10 +128,11 @@ class PerLayer:
     """Gives each step's products, and remembers what it found out about the model.
 
     said: how the last step was computed, in words.
+    dense: whether it took a backward pass for every task.
     """
 
     def __init__(self) -> None:
-        self.said = ""
+        self.said, self.dense = "", True
         self._packer = Packer()
         self._told = False
 
@@ -231,7 +232,8 @@ class PerLayer:
     ) -> None:
         counts = ", ".join(f"{way} {n}" for way, n in sorted(Counter(ways.values()).items()))
         most = max(map(len, parts), default=0)
-        if most < losses:
+        self.dense = most >= losses
+        if not self.dense:
             why_fewer = "separate forwards"
             if any(part.tasks_SB is not None for part in parts):
                 why_fewer = "label-sparse"

@@ -102,7 +102,7 @@ class Packer:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned."""
         self._verdicts = {}
-        if not state:
+        if "forms" not in state:
             return
         found = state["minor"].tolist()
         for form, asked, mixes, count in state["forms"].tolist():
