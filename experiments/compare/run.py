@@ -42,7 +42,7 @@ EVERY = (
 )
 """Every balance method. `fixed` is not among them: it is `equal` until somebody gives weights."""
 
-FULL = ("digits2", "tox21")
+FULL = ("digits2", "tox21", "census")
 """The suites that are compared with every method; the others with those that `compare` takes
 unless methods are named."""
 
