@@ -244,7 +244,9 @@ def test_a_method_of_another_room_has_no_place_in_a_recipe(monkeypatch):
 @pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])
 def test_every_setting_of_every_method_can_be_written(row: Method):
     for name, parameter in catalog.settings_of(row).items():
-        written = f"{row.name}:{name}={parameter.default}"
+        default = parameter.default
+        text = "/".join(map(str, default)) or "none" if isinstance(default, tuple) else default
+        written = f"{row.name}:{name}={text}"
         if row.wraps:
             (choice,) = parse(f"pcgrad+{written}").wrappers
         else:

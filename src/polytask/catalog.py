@@ -56,6 +56,26 @@ METHODS: tuple[Method, ...] = (
         "Caruana, Multitask Learning, Machine Learning 1997, doi:10.1023/A:1007379606734",
     ),
     Method(
+        "mmoe", "share", "polytask.share.mmoe:MMoE",
+        "shared experts, mixed for each task by a softmax gate of its own",
+        "Ma et al., KDD 2018, doi:10.1145/3219819.3220007",
+    ),
+    Method(
+        "mmoeex", "share", "polytask.share.mmoeex:MMoEEx",
+        "MMoE with experts open to one task alone, or closed to one",
+        "Aoki, Tung & Oliveira, IEEE/ACM TCBB 2022, arXiv:2106.10595",
+    ),
+    Method(
+        "cgc", "share", "polytask.share.cgc:CGC",
+        "experts of each task beside shared ones, a gate per task over both",
+        "Tang et al., RecSys 2020, doi:10.1145/3383313.3412236",
+    ),
+    Method(
+        "ple", "share", "polytask.share.ple:PLE",
+        "CGC in levels, with a shared part that sees every expert in between",
+        "Tang et al., RecSys 2020, doi:10.1145/3383313.3412236",
+    ),
+    Method(
         "equal", "balance", "polytask.balance.equal:Equal",
         "the sum of the losses, every weight 1",
         "the baseline; no source",
@@ -397,21 +417,23 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
 
     They are the target's parameters with a default that one word can give: a number, a flag, a
     text, None, or several numbers parted by "/". The others are for Python alone. Holds
-    for dataclasses and for modules alike.
+    for dataclasses and for modules alike; a target that `build`s takes the settings there.
     """
-    parameters = inspect.signature(row.load(), eval_str=True).parameters
+    target = row.load()
+    parameters = inspect.signature(getattr(target, "build", target), eval_str=True).parameters
     return {
         name: parameter
         for name, parameter in parameters.items()
         if parameter.default is not inspect.Parameter.empty
         and all(
-            o in _WORDS or o == _NUMBERS or get_origin(o) is Literal for o in _options(parameter)
+            o in _WORDS or o in _SEVERAL or get_origin(o) is Literal for o in _options(parameter)
         )
     }
 
 
 _WORDS = (bool, int, float, str, NoneType)
-_NUMBERS = tuple[float, ...]
+_SEVERAL = {tuple[float, ...]: (float, "numbers"), tuple[int, ...]: (int, "whole numbers")}
+"""Several numbers parted by "/": the type of each, and the words for it. "none" is none of them."""
 
 
 def _options(parameter: inspect.Parameter) -> tuple[Any, ...]:
@@ -456,10 +478,13 @@ def _value(text: str, parameter: inspect.Parameter, what: str) -> Any:
             wanted += ["true", "false"]
         elif option is str:
             return text
-        elif option == _NUMBERS:
+        elif option in _SEVERAL:
+            number, words = _SEVERAL[option]
+            if text.casefold() == "none" and NoneType not in _options(parameter):
+                return ()
             with contextlib.suppress(ValueError):
-                return tuple(map(float, text.split("/")))
-            wanted.append("numbers parted by '/'")
+                return tuple(map(number, text.split("/")))
+            wanted.append(f"{words} parted by '/'")
         else:
             with contextlib.suppress(ValueError):  # not of this type; perhaps of the next
                 return option(text)

@@ -1,6 +1,27 @@
 """Sharing: which parameters the tasks share. Inputs -> one output per asked task."""
 
-from polytask.share.base import Features, Inputs, SharedModel
+from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace
+from polytask.share.cgc import CGC
+from polytask.share.experts import Experts, Gates
 from polytask.share.hard import HardSharing
+from polytask.share.mmoe import MMoE
+from polytask.share.mmoeex import MMoEEx
+from polytask.share.ple import PLE
+from polytask.share.trunk import Trunk, TrunkModel
 
-__all__ = ["Features", "HardSharing", "Inputs", "SharedModel"]
+__all__ = [
+    "CGC",
+    "PLE",
+    "Experts",
+    "Features",
+    "Gate",
+    "Gates",
+    "HardSharing",
+    "Inputs",
+    "MMoE",
+    "MMoEEx",
+    "SharedModel",
+    "Trace",
+    "Trunk",
+    "TrunkModel",
+]

@@ -2,12 +2,15 @@
 
 A model receives built modules, not recipes for them. Everything else (losses, balance, data) is
 somebody else's business.
+
+Shapes: R = rows, G = readers, E = what they read.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -17,8 +20,43 @@ Inputs = Tensor | Mapping[str, Tensor]
 Features = Tensor | Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What some readers of one level took from each expert.
+
+    readers: tasks, or "shared" things such as the shared part of a level; G names.
+    experts: E names. owners: of each expert, the task whose own it is; None where it is shared.
+    weights_RGE: with their graph; rows sum to 1 unless the method says otherwise.
+    """
+
+    level: int
+    readers: tuple[str, ...]
+    experts: tuple[str, ...]
+    owners: tuple[str | None, ...]
+    weights_RGE: Tensor
+
+
+@dataclass
+class Trace:
+    """What a forward pass leaves behind besides its outputs, for whoever hands one in.
+
+    penalties: task -> a scalar, with its graph, that belongs to the task's mean loss: a mean over
+        this batch's rows, or a term of the parameters alone. Tasks without one are left out.
+    gates: of every level, the first one first.
+    """
+
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+    gates: list[Gate] = field(default_factory=list)
+
+
 class SharedModel(nn.Module):
-    """A model of several tasks."""
+    """A model of several tasks.
+
+    penalises: whether training needs the penalties of a `Trace`; such a model, and any with gates,
+        takes `model(inputs, tasks, trace)`. A loop that knows no penalties must refuse it.
+    """
+
+    penalises: bool = False
 
     @property
     @abstractmethod
@@ -55,3 +93,9 @@ class SharedModel(nn.Module):
                 known = f"This model's tasks are: {', '.join(self.tasks)}."
                 raise unknown("task", name, self.tasks, known)
         return tuple(tasks)
+
+
+def key(task: str) -> str:
+    """Return the name of the task's module; any text is the name of a task."""
+    # Module names must hold no dot and be no attribute of nn.ModuleDict ("type", "keys", ...).
+    return "task_" + task.replace("%", "%25").replace(".", "%2E")

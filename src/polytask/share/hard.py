@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import UsageError, unknown
-from polytask.share.base import Features, Inputs, SharedModel
+from polytask.share.base import Features, Inputs, SharedModel, key
 from polytask.tasks import TaskSet
 
 
@@ -50,7 +50,7 @@ class HardSharing(SharedModel):
                 raise unknown("task", task, heads, f"The heads are for: {', '.join(heads)}.")
         self.encoder = encoder
         self._tasks = tuple(heads)
-        self._keys = {task: _key(task) for task in heads}
+        self._keys = {task: key(task) for task in heads}
         self._reads = {task: reads.get(task, "row") for task in heads}
         self.heads = nn.ModuleDict({self._keys[task]: head for task, head in heads.items()})
 
@@ -116,11 +116,6 @@ class HardSharing(SharedModel):
 
 
 _NOTHING = torch.empty(0)
-
-
-def _key(task: str) -> str:
-    # Module names must hold no dot and be no attribute of nn.ModuleDict ("type", "keys", ...).
-    return "task_" + task.replace("%", "%25").replace(".", "%2E")
 
 
 def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:

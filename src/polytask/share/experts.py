@@ -1,0 +1,194 @@
+"""Stacked networks: many small networks of one form, run as one batched product per layer.
+
+A network's weights stand in tensors (S, in, out) with its siblings'. Networks that belong to
+different owners (a task's experts, shared experts) are groups with tensors of their own, so that a
+task's parameters stay its own for optimisers and checkpoints; groups asked for together are laid
+side by side for the pass. Either way the number of operators does not depend on S.
+
+Everything here comes in two steps: *stack* what the asked tasks need, then compute with plain
+functions of the stacked tensors. `extract` keeps the stacked tensors and nothing else.
+
+Shapes: R = rows, S = networks side by side, I, O = inputs and outputs of a layer, D = width of the
+inputs, W = width of the outputs, G = gates, E = experts, A = asked tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytask.errors import UsageError
+from polytask.share.base import key
+
+Stacked = dict[str, Tensor]
+"""Named tensors, such as "experts_0_weight" (S, I, O): all that a pass for some tasks needs."""
+
+
+class Experts(nn.Module):
+    """S networks of one form: rows (R, D), or of each its own (S, R, D), to (S, R, W).
+
+    widths: of each layer, at least one; a layer is linear with a bias, then ReLU. The first
+    weights are those of `nn.Linear`.
+    """
+
+    def __init__(self, number: int, inputs: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        if number < 1 or inputs < 1 or not widths or min(widths) < 1:
+            raise UsageError(
+                "Experts: their number, the inputs and every width must be at least 1; got "
+                f"{number} experts of {inputs} inputs and widths {tuple(widths)}."
+            )
+        self.number, self.inputs, self.widths = number, inputs, tuple(widths)
+        sizes = list(zip((inputs, *widths), widths, strict=False))
+        self.weights = nn.ParameterList(torch.empty(number, i, o) for i, o in sizes)
+        self.biases = nn.ParameterList(torch.empty(number, o) for _, o in sizes)
+        with torch.no_grad():
+            for (i, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
+                weight.uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i))
+                bias.uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i))
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.widths[-1]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return run(stack("experts", [self]), "experts", rows)
+
+    def extra_repr(self) -> str:
+        return f"{self.number} x {' -> '.join(map(str, (self.inputs, *self.widths)))}"
+
+
+def stack(name: str, groups: Sequence[Experts]) -> Stacked:
+    """Return the groups' networks side by side, in the order given.
+
+    Raises UsageError where their forms differ.
+    """
+    first = groups[0]
+    for group in groups:
+        if (group.inputs, group.widths) != (first.inputs, first.widths):
+            raise UsageError(
+                "Experts that run side by side need one form; got "
+                f"{first.extra_repr()} and {group.extra_repr()}."
+            )
+    stacked: Stacked = {}
+    for layer in range(len(first.widths)):
+        stacked[f"{name}_{layer}_weight"] = joined([group.weights[layer] for group in groups])
+        stacked[f"{name}_{layer}_bias"] = joined([group.biases[layer] for group in groups])
+    return stacked
+
+
+def run(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
+    """Return every network's output (S, R, W) for shared rows (R, D), or for each its own."""
+    layer = 0
+    while f"{name}_{layer}_weight" in stacked:
+        weight_SIO = stacked[f"{name}_{layer}_weight"]
+        bias_SO = stacked[f"{name}_{layer}_bias"]
+        # In place: what a product gives is needed by nobody before the ReLU.
+        rows = product(rows, weight_SIO, bias_SO).relu_()
+        layer += 1
+    return rows
+
+
+def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> Tensor:
+    """Return (S, R, O) of shared rows (R, I), or of each network its own (S, R, I)."""
+    if rows.ndim == 2:
+        rows = rows.expand(weight_SIO.shape[0], -1, -1)
+    if bias_SO is None:
+        return torch.bmm(rows, weight_SIO)
+    return torch.baddbmm(bias_SO[:, None], rows, weight_SIO)
+
+
+def mixed(weights_RGE: Tensor, experts_ERW: Tensor) -> Tensor:
+    """Return what each gate takes from the experts, (G, R, W)."""
+    return torch.bmm(weights_RGE, experts_ERW.transpose(0, 1)).transpose(0, 1)
+
+
+def mixed_with_own(weights_RAE: Tensor, shared_ERW: Tensor, own_SRW: Tensor) -> Tensor:
+    """Return (A, R, W): what each gate takes from the shared experts and from its own.
+
+    weights_RAE: of the shared experts first, then of the task's own. own_SRW: the own experts of
+        the first task, then of the second, ...; as many of each.
+    """
+    shared = len(shared_ERW)
+    own_AERW = own_SRW.view(weights_RAE.shape[1], -1, *own_SRW.shape[1:])
+    own_weights_AER1 = weights_RAE[..., shared:].permute(1, 2, 0)[..., None]
+    return mixed(weights_RAE[..., :shared], shared_ERW) + (own_AERW * own_weights_AER1).sum(1)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return the parts along dim 0; one part as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+class Gates(nn.Module):
+    """Softmax gates: rows to weights (R, G, E), one gate per reader, linear without bias.
+
+    rows: (R, D), or of each reader its own (G, R, D).
+    readers: names, of tasks as a rule.
+    closed: reader -> experts (positions on E) it never takes from: their logits are -inf, so that
+        the weight is exactly 0, and its gradient too. Saved with the weights. None: gates that
+        never close anything.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[str],
+        inputs: int,
+        experts: int,
+        closed: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        if experts < 1:
+            raise UsageError(f"Gates: the number of experts is {experts}; give at least 1.")
+        self.inputs, self.experts, self.closes = inputs, experts, closed is not None
+        self.readers: tuple[str, ...] = ()
+        self.linears = nn.ModuleDict()
+        for reader in readers:
+            self.add(reader, () if closed is None else closed.get(reader, ()))
+
+    def add(self, reader: str, closed: Sequence[int] = ()) -> None:
+        """Add the gate of one more reader."""
+        if len(set(closed)) == self.experts:
+            raise UsageError(f"Gates: every expert is closed for {reader!r}; leave one open.")
+        linear = nn.Linear(self.inputs, self.experts, bias=False)
+        if self.closes:
+            closed_E = torch.zeros(self.experts, dtype=torch.bool)
+            closed_E[list(closed)] = True
+            linear.register_buffer("closed_E", closed_E)
+        self.linears[key(reader)] = linear
+        self.readers = (*self.readers, reader)
+
+    def parameters_of(self, reader: str) -> list[nn.Parameter]:
+        """Return the parameters of one reader's gate."""
+        return list(self.linears[key(reader)].parameters())
+
+    def stack(self, name: str, readers: Sequence[str]) -> Stacked:
+        """Return these readers' weights (G, E, D), and what is closed where anything may be."""
+        linears = [self.linears[key(reader)] for reader in readers]
+        stacked = {f"{name}_weight": torch.stack([one.get_parameter("weight") for one in linears])}
+        if self.closes:
+            closed = [one.get_buffer("closed_E") for one in linears]
+            stacked[f"{name}_closed"] = torch.stack(closed)
+        return stacked
+
+    def forward(self, rows: Tensor, readers: Sequence[str]) -> Tensor:
+        return opened(self.stack("gates", readers), "gates", rows)
+
+
+def opened(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
+    """Return the gates' weights (R, G, E); see `Gates`."""
+    weight_GED = stacked[f"{name}_weight"]
+    if rows.ndim == 2:  # one product for all gates, which are too narrow to be quick one by one
+        logits_RX = functional.linear(rows, weight_GED.flatten(0, 1))
+        logits_RGE = logits_RX.view(-1, *weight_GED.shape[:2])
+    else:
+        logits_RGE = torch.bmm(rows, weight_GED.mT).transpose(0, 1)
+    closed_GE = stacked.get(f"{name}_closed")
+    if closed_GE is not None:
+        logits_RGE = logits_RGE.masked_fill(closed_GE, -math.inf)
+    return logits_RGE.softmax(-1)

@@ -1,0 +1,90 @@
+"""Heads that are alike run as one: a batched product per layer, whatever their number.
+
+Alike are heads made of plain `nn.Linear` of the same sizes with parameterless activations between
+them. They stay modules of their own, in `state_dict`, for optimisers and for whoever replaces
+one. Every other head is called as the module it is.
+
+Shapes: A = asked tasks, R = rows, W = width of the features, I, O = inputs and outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polytask.share.experts import product
+
+Form = tuple[object, ...]
+"""What two heads must have in common to run as one."""
+
+ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
+
+
+def with_tower(head: nn.Module, width: int, towers: Sequence[int]) -> nn.Module:
+    """Return the head behind a tower of linear layers with ReLU, from `width` on.
+
+    head: for features of width towers[-1].
+    """
+    layers: list[nn.Module] = []
+    for before, after in zip((width, *towers), towers, strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, head) if layers else head
+
+
+def alike(heads: Mapping[str, nn.Module]) -> list[tuple[tuple[str, ...], bool]]:
+    """Return the tasks in groups, and of each whether its heads run as one."""
+    groups: dict[Form, list[str]] = {}
+    alone: list[tuple[tuple[str, ...], bool]] = []
+    for task, head in heads.items():
+        form = _form(head)
+        if form is None:
+            alone.append(((task,), False))
+        else:
+            groups.setdefault(form, []).append(task)
+    return [(tuple(tasks), True) for tasks in groups.values()] + alone
+
+
+def together(heads: Sequence[nn.Module], features_ARW: Tensor) -> Tensor:
+    """Return the outputs (A, R, O) of heads that are alike."""
+    layers = [_layers(head) for head in heads]
+    rows = features_ARW
+    for same in zip(*layers, strict=True):
+        first = same[0]
+        if not isinstance(first, nn.Linear):
+            rows = first(rows)
+            continue
+        weight_AIO = torch.stack([layer.get_parameter("weight") for layer in same]).mT
+        bias_AO = None
+        if first.bias is not None:
+            bias_AO = torch.stack([layer.get_parameter("bias") for layer in same])
+        rows = product(rows, weight_AIO, bias_AO)
+    return rows
+
+
+def _layers(head: nn.Module) -> list[nn.Module]:
+    if type(head) is nn.Sequential:
+        return [layer for part in head for layer in _layers(part)]
+    return [head]
+
+
+def _form(head: nn.Module) -> Form | None:
+    if type(head) is nn.Sequential and not _hooked(head):
+        parts = [_form(part) for part in head]
+        return None if any(part is None for part in parts) else tuple(parts)
+    if type(head) is nn.Linear and not _hooked(head):
+        return (nn.Linear, head.in_features, head.out_features, head.bias is None)
+    if type(head) in ELEMENTWISE and not _hooked(head):
+        return (type(head), repr(head))
+    return None
+
+
+def _hooked(head: nn.Module) -> bool:
+    # A hooked layer does more than its product. Subclasses are not alike for the same reason.
+    return bool(
+        head._forward_hooks
+        or head._forward_pre_hooks
+        or head._backward_hooks
+        or head._backward_pre_hooks
+    )
