@@ -76,6 +76,31 @@ METHODS: tuple[Method, ...] = (
         "Tang et al., RecSys 2020, doi:10.1145/3383313.3412236",
     ),
     Method(
+        "dselect-k", "share", "polytask.share.dselect_k:DSelectK",
+        "gates that settle on at most k experts, by smooth codes",
+        "Hazimeh et al., NeurIPS 2021, arXiv:2106.03760",
+    ),
+    Method(
+        "cross-stitch", "share", "polytask.share.cross_stitch:CrossStitch",
+        "a network per task; layers exchange activations by trained parts",
+        "Misra et al., CVPR 2016, arXiv:1604.03539",
+    ),
+    Method(
+        "sluice", "share", "polytask.share.sluice:Sluice",
+        "a network per task; subspaces of layers are exchanged, layers mixed",
+        "Ruder et al., AAAI 2019, arXiv:1705.08142",
+    ),
+    Method(
+        "aitm", "share", "polytask.share.aitm:AITM",
+        "steps in order: each weighs what the step before hands on",
+        "Xi et al., KDD 2021, arXiv:2105.08489",
+    ),
+    Method(
+        "esmm", "share", "polytask.share.esmm:ESMM",
+        "steps in order: each output is the product of all probabilities so far",
+        "Ma et al., SIGIR 2018, arXiv:1804.07931",
+    ),
+    Method(
         "equal", "balance", "polytask.balance.equal:Equal",
         "the sum of the losses, every weight 1",
         "the baseline; no source",

@@ -19,6 +19,16 @@ SETTINGS = {
     "mmoe": ("", "experts=3,widths=7/4,towers=5/3"),
     "mmoeex": ("", "experts=6,restricted=0.7", "kind=exclusion,experts=5,towers=4"),
     "cgc": ("", "shared=2,own=3,widths=7/4,towers=5"),
+    "dselect-k": (
+        "",
+        "experts=5,k=3,widths=7/4,gamma=0.5",
+        "per_example=true",
+        "per_example=true,k=1,experts=3",
+        "k=1",
+    ),
+    "cross-stitch": ("", "widths=9/8/12,own=0.6,towers=3"),
+    "sluice": ("", "layers=3,layer_width=12,own=0.6,towers=6", "layers=1"),
+    "aitm": ("", "widths=7/4,towers=5"),
     "ple": ("", "levels=1", "levels=3,shared=2,own=2,widths=7/4", "levels=3,widths=5"),
 }
 """Settings every architecture is tried with; the first is its default."""

@@ -1,17 +1,26 @@
 """Sharing: which parameters the tasks share. Inputs -> one output per asked task."""
 
+from polytask.share.aitm import AITM
 from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace
 from polytask.share.cgc import CGC
+from polytask.share.cross_stitch import CrossStitch
+from polytask.share.dselect_k import DSelectK
+from polytask.share.esmm import ESMM
 from polytask.share.experts import Experts, Gates
 from polytask.share.hard import HardSharing
 from polytask.share.mmoe import MMoE
 from polytask.share.mmoeex import MMoEEx
 from polytask.share.ple import PLE
+from polytask.share.sluice import Sluice
 from polytask.share.trunk import Trunk, TrunkModel
 
 __all__ = [
+    "AITM",
     "CGC",
+    "ESMM",
     "PLE",
+    "CrossStitch",
+    "DSelectK",
     "Experts",
     "Features",
     "Gate",
@@ -21,6 +30,7 @@ __all__ = [
     "MMoE",
     "MMoEEx",
     "SharedModel",
+    "Sluice",
     "Trace",
     "Trunk",
     "TrunkModel",

@@ -9,6 +9,7 @@ Shapes: B = rows, F = channels of the features, O = outputs of all linear heads 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Self, TypeGuard
 
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from polytask.errors import UsageError, unknown
 from polytask.share.base import Features, Inputs, SharedModel, key
-from polytask.tasks import TaskSet
+from polytask.tasks import Task, TaskSet
 
 
 class HardSharing(SharedModel):
@@ -104,6 +105,32 @@ class HardSharing(SharedModel):
             return {}
         return {name: list(part.parameters()) for name, part in parts.items()}
 
+    def add_task(self, task: Task, head: nn.Module | None = None) -> None:
+        """Add a task with a new head; asked as before, every other output is the same bits.
+
+        head: None: the kind's own, for as many channels as the first head has, which then must be
+            linear.
+        """
+        if task.name in self._tasks:
+            raise UsageError(f"The model has a task {task.name!r} already; name the new one anew.")
+        if head is None:
+            first = self.head(self._tasks[0])
+            if not isinstance(first, nn.Linear):
+                raise UsageError(
+                    f"HardSharing: cannot tell the features' width from a "
+                    f"{type(first).__name__}; give add_task(task, head)."
+                )
+            head = task.kind.head(first.in_features).to(first.weight)
+        self._keys[task.name] = key(task.name)
+        self._reads[task.name] = task.kind.reads
+        self.heads[key(task.name)] = head
+        self._tasks = (*self._tasks, task.name)
+
+    def extract(self, task: str) -> nn.Module:
+        """Return a model of one task alone, inputs -> its output, with copies of the weights."""
+        head = copy.deepcopy(self.head(task))
+        return Single(copy.deepcopy(self.encoder), head, self._reads[task])
+
     def _feature(self, features: Features, read: str, task: str) -> Tensor:
         if isinstance(features, Tensor):
             return features
@@ -113,6 +140,21 @@ class HardSharing(SharedModel):
                 f"{type(self.encoder).__name__} gives {', '.join(map(repr, features))}."
             )
         return features[read]
+
+
+class Single(nn.Module):
+    """Inputs -> the one output of a head that reads one of the encoder's features."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, read: str) -> None:
+        super().__init__()
+        self.encoder, self.head, self._read = encoder, head, read
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        features = self.encoder(inputs)
+        output: Tensor = self.head(
+            features if isinstance(features, Tensor) else features[self._read]
+        )
+        return output
 
 
 _NOTHING = torch.empty(0)

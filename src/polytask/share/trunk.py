@@ -84,7 +84,9 @@ class Trunk(nn.Module):
         """Return what `mix` saw of the use of experts; empty where there are none."""
         return []
 
-    def penalties(self, tasks: Sequence[str], seen: Seen) -> dict[str, Tensor]:
+    def penalties(
+        self, tasks: Sequence[str], seen: Seen, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return task -> what belongs to its mean loss; see `Trace`."""
         return {}
 
@@ -182,7 +184,7 @@ class TrunkModel(SharedModel):
             outputs |= self._heads(names, given_ARW, feature, read)
             if trace is not None and seen is not None:
                 trace.gates += self.trunk.gates(names, seen)
-                trace.penalties |= self.trunk.penalties(names, seen)
+                trace.penalties |= self.trunk.penalties(names, seen, outputs)
         return {task: outputs[task] for task in asked}
 
     def _heads(
