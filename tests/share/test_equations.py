@@ -283,7 +283,7 @@ def test_the_penalty_of_aitm_is_what_a_step_exceeds_the_one_before():
         after: 0.6 * sum(max(0.0, b - a) for a, b in zip(p[before], p[after], strict=True)) / 9
         for before, after in (("t0", "t1"), ("t1", "t2"))
     }
-    assert {t: float(v) for t, v in trace.penalties.items()} == pytest.approx(expected)
+    assert {t: v.item() for t, v in trace.penalties.items()} == pytest.approx(expected)
     trace = Trace()
     model(inputs, tasks=("t0", "t2"), trace=trace)
     assert trace.penalties == {}

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from polytask.balance import Again, Balancer, Losses, Rows, Weights, sum_gradients
 from polytask.fit import ranks
 from polytask.fit.data import Batch, Step
-from polytask.share import SharedModel
+from polytask.share import SharedModel, Trace
 from polytask.tasks import Block
 
 
@@ -27,8 +27,9 @@ def task_losses(
     labels in the update.
 
     One tensor and not K scalars: taking them apart and adding them up again would cost as much
-    as a layer. batches: one per table; counts: labels per task in the whole update. A task not in
-    `counts` is absent: its head does not run and it has no loss.
+    as a layer. A model that penalises adds what it has to say of a task to the task's loss.
+    batches: one per table; counts: labels per task in the whole update. A task not in `counts` is
+    absent: its head does not run and it has no loss.
     """
     names: list[str] = []
     sums: list[Tensor] = []
@@ -38,12 +39,19 @@ def task_losses(
             for block, target in zip(batch.blocks, batch.targets, strict=True)
         ]
         asked = [task for block, _ in present for task in block.tasks]
+        trace = Trace() if model.penalises else None
         with _autocast(batch.targets[0].device, precision):
-            outputs = model(batch.inputs, tasks=asked)
+            if trace is None:
+                outputs = model(batch.inputs, tasks=asked)
+            else:
+                outputs = model(batch.inputs, tasks=asked, trace=trace)
         for block, target in present:
             if block.tasks:
                 names += block.tasks
-                sums.append(block.loss_sums(outputs, target))
+                sums_K = block.loss_sums(outputs, target)
+                if trace is not None:
+                    sums_K = sums_K + _penalty_sums(block, target, trace)
+                sums.append(sums_K)
     if not names:
         return (), torch.empty(0)
     together = sums[0] if len(sums) == 1 else torch.cat(sums)
@@ -57,6 +65,17 @@ def task_losses(
     # Tables of several batches label the same task: its parts add up.
     at = torch.tensor([tasks.index(task) for task in names], device=losses.device)
     return tasks, losses.new_zeros(len(tasks)).index_add(0, at, losses)
+
+
+def _penalty_sums(block: Block, target: Tensor, trace: Trace) -> Tensor:
+    """Return the tasks' penalties (K,) times their labels here.
+
+    They belong to the mean loss, so over the batches of an update each counts by its labels.
+    """
+    there = block.kind.present(target)
+    labels_K = there.sum(0) if block.kind.stacks else there.sum().reshape(1)
+    none = torch.zeros((), device=labels_K.device)
+    return labels_K * torch.stack([trace.penalties.get(task, none) for task in block.tasks])
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

@@ -52,8 +52,8 @@ class Trace:
 class SharedModel(nn.Module):
     """A model of several tasks.
 
-    penalises: whether training needs the penalties of a `Trace`; such a model, and any with gates,
-        takes `model(inputs, tasks, trace)`. A loop that knows no penalties must refuse it.
+    penalises: whether training needs the penalties of a `Trace`, added to the tasks' losses. Such
+        a model, and any with gates to show, takes `model(inputs, tasks, trace)`.
     """
 
     penalises: bool = False
