@@ -13,6 +13,7 @@ from polytask.share.mmoeex import MMoEEx
 from polytask.share.ple import PLE
 from polytask.share.sluice import Sluice
 from polytask.share.trunk import Trunk, TrunkModel
+from polytask.share.use import ExpertUse, GateUse, expert_use
 
 __all__ = [
     "AITM",
@@ -21,9 +22,11 @@ __all__ = [
     "PLE",
     "CrossStitch",
     "DSelectK",
+    "ExpertUse",
     "Experts",
     "Features",
     "Gate",
+    "GateUse",
     "Gates",
     "HardSharing",
     "Inputs",
@@ -34,4 +37,5 @@ __all__ = [
     "Trace",
     "Trunk",
     "TrunkModel",
+    "expert_use",
 ]

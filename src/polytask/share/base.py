@@ -24,13 +24,13 @@ Features = Tensor | Mapping[str, Tensor]
 class Gate:
     """What some readers of one level took from each expert.
 
-    readers: tasks, or "shared" things such as the shared part of a level; G names.
+    readers: G tasks; None is the shared part of the level.
     experts: E names. owners: of each expert, the task whose own it is; None where it is shared.
     weights_RGE: with their graph; rows sum to 1 unless the method says otherwise.
     """
 
     level: int
-    readers: tuple[str, ...]
+    readers: tuple[str | None, ...]
     experts: tuple[str, ...]
     owners: tuple[str | None, ...]
     weights_RGE: Tensor
@@ -52,10 +52,11 @@ class Trace:
 class SharedModel(nn.Module):
     """A model of several tasks.
 
-    penalises: whether training needs the penalties of a `Trace`, added to the tasks' losses. Such
-        a model, and any with gates to show, takes `model(inputs, tasks, trace)`.
+    traces: whether it takes `model(inputs, tasks, trace=Trace())`.
+    penalises: whether training needs the penalties of such a trace, added to the tasks' losses.
     """
 
+    traces: bool = False
     penalises: bool = False
 
     @property

@@ -105,9 +105,9 @@ class PLE(Trunk):
                 per_task = (weights_R1E.shape[2] - level.shared.number) // len(self._founders)
                 owners = [None] * level.shared.number
                 names = [f"shared {e}" for e in range(level.shared.number)]
-                names += [f"{t} {e}" for t in self._founders for e in range(per_task)]
+                names += [f"own {e}" for _ in self._founders for e in range(per_task)]
                 owned = [t for t in self._founders for _ in range(per_task)]
-                found.append(Gate(at, ("shared",), tuple(names), (*owners, *owned), weights_R1E))
+                found.append(Gate(at, (None,), tuple(names), (*owners, *owned), weights_R1E))
         return found
 
     def shared_parameters(self) -> list[nn.Parameter]:

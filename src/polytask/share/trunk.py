@@ -107,6 +107,8 @@ class TrunkModel(SharedModel):
     Raises UsageError where trunk, heads and encoder (if it tells its `width`) do not fit.
     """
 
+    traces = True
+
     def __init__(
         self,
         encoder: nn.Module,
