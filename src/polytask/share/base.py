@@ -89,8 +89,9 @@ class SharedModel(nn.Module):
     def _asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
         if tasks is None:
             return self.tasks
+        every = frozenset(self.tasks)
         for name in tasks:
-            if name not in self.tasks:
+            if name not in every:
                 known = f"This model's tasks are: {', '.join(self.tasks)}."
                 raise unknown("task", name, self.tasks, known)
         return tuple(tasks)

@@ -99,7 +99,7 @@ def mix_level(
     readers = stacked.get(f"{name}_readers")
     shared_ERW = run(stacked, f"{name}_shared", shared_RD)
     gates = stacked[f"{name}_gates_weight"]
-    number = gates.shape[1] - len(shared_ERW)
+    number = gates.shape[0] - len(shared_ERW)
     each = rows if rows.ndim == 2 else rows.repeat_interleave(number, 0) if number > 1 else rows
     own_SRW = run(stacked, f"{name}_own", each)
     own_rows, own_read = rows, own_SRW

@@ -44,12 +44,22 @@ class Experts(nn.Module):
             )
         self.number, self.inputs, self.widths = number, inputs, tuple(widths)
         sizes = list(zip((inputs, *widths), widths, strict=False))
-        self.weights = nn.ParameterList(torch.empty(number, i, o) for i, o in sizes)
-        self.biases = nn.ParameterList(torch.empty(number, o) for _, o in sizes)
-        with torch.no_grad():
-            for (i, _), weight, bias in zip(sizes, self.weights, self.biases, strict=True):
-                weight.uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i))
-                bias.uniform_(-1 / math.sqrt(i), 1 / math.sqrt(i))
+        for layer, (i, o) in enumerate(sizes):
+            bound = 1 / math.sqrt(i)
+            weight = torch.empty(number, i, o).uniform_(-bound, bound)
+            bias = torch.empty(number, o).uniform_(-bound, bound)
+            self.register_parameter(f"weight_{layer}", nn.Parameter(weight))
+            self.register_parameter(f"bias_{layer}", nn.Parameter(bias))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Each layer's weights (S, I, O)."""
+        return [own(self, f"weight_{layer}") for layer in range(len(self.widths))]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """Each layer's biases (S, O)."""
+        return [own(self, f"bias_{layer}") for layer in range(len(self.widths))]
 
     @property
     def width(self) -> int:
@@ -61,6 +71,17 @@ class Experts(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.number} x {' -> '.join(map(str, (self.inputs, *self.widths)))}"
+
+
+def own(module: nn.Module, name: str) -> Tensor:
+    """Return a module's own parameter.
+
+    Straight from the dict: for one row and many tasks nn.Module's look-up costs as much as the
+    products.
+    """
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return parameter
 
 
 def stack(name: str, groups: Sequence[Experts]) -> Stacked:
@@ -77,8 +98,9 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
             )
     stacked: Stacked = {}
     for layer in range(len(first.widths)):
-        stacked[f"{name}_{layer}_weight"] = joined([group.weights[layer] for group in groups])
-        stacked[f"{name}_{layer}_bias"] = joined([group.biases[layer] for group in groups])
+        for part in ("weight", "bias"):
+            every = [own(group, f"{part}_{layer}") for group in groups]
+            stacked[f"{name}_{layer}_{part}"] = joined(every)
     return stacked
 
 
@@ -98,6 +120,10 @@ def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> 
     """Return (S, R, O) of shared rows (R, I), or of each network its own (S, R, I)."""
     if rows.ndim == 2:
         rows = rows.expand(weight_SIO.shape[0], -1, -1)
+    elif weight_SIO.shape[2] == 1:
+        # Element by element: BLAS would take a matrix and a vector at a time, five times slower.
+        single_SR1 = (rows * weight_SIO.mT).sum(-1, keepdim=True)
+        return single_SR1 if bias_SO is None else single_SR1 + bias_SO[:, None]
     if bias_SO is None:
         return torch.bmm(rows, weight_SIO)
     return torch.baddbmm(bias_SO[:, None], rows, weight_SIO)
@@ -105,6 +131,8 @@ def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> 
 
 def mixed(weights_RGE: Tensor, experts_ERW: Tensor) -> Tensor:
     """Return what each gate takes from the experts, (G, R, W)."""
+    if len(experts_ERW) == 1:
+        return experts_ERW * weights_RGE.permute(1, 0, 2)
     return torch.bmm(weights_RGE, experts_ERW.transpose(0, 1)).transpose(0, 1)
 
 
@@ -116,8 +144,12 @@ def mixed_with_own(weights_RAE: Tensor, shared_ERW: Tensor, own_SRW: Tensor) -> 
     """
     shared = len(shared_ERW)
     own_AERW = own_SRW.view(weights_RAE.shape[1], -1, *own_SRW.shape[1:])
-    own_weights_AER1 = weights_RAE[..., shared:].permute(1, 2, 0)[..., None]
-    return mixed(weights_RAE[..., :shared], shared_ERW) + (own_AERW * own_weights_AER1).sum(1)
+    weights_ARE = weights_RAE.transpose(0, 1)
+    given_ARW = mixed(weights_RAE[..., :shared], shared_ERW)
+    for e in range(own_AERW.shape[1]):  # of one task, a few
+        weight_AR1 = weights_ARE[..., shared + e : shared + e + 1]
+        given_ARW = torch.addcmul(given_ARW, own_AERW[:, e], weight_AR1)
+    return given_ARW
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -168,9 +200,9 @@ class Gates(nn.Module):
         return list(self.linears[key(reader)].parameters())
 
     def stack(self, name: str, readers: Sequence[str]) -> Stacked:
-        """Return these readers' weights (G, E, D), and what is closed where anything may be."""
+        """Return these readers' weights (E, G, D), and what is closed where anything may be."""
         linears = [self.linears[key(reader)] for reader in readers]
-        stacked = {f"{name}_weight": torch.stack([one.get_parameter("weight") for one in linears])}
+        stacked = {f"{name}_weight": torch.stack([own(one, "weight") for one in linears], dim=1)}
         if self.closes:
             closed = [one.get_buffer("closed_E") for one in linears]
             stacked[f"{name}_closed"] = torch.stack(closed)
@@ -182,13 +214,14 @@ class Gates(nn.Module):
 
 def opened(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
     """Return the gates' weights (R, G, E); see `Gates`."""
-    weight_GED = stacked[f"{name}_weight"]
+    weight_EGD = stacked[f"{name}_weight"]
     if rows.ndim == 2:  # one product for all gates, which are too narrow to be quick one by one
-        logits_RX = functional.linear(rows, weight_GED.flatten(0, 1))
-        logits_RGE = logits_RX.view(-1, *weight_GED.shape[:2])
+        logits_RX = functional.linear(rows, weight_EGD.flatten(0, 1))
+        logits_REG = logits_RX.view(-1, *weight_EGD.shape[:2])
     else:
-        logits_RGE = torch.bmm(rows, weight_GED.mT).transpose(0, 1)
+        logits_REG = torch.bmm(rows, weight_EGD.permute(1, 2, 0)).permute(1, 2, 0)
     closed_GE = stacked.get(f"{name}_closed")
     if closed_GE is not None:
-        logits_RGE = logits_RGE.masked_fill(closed_GE, -math.inf)
-    return logits_RGE.softmax(-1)
+        logits_REG = logits_REG.masked_fill(closed_GE.mT, -math.inf)
+    # Gates last: a softmax over a short last dimension takes ten times as long.
+    return logits_REG.softmax(1).transpose(1, 2)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from polytask.share.experts import product
+from polytask.share.experts import own, product
 
 Form = tuple[object, ...]
 """What two heads must have in common to run as one."""
@@ -55,10 +55,10 @@ def together(heads: Sequence[nn.Module], features_ARW: Tensor) -> Tensor:
         if not isinstance(first, nn.Linear):
             rows = first(rows)
             continue
-        weight_AIO = torch.stack([layer.get_parameter("weight") for layer in same]).mT
+        weight_AIO = torch.stack([own(layer, "weight") for layer in same]).mT
         bias_AO = None
         if first.bias is not None:
-            bias_AO = torch.stack([layer.get_parameter("bias") for layer in same])
+            bias_AO = torch.stack([own(layer, "bias") for layer in same])
         rows = product(rows, weight_AIO, bias_AO)
     return rows
 

@@ -269,6 +269,7 @@ class Extracted(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
         self._mix, self._inputs, self._read = trunk.mix, inputs, read
+        self._as_one = read != "map" and run_heads.alike({"": head})[0][1]
         self._names = tuple(stacked)
         for name, value in stacked.items():
             if value.is_floating_point():
@@ -281,6 +282,9 @@ class Extracted(nn.Module):
         feature = pick(features, self._read, "", self.encoder)
         stacked = {name: getattr(self, name) for name in self._names}
         given_ARW = self._mix(stacked, flat(feature, self._read, self._inputs))
+        if self._as_one:  # as in the whole model, where the bits come from
+            together_ARO = run_heads.together([self.head], given_ARW)
+            return shaped(together_ARO[0], feature, self._read)
         output: Tensor = self.head(shaped(given_ARW[0], feature, self._read))
         return output
 
