@@ -34,6 +34,7 @@ class Frozen:
     note: str = ""
     shares: tuple[float, ...] | None = None
     words: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
 
 
 class Trained(nn.Module):
@@ -97,6 +98,9 @@ def test_settings_are_read_as_the_type_the_method_declares():
     )
     assert recipe.mix.build() == Frozen(0.1, 5, True, "epoch", "1")
     assert parse("frozen:cap=none").mix.build() == Frozen()
+    assert parse("frozen:widths=64/32").mix.build() == Frozen(widths=(64, 32))
+    assert parse("frozen:widths=none").mix.build() == Frozen()
+    assert parse("frozen:shares=none").mix.build() == Frozen(shares=None)
     assert parse("frozen:shares=1/0.5/2e-1").mix.build() == Frozen(shares=(1.0, 0.5, 0.2))
     assert isinstance(parse("frozen:temperature=1").mix.build().temperature, float)
 
@@ -190,7 +194,7 @@ def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(te
         (
             "frozen:temprature=1",
             "Unknown setting of frozen 'temprature'. Did you mean 'temperature'? "
-            "Its settings: temperature, cap, often, unit, note, shares.",
+            "Its settings: temperature, cap, often, unit, note, shares, widths.",
         ),
         (
             "frozen:temperature",
@@ -218,9 +222,14 @@ def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(te
             "(default None).",
         ),
         (
+            "frozen:widths=64/1.5",
+            "Setting 'widths' of 'frozen' is '64/1.5'; give whole numbers parted by '/' "
+            "(default ()).",
+        ),
+        (
             "frozen:words=left",  # several texts: for Python alone
             "Unknown setting of frozen 'words'. "
-            "Its settings: temperature, cap, often, unit, note, shares.",
+            "Its settings: temperature, cap, often, unit, note, shares, widths.",
         ),
         (
             "frozen:cap=1,cap=2",

@@ -76,6 +76,11 @@ METHODS: tuple[Method, ...] = (
         "Tang et al., RecSys 2020, doi:10.1145/3383313.3412236",
     ),
     Method(
+        "home", "share", "polytask.share.home:HoME",
+        "experts of all tasks, of categories and of tasks, with self and feature gates",
+        "Wang et al., KDD 2025, arXiv:2408.05430",
+    ),
+    Method(
         "dselect-k", "share", "polytask.share.dselect_k:DSelectK",
         "gates that settle on at most k experts, by smooth codes",
         "Hazimeh et al., NeurIPS 2021, arXiv:2106.03760",

@@ -29,6 +29,7 @@ SETTINGS = {
     "cross-stitch": ("", "widths=9/8/12,own=0.6,towers=3"),
     "sluice": ("", "layers=3,layer_width=12,own=0.6,towers=6", "layers=1"),
     "aitm": ("", "widths=7/4,towers=5"),
+    "home": ("", "shared=2,per_category=3,own=2,expert_width=7,rank=1,towers=5"),
     "ple": ("", "levels=1", "levels=3,shared=2,own=2,widths=7/4", "levels=3,widths=5"),
 }
 """Settings every architecture is tried with; the first is its default."""

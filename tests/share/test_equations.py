@@ -192,7 +192,40 @@ def aitm(trunk, x, task):
     raise AssertionError
 
 
+def home_expert(part, e, x):
+    gate = 2 / (1 + (-(x @ part.down[e]) @ part.up[e]).exp())
+    y = (x * gate) @ part.weight[e] + part.bias[e]
+    y = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    y = y * part.gain[e] + part.shift[e]
+    return y / (1 + (-y).exp())
+
+
+def home_self(linear, x, outputs):
+    if len(outputs) == 1:
+        return outputs[0] / (1 + (-(x @ linear.weight.T)).exp())
+    return softmax_mix(x @ linear.weight.T, outputs)
+
+
+def home(trunk, x, task):
+    def outputs(part, rows):
+        return [home_expert(part, e, rows) for e in range(len(part.weight))]
+
+    shared = outputs(trunk.shared_first, x)
+    first = {name: outputs(trunk.categories[key(name)]["first"], x) for name in trunk._names}
+    every = shared + [h for name in trunk._names for h in first[name]]
+    z_shared = softmax_mix(x @ trunk.shared_gate.weight.T, every)
+    category = trunk.categories[key(trunk._category[task])]
+    mine = first[trunk._category[task]]
+    z = softmax_mix(x @ category["gate"].weight.T, shared + mine)
+    z = z + home_self(category["self_gate"], x, mine)
+    own = outputs(trunk.own[key(task)]["experts"], z)
+    closer = outputs(trunk.shared_second, z_shared) + outputs(category["second"], z) + own
+    given = softmax_mix(z @ trunk.own[key(task)]["gate"].weight.T, closer)
+    return given + home_self(trunk.own[key(task)]["self_gate"], z, own)
+
+
 LOOPS = {
+    "home": home,
     "mmoe": mmoe,
     "mmoeex": mmoeex,
     "cgc": cgc,
@@ -247,6 +280,47 @@ def test_in_single_precision_too(recipe):
     for t, output in model(inputs).items():
         plain = model.head(t)(loop(model.trunk, x, t).float())
         torch.testing.assert_close(output, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", [("t0", "t1", "t2", "t3"), ("t2",), ("t3", "t1"), ("t0", "t2")])
+def test_home_with_several_categories_is_its_loop(asked):
+    from polytask.share import HoME
+
+    from .conftest import Encoder, binary
+
+    torch.manual_seed(0)
+    categories = {"watch": ["t3", "t0"], "like": ["t2"], "share": ["t1"]}
+    model = HoME.build(Encoder(), 6, binary(4), categories, per_category=2, own=2).double()
+    model, inputs = unsettled(model), rows(5)
+    x, parameters = model.encoder(inputs), list(model.parameters())
+    ours = model(inputs, tasks=asked)
+    plain = {t: model.head(t)(home(model.trunk, x, t)) for t in asked}
+    assert tuple(ours) == asked
+    gradients = [
+        torch.autograd.grad(
+            sum((o + 0.3).square().sum() * (i + 1) for i, o in enumerate(outputs.values())),
+            parameters,
+            materialize_grads=True,
+        )
+        for outputs in (ours, plain)
+    ]
+    for t in asked:
+        torch.testing.assert_close(ours[t], plain[t], rtol=1e-10, atol=1e-10)
+        assert torch.equal(model.extract(t)(inputs), model(inputs, tasks=[t])[t])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_home_refuses_categories_that_do_not_fit():
+    from polytask.errors import UsageError
+    from polytask.share import HoME
+
+    with pytest.raises(UsageError, match="every category needs a task; the category 'b' has none"):
+        HoME({"a": ["x"], "b": []}, 6)
+    with pytest.raises(UsageError, match="x is in two categories"):
+        HoME({"a": ["x"], "b": ["x"]}, 6)
+    with pytest.raises(UsageError, match=r"Unknown category 'like'. Did you mean 'likes'"):
+        HoME({"likes": ["x"]}, 6).add_task("y", "like")
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.startswith("dselect-k")])

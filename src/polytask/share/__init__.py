@@ -8,6 +8,7 @@ from polytask.share.dselect_k import DSelectK
 from polytask.share.esmm import ESMM
 from polytask.share.experts import Experts, Gates
 from polytask.share.hard import HardSharing
+from polytask.share.home import HoME
 from polytask.share.mmoe import MMoE
 from polytask.share.mmoeex import MMoEEx
 from polytask.share.ple import PLE
@@ -29,6 +30,7 @@ __all__ = [
     "GateUse",
     "Gates",
     "HardSharing",
+    "HoME",
     "Inputs",
     "MMoE",
     "MMoEEx",
