@@ -228,7 +228,7 @@ def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(te
         ),
         (
             "frozen:words=left",  # several texts: for Python alone
-            "Unknown setting of frozen 'words'. "
+            "Unknown setting of frozen 'words'. Did you mean 'widths'? "
             "Its settings: temperature, cap, often, unit, note, shares, widths.",
         ),
         (

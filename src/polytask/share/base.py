@@ -101,3 +101,11 @@ def key(task: str) -> str:
     """Return the name of the task's module; any text is the name of a task."""
     # Module names must hold no dot and be no attribute of nn.ModuleDict ("type", "keys", ...).
     return "task_" + task.replace("%", "%25").replace(".", "%2E")
+
+
+def branches_of(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of each part in the encoder's ModuleDict `branches`, if any."""
+    parts = getattr(encoder, "branches", None)
+    if not isinstance(parts, nn.ModuleDict):
+        return {}
+    return {name: list(part.parameters()) for name, part in parts.items()}

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from polytask.errors import UsageError
 from polytask.share import heads as run_heads
-from polytask.share.base import Inputs, SharedModel, key
+from polytask.share.base import Inputs, SharedModel, branches_of, key
 from polytask.tasks import Binary, Task, TaskSet
 
 CERTAIN = -1e-30
@@ -82,6 +82,10 @@ class ESMM(SharedModel):
         """Return the last step's head; the other steps have nothing that no other uses."""
         (name,) = self._asked((task,))
         return list(self.heads[key(name)].parameters()) if name == self._tasks[-1] else []
+
+    def branches(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part in the encoder's ModuleDict `branches`, if any."""
+        return branches_of(self.encoder)
 
     def add_task(self, task: Task, head: nn.Module | None = None) -> None:
         """Add a step at the end; every other output stays the same bits.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import UsageError, unknown
-from polytask.share.base import Features, Inputs, SharedModel, key
+from polytask.share.base import Features, Inputs, SharedModel, branches_of, key
 from polytask.tasks import Task, TaskSet
 
 
@@ -100,10 +100,7 @@ class HardSharing(SharedModel):
 
     def branches(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each part in the encoder's ModuleDict `branches`, if any."""
-        parts = getattr(self.encoder, "branches", None)
-        if not isinstance(parts, nn.ModuleDict):
-            return {}
-        return {name: list(part.parameters()) for name, part in parts.items()}
+        return branches_of(self.encoder)
 
     def add_task(self, task: Task, head: nn.Module | None = None) -> None:
         """Add a task with a new head; asked as before, every other output is the same bits.

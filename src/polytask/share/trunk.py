@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError, unknown
 from polytask.share import heads as run_heads
-from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace, key
+from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace, branches_of, key
 from polytask.share.experts import Stacked
 from polytask.tasks import Task, TaskSet
 
@@ -216,6 +216,10 @@ class TrunkModel(SharedModel):
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Return the parameters of this task's part of the trunk and of its head."""
         return [*self.trunk.task_parameters(self._asked((task,))[0]), *self.head(task).parameters()]
+
+    def branches(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each part in the encoder's ModuleDict `branches`, if any."""
+        return branches_of(self.encoder)
 
     def add_task(self, task: Task, head: nn.Module | None = None) -> None:
         """Add a task with new weights; asked as before, every other output is the same bits.
