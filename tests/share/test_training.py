@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from polytask.catalog import METHODS, parse
-from polytask.fit import Feed, FitConfig, fit, task_losses
+from polytask.fit import Feed, FitConfig, Step, fit, task_losses
 from polytask.mix import Proportional, Schedule
 from polytask.recipes.train import build, score_for
 from polytask.share import Trace
@@ -43,38 +43,44 @@ def suite(missing: float = 0.0) -> Suite:
     )
 
 
-def losses_of(model, made: Suite, accumulate: int) -> dict[str, Tensor]:
+def fed(made: Suite, accumulate: int) -> Step:
     schedule = Schedule(Proportional(), [256], 30, 0)
-    feed = Feed(made.train, made.tasks, schedule, accumulate)
-    fed, _ = feed.step(0, schedule.start())
-    assert len(fed.micros) == accumulate
+    return Feed(made.train, made.tasks, schedule, accumulate).step(0, schedule.start())[0]
+
+
+def losses_of(model, step: Step) -> dict[str, Tensor]:
     total = dict.fromkeys(NAMES, torch.zeros(()))
-    for batches in fed.micros:
-        tasks, losses_K = task_losses(model, batches, fed.counts, "float32")
+    for batches in step.micros:
+        tasks, losses_K = task_losses(model, batches, step.counts, "float32")
         for task, loss in zip(tasks, losses_K, strict=True):
             total[task] = total[task] + loss
     return total
 
 
 @pytest.mark.parametrize("recipe", PENALISED)
-def test_penalties_are_part_of_the_losses_whole_or_in_parts(recipe):
+def test_penalties_steer_whole_or_in_parts_and_do_not_count(recipe):
     made = suite()
     model, _, _ = build(made, parse(recipe), 0)
-    whole, parts = losses_of(model, made, 1), losses_of(model, made, 4)  # of 8, 8, 7, 7 rows
-    schedule = Schedule(Proportional(), [256], 30, 0)
-    fed, _ = Feed(made.train, made.tasks, schedule).step(0, schedule.start())
-    (batch,) = fed.micros[0]
+    parameters = list(model.parameters())
+    whole, parts = fed(made, 1), fed(made, 4)  # of 30 rows; of 8, 8, 7, 7
+    (batch,) = whole.micros[0]
     trace = Trace()
     outputs = model(batch.inputs, trace=trace)
-    assert trace.penalties
+    assert any(penalty.item() > 1e-3 for penalty in trace.penalties.values())
     for t, task in enumerate(NAMES):
         plain = torch.nn.functional.binary_cross_entropy_with_logits(
             outputs[task][:, 0], batch.targets[0][:, t]
         )
-        expected = plain + trace.penalties.get(task, 0.0)
-        torch.testing.assert_close(whole[task], expected)
-        torch.testing.assert_close(parts[task], expected)
-    assert any(float(p.detach()) > 1e-3 for p in trace.penalties.values())
+        penalised = plain + trace.penalties.get(task, 0.0)
+        expected = torch.autograd.grad(
+            penalised, parameters, retain_graph=True, materialize_grads=True
+        )
+        for step in (whole, parts):
+            loss = losses_of(model, step)[task]
+            torch.testing.assert_close(loss, plain)
+            gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            for a, b in zip(gradient, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_task_without_labels_has_no_penalty_and_no_loss():

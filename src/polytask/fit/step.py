@@ -27,7 +27,7 @@ def task_losses(
     labels in the update.
 
     One tensor and not K scalars: taking them apart and adding them up again would cost as much
-    as a layer. A model that penalises adds what it has to say of a task to the task's loss.
+    as a layer. A model that penalises adds the gradient of its penalty, and not its value.
     batches: one per table; counts: labels per task in the whole update. A task not in `counts` is
     absent: its head does not run and it has no loss.
     """
@@ -39,7 +39,7 @@ def task_losses(
             for block, target in zip(batch.blocks, batch.targets, strict=True)
         ]
         asked = [task for block, _ in present for task in block.tasks]
-        trace = Trace() if model.penalises else None
+        trace = Trace() if model.penalises and torch.is_grad_enabled() else None
         with _autocast(batch.targets[0].device, precision):
             if trace is None:
                 outputs = model(batch.inputs, tasks=asked)
@@ -50,7 +50,9 @@ def task_losses(
                 names += block.tasks
                 sums_K = block.loss_sums(outputs, target)
                 if trace is not None:
-                    sums_K = sums_K + _penalty_sums(block, target, trace)
+                    penalty_K = _penalty_sums(block, target, trace)
+                    # It steers and does not count: methods and records see the task's own loss.
+                    sums_K = sums_K + (penalty_K - penalty_K.detach())
                 sums.append(sums_K)
     if not names:
         return (), torch.empty(0)

@@ -1,20 +1,60 @@
-"""Sharing: which parameters the tasks share. Inputs -> one output per asked task."""
+"""Sharing: which parameters the tasks share. Inputs -> one output per asked task.
 
-from polytask.share.aitm import AITM
+An architecture is imported when it is first used (PEP 562).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace
-from polytask.share.cgc import CGC
-from polytask.share.cross_stitch import CrossStitch
-from polytask.share.dselect_k import DSelectK
-from polytask.share.esmm import ESMM
-from polytask.share.experts import Experts, Gates
 from polytask.share.hard import HardSharing
-from polytask.share.home import HoME
-from polytask.share.mmoe import MMoE
-from polytask.share.mmoeex import MMoEEx
-from polytask.share.ple import PLE
-from polytask.share.sluice import Sluice
-from polytask.share.trunk import Trunk, TrunkModel
-from polytask.share.use import ExpertUse, GateUse, expert_use
+
+if TYPE_CHECKING:
+    from polytask.share.aitm import AITM
+    from polytask.share.cgc import CGC
+    from polytask.share.cross_stitch import CrossStitch
+    from polytask.share.dselect_k import DSelectK
+    from polytask.share.esmm import ESMM
+    from polytask.share.experts import Experts, Gates
+    from polytask.share.home import HoME
+    from polytask.share.mmoe import MMoE
+    from polytask.share.mmoeex import MMoEEx
+    from polytask.share.ple import PLE
+    from polytask.share.sluice import Sluice
+    from polytask.share.trunk import Trunk, TrunkModel
+    from polytask.share.use import ExpertUse, GateUse, expert_use
+
+_WHERE = {
+    "AITM": "aitm",
+    "CGC": "cgc",
+    "CrossStitch": "cross_stitch",
+    "DSelectK": "dselect_k",
+    "ESMM": "esmm",
+    "ExpertUse": "use",
+    "Experts": "experts",
+    "GateUse": "use",
+    "Gates": "experts",
+    "HoME": "home",
+    "MMoE": "mmoe",
+    "MMoEEx": "mmoeex",
+    "PLE": "ple",
+    "Sluice": "sluice",
+    "Trunk": "trunk",
+    "TrunkModel": "trunk",
+    "expert_use": "use",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the architecture called `name` when it is first used."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'polytask.share' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"polytask.share.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
+
 
 __all__ = [
     "AITM",

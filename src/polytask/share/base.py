@@ -53,7 +53,7 @@ class SharedModel(nn.Module):
     """A model of several tasks.
 
     traces: whether it takes `model(inputs, tasks, trace=Trace())`.
-    penalises: whether training needs the penalties of such a trace, added to the tasks' losses.
+    penalises: whether training needs the gradients of such a trace's penalties beside the losses'.
     """
 
     traces: bool = False
