@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from polytask.balance import Balancer, Signal, State, Update
+from polytask.balance import Balancer, Signal, State, Update, looks
 from polytask.errors import UsageError
 
 
@@ -132,6 +132,35 @@ def weight_sharing() -> tuple[nn.Module, torch.Tensor]:
     return Shared(), torch.randint(0, 9, (12, 4))
 
 
+class Experts(nn.Module):
+    """A soft mixture of three experts whose layers are stacked, rows in dim 1: one input for all
+    of them, then one for each; a weight as it is, and one transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.gate = nn.Linear(20, 48), nn.Linear(48, 3)
+        self.first = nn.Parameter(torch.randn(3, 48, 48) / 7)
+        self.second = nn.Parameter(torch.randn(3, 16, 48) / 7)
+        self.first_bias = nn.Parameter(torch.randn(3, 1, 48))
+        self.second_bias = nn.Parameter(torch.randn(3, 1, 16))
+
+    def forward(self, x):
+        x = self.trunk(x).tanh()
+        flat = x.flatten(0, -2)
+        gates = self.gate(flat).softmax(-1).T.unsqueeze(-1)
+        h = torch.baddbmm(self.first_bias, flat.expand(3, -1, -1), self.first).tanh()
+        h = h @ self.second.mT + self.second_bias
+        return (gates * h).sum(0).unflatten(0, x.shape[:-1])
+
+
+def experts() -> tuple[nn.Module, torch.Tensor]:
+    return Experts(), torch.randn(12, 20)
+
+
+def experts_tokens() -> tuple[nn.Module, torch.Tensor]:
+    return Experts(), torch.randn(12, 4, 20)
+
+
 def checkpointed() -> tuple[nn.Module, torch.Tensor]:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
@@ -146,8 +175,9 @@ def checkpointed() -> tuple[nn.Module, torch.Tensor]:
 
 MODELS = [
     mlp, cnn, batch_norm, vit, vit_tokens, gru_tagger, lstm_tagger, weight_sharing, checkpointed,
+    experts, experts_tokens,
 ]  # fmt: skip
-ROWS_APART = [mlp, cnn, vit, vit_tokens, gru_tagger, weight_sharing, checkpointed]
+ROWS_APART = [m for m in MODELS if m not in (batch_norm, lstm_tagger)]
 
 
 def rows_by_autograd(losses, shared) -> torch.Tensor:
@@ -226,6 +256,47 @@ def test_where_rows_are_mixed_or_layers_unknown_every_task_has_its_pass(build):
     """In float32 an LSTM is one node, of a sort the engine does not know."""
     said = compare(*case(build, torch.float32, 6, lambda k, b: b % 6 == k), torch.float32, 1e-4)
     assert "one backward per task present" in said
+
+
+@pytest.mark.parametrize("labels", [1, 6], ids=["sparse", "dense"])
+@pytest.mark.parametrize("build", [experts, experts_tokens])
+def test_of_stacked_layers_no_weight_is_unknown(build, labels):
+    """Few positions: from inputs and output gradients; many: each task's gradient is formed."""
+    losses, shared, heads = case(build, torch.float64, 6, lambda k, b: (b - k) % 6 < labels)
+    said = compare(losses, shared, heads, torch.float64, 1e-10)
+    assert "does not know" not in said
+    assert ("ghost" in said) == (build is experts), said
+
+
+def test_a_stack_that_ends_the_encoder_does_not_hide_which_rows_are_labelled():
+    """The stack's output lies on every way as the features do; its first dimension is no row's."""
+    torch.manual_seed(0)
+    trunk = nn.Linear(20, 16).double()
+    weight = nn.Parameter(torch.randn(3, 16, 16, dtype=torch.float64))
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(6)).double()
+    x = trunk(torch.randn(12, 20, dtype=torch.float64))
+    features = torch.bmm(x.expand(3, -1, -1), weight).tanh().mean(0)
+    losses = [head(features[k::6]).square().mean() for k, head in enumerate(heads)]
+    said = compare(losses, [*trunk.parameters(), weight], heads, torch.float64, 1e-10)
+    assert "label-sparse, 1 backward" in said
+
+
+@pytest.mark.parametrize(("small", "by"), [((1, 6), 0), ((4, 1), 1)], ids=["token", "row"])
+def test_a_batch_of_one_token_or_one_row_does_not_settle_what_is_mixed(small, by, monkeypatch):
+    """Tokens, in dim 0, are mixed; rows are not. Steps 1 and 2 are those that always try it."""
+    monkeypatch.setattr(looks, "SMALL", 0)  # looks at every step
+    torch.manual_seed(0)
+    first, last = nn.Linear(5, 8).double(), nn.Linear(8, 4).double()
+    shared, method = [*first.parameters(), *last.parameters()], Fixed()
+    balancer = Balancer(method, shared, ["a", "b"])
+    for tokens, rows in (small, small, (4, 6), small, (4, 6)):
+        x = first(torch.randn(tokens, rows, 5, dtype=torch.float64)).tanh()
+        features = last(x + x.mean(0)).movedim(by, 0)
+        losses = [features[0::2].square().sum(), features[1::2].exp().sum()]
+        rows_KP = rows_by_autograd(losses, shared)
+        balancer.backward(losses)
+        torch.testing.assert_close(method.seen_KK, rows_KP @ rows_KP.T, rtol=1e-10, atol=1e-10)
+    assert ("label-sparse" in balancer.engine) == (by == 1)
 
 
 def test_rows_of_several_tasks_are_packed_together():
@@ -420,7 +491,7 @@ def test_some_tasks_share_a_forward_pass(build, fused, dtype, tolerance):
 
 
 @PRECISION
-@pytest.mark.parametrize("build", [mlp, cnn, gru_tagger, weight_sharing])
+@pytest.mark.parametrize("build", [mlp, cnn, gru_tagger, weight_sharing, experts_tokens])
 def test_packed_rows_beside_a_forward_pass_of_one_task(build, dtype, tolerance):
     """Three kinds of streams in one weight: packed ones, dense ones, and one of a single task."""
     torch.manual_seed(0)

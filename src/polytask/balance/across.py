@@ -240,7 +240,7 @@ def _kind(layer: Layer) -> int:
         return SUMMED
     if isinstance(uses[0], Embedding):
         return TABLE
-    return LINEAR
+    return LINEAR if isinstance(uses[0], Linear) else SUMMED
 
 
 def _numbers(headers: Sequence[Sequence[int]]) -> int:

@@ -37,7 +37,7 @@ from torch.autograd.graph import Node
 
 from polytask.balance import passes
 from polytask.balance.graph import Graph, read
-from polytask.balance.layers import Embedding, Linear, Small, Use
+from polytask.balance.layers import Embedding, Linear, Small, Stacked, Use
 from polytask.balance.products import Layer, Piece, Way, alike
 from polytask.balance.streams import Packer, Streams
 
@@ -290,18 +290,21 @@ def plan(
             if fits and (outputs < numel or not dense):
                 return "looked up"
         else:
-            sizes = [(use.sizes, streams) for use, streams in every if isinstance(use, Linear)]
+            products = [(u, streams) for u, streams in every if isinstance(u, Linear | Stacked)]
+            sizes = [(use.sizes, streams) for use, streams in products]
             (_, ins, outs), streams = sizes[0]
-            positions = sum(n for (n, _, _), _ in sizes)
-            own = positions * numel  # one gradient of the weight
+            stack = first.stack if isinstance(first, Stacked) else 1
+            # Of one layer: those of a stack are alike, and cost the same either way.
+            positions, weight = sum(n for (n, _, _), _ in sizes), ins * outs
+            own = positions * weight  # one gradient of the weight
             if dense:
                 ghost = positions**2 * (ins + streams * outs) + streams**2 * positions * outs + own
-                other = streams * own + tasks**2 * numel
+                other = streams * own + tasks**2 * weight
             else:
                 one_by_one = sum(n * streams for (n, _, _), streams in sizes)
                 ghost = positions**2 * ins + one_by_one**2 * outs
-                other = one_by_one * numel + tasks**2 * numel
-            fits = not parts_of_update or held + positions * ins < tasks * numel
+                other = one_by_one * weight + tasks**2 * weight
+            fits = not parts_of_update or held + stack * positions * ins < tasks * numel
             if ghost < other and fits:
                 return "ghost"
     small = any(isinstance(use, Small) for use in uses)

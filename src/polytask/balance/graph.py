@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from polytask.balance.layers import ALIASES, Site, Use, recognise, shape_of
+from polytask.balance.layers import Site, Use, recognise, shape_of, turns
 
 LEAF = "torch::autograd::AccumulateGrad"
 
@@ -170,17 +170,17 @@ def _topological(roots: list[Node]) -> list[Node]:
 
 
 def _sites(leaf: Node, sites: dict[Node, list[Site]]) -> list[Site]:
-    """Return where a leaf's values are consumed, looking through transposes and casts."""
+    """Return where a leaf's values are consumed, looking through what only turns or casts them."""
     found: list[Site] = []
     stack = [(leaf, False)]
     while stack:
         node, turned = stack.pop()
         for site in sites.get(node, []):
-            turns = ALIASES.get(site.node.name())
-            if turns is None:
+            turn = turns(site.node, node)
+            if turn is None:
                 found.append(Site(site.node, site.argument, turned))
             else:
-                stack.append((site.node, turned != turns))
+                stack.append((site.node, turned != turn))
     return found
 
 

@@ -10,14 +10,15 @@ are nodes of the graph like any other. Every node that is not known here is said
 its parameters are then left to autograd.
 
 Shapes: N = positions (dim 0 of what the layer returns), I, O = inputs and outputs of a linear
-layer, C = channels, E = embedding width, V = vocabulary, Q = parameters of a small layer.
+layer, C = channels, E = embedding width, V = vocabulary, Q = parameters of a small layer,
+G = linear layers stacked in one parameter.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,29 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-ALIASES = {"TBackward0": True, "ToCopyBackward0": False}
-"""Nodes between a parameter and its layer that keep its values; True where they transpose."""
+
+def turns(node: Node, before: Node) -> bool | None:
+    """Return whether a node only swaps a parameter's last two dimensions, or hands it on as it is
+    (False); None: it is a layer, or anything else.
+
+    before: the node whose output it takes.
+    """
+    name = node.name()
+    if name == "TBackward0":
+        return True
+    if name == "TransposeBackward0":
+        dims = len(shape_of(node))
+        swapped = {_signed(saved(node, dim)) % dims for dim in ("dim0", "dim1")}
+        return True if swapped == {dims - 2, dims - 1} else None
+    same = name in ("ExpandBackward0", "ViewBackward0", "ReshapeAliasBackward0")
+    if name == "ToCopyBackward0" or (same and shape_of(node) == shape_of(before)):
+        return False  # a cast; or a view that changes nothing, as `matmul` makes them
+    return None
+
+
+def _signed(value: int) -> int:
+    """Return a number that autograd shows without its sign."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def saved(node: Node, name: str) -> Any:
@@ -50,12 +72,14 @@ class Use(ABC):
 
     node: the layer, whose output's gradient tells the parameter's.
     shape: of that output, the dimensions before the last `trailing` ones as one: (N, ...).
+    lead: those dimensions.
     """
 
     def __init__(self, node: Node, trailing: int | None = None) -> None:
         out = shape_of(node)
         lead = 1 if trailing is None else len(out) - trailing
         self.node = node
+        self.lead = out[:lead]
         self.shape = (math.prod(out[:lead]), *out[lead:])
 
     def numel(self) -> int:
@@ -70,7 +94,7 @@ class Use(ABC):
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
         """Return the parameter's gradient for output gradients d_N (N, ...).
 
-        at: positions the rows of d_N stand at, int64; None: every position in order.
+        at: positions the rows of d_N stand at, int64, ascending; None: every one in order.
         """
 
 
@@ -106,6 +130,71 @@ class Linear(Use):
     def product(self, inputs_NI: Tensor, d_NO: Tensor) -> Tensor:
         """Return the weight's gradient for these inputs."""
         return d_NO.T @ inputs_NI if self.transposed else inputs_NI.T @ d_NO
+
+
+class Stacked(Use):
+    """Weights of linear layers side by side, (G, I, O) or transposed, in a batched product.
+
+    Each is a layer with positions of its own; a position of the whole counts through the first
+    layer's, then the second's. The inputs may be the same for all.
+
+    stack: G. sizes: N of one layer, I, O.
+    """
+
+    def __init__(self, node: Node, transposed: bool, shape: tuple[int, ...]) -> None:
+        super().__init__(node, trailing=1)
+        self.transposed = transposed
+        self._name = "batch1" if node.name() == "BaddbmmBackward0" else "self"
+        self._inputs_GNI: Tensor | None = None
+        self.stack, rows = self.lead
+        ins, outs = shape[:0:-1] if transposed else shape[1:]
+        self.sizes = rows, ins, outs
+
+    @property
+    def inputs_GNI(self) -> Tensor:
+        """The inputs. Read once: under activation checkpointing each look computes them anew."""
+        if self._inputs_GNI is None:
+            self._inputs_GNI = wide(saved(self.node, self._name))
+        return self._inputs_GNI
+
+    def let_go(self) -> None:
+        self._inputs_GNI = self.inputs_GNI
+        vars(self).pop("node", None)
+
+    def layers(self) -> Iterator[tuple[Tensor, slice]]:
+        """Yield each layer's inputs, (N, I), and its positions among those of all."""
+        rows = self.sizes[0]
+        for g, inputs_NI in enumerate(self.inputs_GNI):
+            yield inputs_NI, slice(g * rows, (g + 1) * rows)
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        if at is None:
+            return self._product(self.inputs_GNI, d_N.reshape(self.stack, *self.sizes[::2]))
+        # One batched product, zeros elsewhere, would cost each task as much as all have together.
+        rows, start, grads = self.sizes[0], 0, []
+        counts = torch.bincount(at.div(rows, rounding_mode="floor"), minlength=self.stack)
+        for inputs_NI, count in zip(self.inputs_GNI, counts.tolist(), strict=True):
+            here = slice(start, start + count)
+            grads.append(self._product(inputs_NI[at[here] % rows], d_N[here]))
+            start += count
+        return torch.stack(grads)
+
+    def _product(self, inputs: Tensor, d: Tensor) -> Tensor:
+        return d.mT @ inputs if self.transposed else inputs.mT @ d
+
+
+class StackedBias(Use):
+    """Biases of linear layers side by side, (G, 1, O), added to an output (G, N, O)."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node, trailing=1)
+        self.stack, self.rows = self.lead
+
+    def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
+        if at is None:
+            return d_N.reshape(self.stack, self.rows, -1).sum(1)
+        layers = at.div(self.rows, rounding_mode="floor")
+        return d_N.new_zeros(self.stack, d_N.shape[1]).index_add_(0, layers, d_N)
 
 
 class Convolution(Use):
@@ -230,6 +319,10 @@ def recognise(site: Site, shape: tuple[int, ...]) -> Use | None:
         return Linear(node, site.transposed) if saved(node, "alpha") == 1 else None
     if name == "MmBackward0" and argument == 1:
         return Linear(node, site.transposed)
+    if name == "BmmBackward0" and argument == 1:
+        return Stacked(node, site.transposed, shape)
+    if name == "BaddbmmBackward0" and argument == 2:
+        return Stacked(node, site.transposed, shape) if saved(node, "alpha") == 1 else None
     if site.transposed:
         return None
     if name == "ConvolutionBackward0" and argument == 1:
@@ -245,15 +338,23 @@ def recognise(site: Site, shape: tuple[int, ...]) -> Use | None:
         each = _layer_norm_scale if argument == 1 else _whole
         trailing = len(saved(node, "normalized_shape"))
         return Small(node, each, trailing) if trailing < len(out) else None
+    added = name == "ExpandBackward0" or (
+        (name in ("AddmmBackward0", "BaddbmmBackward0") and argument == 0 and _plain(node, "beta"))
+        or (name == "AddBackward0" and (argument == 0 or _plain(node, "alpha")))
+    )
+    if added and len(out) == 3 and shape == (out[0], 1, out[2]) and name != "ExpandBackward0":
+        return StackedBias(node)
     # What is left is spread over the rows: a parameter must not hold the rows' own dimension.
     own = shape[1:] if len(shape) == len(out) and shape[:1] == (1,) else shape
     if not 0 < len(own) < len(out) or own != out[len(out) - len(own) :]:
         return None
-    if name == "ExpandBackward0" or (
-        (name == "AddmmBackward0" and argument == 0 and saved(node, "beta") == 1)
-        or (name == "AddBackward0" and (argument == 0 or saved(node, "alpha") == 1))
-    ):
+    if added:
         return Small(node, _whole, len(own))
     if name == "MulBackward0":
         return Small(node, _times("other" if argument == 0 else "self"), len(own))
     return None
+
+
+def _plain(node: Node, factor: str) -> bool:
+    """Return whether a node's factor is 1."""
+    return bool(saved(node, factor) == 1)

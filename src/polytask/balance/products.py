@@ -3,7 +3,7 @@
 Per parameter one of five ways, all exact:
 - *ghost*, weights of linear layers: <dW_k, dW_l> = sum of (a a') * (d_k d_l') over positions,
   N^2 I + K N^2 O + K^2 N O products in place of K N I O, and N^2 (I + O) where each position is
-  one task's;
+  one task's; of a stack of them (batched products), layer by layer;
 - *looked up*, embeddings: sums over the rows of the table that the batch holds;
 - *sums*, biases, normalisation and what is broadcast: per position, then added up per task;
 - *formed*, convolutions and the rest: the gradients of this one parameter, their products, and
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from polytask.balance import gradients
-from polytask.balance.layers import Embedding, Linear, Small, Use
+from polytask.balance.layers import Embedding, Linear, Small, Stacked, Use
 
 Way = Literal["ghost", "looked up", "sums", "formed", "rows"]
 
@@ -70,10 +70,7 @@ class Piece:
 
     def tasks(self) -> Tensor:
         """Return the task of each position, (S, N)."""
-        if self.tasks_SN is not None:
-            return self.tasks_SN
-        own_S = torch.tensor(self.own, device=self.d_SN.device)
-        return own_S[:, None].expand(-1, self.d_SN.shape[1])
+        return _each(self.own, self.tasks_SN, self.d_SN)
 
     def summed(self, weights_T: Tensor) -> Tensor:
         """Return the weighted sum over tasks of the output gradients, (N, ...)."""
@@ -82,6 +79,13 @@ class Piece:
             return torch.einsum("s,sn...->n...", weights_T[list(self.own)], self.d_SN)
         padded = torch.cat([weights_T.new_zeros(1), weights_T])  # nobody's rows weigh nothing
         return torch.einsum("sn,sn...->n...", padded[self.tasks_SN + 1], self.d_SN)
+
+
+def _each(own: Sequence[int], tasks_SN: Tensor | None, d_SN: Tensor) -> Tensor:
+    """Return the task of each position, (S, N)."""
+    if tasks_SN is not None:
+        return tasks_SN
+    return torch.tensor(own, device=d_SN.device)[:, None].expand(-1, d_SN.shape[1])
 
 
 class Layer:
@@ -162,11 +166,11 @@ def grads_of(layer: Layer) -> dict[int, Tensor]:
 
 
 def alike(uses: Sequence[Use]) -> bool:
-    """Return whether all uses are linear layers one way round, or all embeddings."""
+    """Return whether all uses are embeddings, or linear layers or stacks of them one way round."""
     if all(isinstance(use, Embedding) for use in uses):
         return True
-    linear = [use.transposed for use in uses if isinstance(use, Linear)]
-    return len(linear) == len(uses) and len(set(linear)) == 1
+    sorts = {(type(u), u.transposed) for u in uses if isinstance(u, Linear | Stacked)}
+    return len(sorts) == 1 and all(isinstance(use, Linear | Stacked) for use in uses)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
@@ -273,15 +277,19 @@ def _few(sums_WE: Tensor, tasks_W: Tensor, words_W: Tensor, tasks: int) -> Tenso
 
 @dataclass(frozen=True)
 class Group:
-    """Pieces of one form, laid end to end.
+    """A piece of a linear layer; or pieces of one form, laid end to end.
 
-    own: the task of each stream; empty where tasks_SN tells each position's.
+    own: the task of each stream; not looked at where tasks_SN tells each position's.
     """
 
     inputs_NI: Tensor
     d_SNO: Tensor
     own: tuple[int, ...]
     tasks_SN: Tensor | None
+
+    def tasks(self) -> Tensor:
+        """Return the task of each position, (S, N)."""
+        return _each(self.own, self.tasks_SN, self.d_SNO)
 
     def squares(self, tasks: int) -> Tensor:
         """Return each task's sum of its positions' own squares, (1 + T,), nobody's first."""
@@ -297,19 +305,34 @@ class Group:
 
 def _ghost(pieces: Sequence[Piece], tasks: int) -> Tensor | None:
     """Return the products from inputs and output gradients; None where too much cancels."""
-    groups = _grouped(pieces)
+    dtype, device = pieces[0].d_SN.dtype, pieces[0].d_SN.device
     # One task more than there are, the first, for the rows that belong to none.
-    half_TT = torch.zeros(tasks + 1, tasks + 1, dtype=torch.float64, device=groups[0].d_SNO.device)
-    for n, group in enumerate(groups):
-        for other in groups[n:]:
-            if other.tasks_SN is None or group.tasks_SN is not None:
-                add_products(half_TT, group, other)
-            else:
-                add_products(half_TT, other, group)
-    gram_TT = half_TT + half_TT.T
-    apart_T = _total([group.squares(tasks) for group in groups])
-    gram_TT, apart_T = gram_TT[1:, 1:], apart_T[1:]
-    return None if cancelled(gram_TT, apart_T, groups[0].d_SNO.dtype) else gram_TT
+    half_TT = torch.zeros(tasks + 1, tasks + 1, dtype=torch.float64, device=device)
+    apart_T = half_TT.new_zeros(tasks + 1)
+    # Layers of a stack have no products with each other.
+    for layer in zip(*map(_linear, pieces), strict=True):
+        groups = _grouped(layer, dtype)
+        for n, group in enumerate(groups):
+            apart_T += group.squares(tasks)
+            for other in groups[n:]:
+                if other.tasks_SN is None or group.tasks_SN is not None:
+                    add_products(half_TT, group, other)
+                else:
+                    add_products(half_TT, other, group)
+    gram_TT, apart_T = (half_TT + half_TT.T)[1:, 1:], apart_T[1:]
+    return None if cancelled(gram_TT, apart_T, dtype) else gram_TT
+
+
+def _linear(piece: Piece) -> Iterator[Group]:
+    """Yield a linear layer's inputs and output gradients, of a stack those of each layer."""
+    use, tasks_SN = piece.use, piece.tasks_SN
+    if isinstance(use, Linear):
+        yield Group(use.inputs_NI, piece.d_SN, piece.own, tasks_SN)
+        return
+    assert isinstance(use, Stacked)
+    for inputs_NI, here in use.layers():
+        tasks = None if tasks_SN is None else tasks_SN[:, here]
+        yield Group(inputs_NI, piece.d_SN[:, here], piece.own, tasks)
 
 
 def cancelled(gram_TT: Tensor, apart_T: Tensor, dtype: torch.dtype) -> bool:
@@ -321,25 +344,23 @@ def cancelled(gram_TT: Tensor, apart_T: Tensor, dtype: torch.dtype) -> bool:
     return bool((gram_TT.diagonal() < floor_T).any())
 
 
-def _grouped(pieces: Sequence[Piece]) -> list[Group]:
+def _grouped(pieces: Sequence[Group], dtype: torch.dtype) -> list[Group]:
     """Return the pieces, all those of one stream as one group: blocks of many small ones."""
-    single: list[Piece] = []
-    alike: dict[object, list[Piece]] = {}
+    single: list[Group] = []
+    alike: dict[object, list[Group]] = {}
     for piece in pieces:
-        if len(piece.d_SN) == 1 and len(pieces) > 1:
+        if len(piece.d_SNO) == 1 and len(pieces) > 1:
             single.append(piece)
         else:
-            form = piece.own if piece.tasks_SN is None else len(piece.d_SN)
+            form = piece.own if piece.tasks_SN is None else len(piece.d_SNO)
             alike.setdefault(form, []).append(piece)
-    dtype = pieces[0].d_SN.dtype
     groups = []
     for group in [*alike.values(), *([single] if single else [])]:
-        inputs = [piece.use.inputs_NI for piece in group if isinstance(piece.use, Linear)]
-        d_SNO = _end_to_end([piece.d_SN for piece in group], 1)
+        inputs_NI = _end_to_end([piece.inputs_NI for piece in group], 0).to(dtype)
+        d_SNO = _end_to_end([piece.d_SNO for piece in group], 1)
         dense = group is not single and group[0].tasks_SN is None
         tasks_SN = None if dense else torch.cat([piece.tasks() for piece in group], 1)
-        own = group[0].own if dense else ()
-        groups.append(Group(_end_to_end(inputs, 0).to(dtype), d_SNO, own, tasks_SN))
+        groups.append(Group(inputs_NI, d_SNO, group[0].own if dense else (), tasks_SN))
     return groups
 
 

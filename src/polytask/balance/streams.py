@@ -13,8 +13,9 @@ Three things save passes, all without a change to the result:
 Packing holds only where no layer mixes rows. So every node below the cut must be of a sort that
 can keep rows apart (`graph.ROW_BY_ROW`), and that it does is tried on the model at hand: the
 gradient of half of the rows must be exactly zero at the other rows of every layer. It is tried
-again after 1, 2, 4, 8, ... steps, and for every new form of the graph. What was found is `state`:
-a run that is resumed with it tries at the steps at which it would have tried.
+again after 1, 2, 4, 8, ... steps, for every new form of the graph, and where a batch's sizes leave
+open how its positions count rows. What was found is `state`: a run that is resumed with it tries at
+the steps at which it would have tried.
 
 Shapes: K = losses, S = streams of a part, B = rows of its cut, N = positions of a layer,
 F = forms of the graph.
@@ -23,8 +24,9 @@ F = forms of the graph.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,7 +47,8 @@ class Streams:
     at: the cut they start from; None: the losses themselves.
     given: gradients of the cut's output, one per stream; empty without a cut.
     tasks_SB: the loss of each row of each stream, K for nobody's; None: a stream is one loss's.
-    minor: the uses whose positions count rows fastest, as in (L, B, ...).
+    rounds: use -> how often its positions count through all rows: B of them in (L, B, ...), say,
+        are L rounds. Where it is left out, once: (B, L, ...).
     """
 
     part: Part
@@ -53,7 +56,7 @@ class Streams:
     at: Node | None = None
     given: tuple[Tensor, ...] = ()
     tasks_SB: Tensor | None = None
-    minor: frozenset[Use] = frozenset()
+    rounds: Mapping[Use, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.own) if self.tasks_SB is None else len(self.tasks_SB)
@@ -62,10 +65,9 @@ class Streams:
         """Return the loss of each position of a layer, per stream; None as in `tasks_SB`."""
         if self.tasks_SB is None:
             return None
-        times = use.shape[0] // self.tasks_SB.shape[1]
-        if use in self.minor:
-            return self.tasks_SB.repeat(1, times)
-        return self.tasks_SB.repeat_interleave(times, dim=1)
+        rounds = self.rounds.get(use, 1)
+        times = use.shape[0] // self.tasks_SB.shape[1] // rounds
+        return self.tasks_SB.repeat_interleave(times, dim=1).repeat(1, rounds)
 
 
 class Packer:
@@ -88,15 +90,16 @@ class Packer:
         """Return what was found out about graphs, as tensors; nothing where nothing was.
 
         forms: int64 (F, 4): a form's digest, how often it was asked for, whether it mixes rows,
-            and how many of its uses follow in minor.
+            and how many of its uses follow in layouts.
+        layouts: int64, per use: bit n is set where layout n is possible, see `_layouts`.
         """
         if not self._verdicts:
             return {}
         lines = [(f, v.asked, int(v.mixes), len(v.found)) for f, v in self._verdicts.items()]
-        found = [minor for verdict in self._verdicts.values() for minor in verdict.found]
+        found = [layouts for verdict in self._verdicts.values() for layouts in verdict.found]
         return {
             "forms": torch.tensor(lines, dtype=torch.int64).reshape(-1, 4),
-            "minor": torch.tensor(found, dtype=torch.bool),
+            "layouts": torch.tensor(found, dtype=torch.int64),
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -104,7 +107,7 @@ class Packer:
         self._verdicts = {}
         if "forms" not in state:
             return
-        found = state["minor"].tolist()
+        found = state["layouts"].tolist()
         for form, asked, mixes, count in state["forms"].tolist():
             own, found = tuple(found[:count]), found[count:]
             self._verdicts[form] = _Verdict(bool(mixes), asked, own)
@@ -131,17 +134,22 @@ class Packer:
             given = _down_to(cut, entering)
             if dense.at is None:
                 dense = Streams(part, tasks, cut, given)
-            if not shape_of(cut)[0]:
-                break  # a process's share of a short batch may be no row at all
+            rows = shape_of(cut)[0]
+            if rows < 2:  # a process's share of a short batch may be no row at all
+                break  # and whether one row stays apart from others cannot be tried
             there_KB = torch.stack([d.reshape(len(d), -1).any(1) for d in given])
             streams = int(there_KB.sum(0).amax())
-            if streams == 0 or 2 * streams > len(tasks):
-                break  # and in coarser rows there would be more of them
+            if streams == 0:
+                break
+            if 2 * streams > len(tasks):
+                if rows == max(deepest):
+                    break  # in coarser rows there would be more of them
+                continue  # dim 0 may be something else here, such as the layers of a stack
             uses = [u for own in graph.uses.values() for u in own or () if u.node in part.nodes]
-            minor = verdict.minor(cut, uses)
-            if minor is not None:
+            rounds = verdict.rounds(cut, uses)
+            if rounds is not None:
                 packed, tasks_SB = _packed(given, there_KB, streams, tasks, len(losses))
-                return Streams(part, tasks, cut, packed, tasks_SB, minor)
+                return Streams(part, tasks, cut, packed, tasks_SB, rounds)
         return dense
 
     def _verdict(self, graph: Graph, cut: Node) -> _Verdict:
@@ -150,7 +158,9 @@ class Packer:
         digest = hashlib.blake2b(digest_size=8)  # one that is the same in every process
         for node in below:
             children = (at.get(child, -1) for child, _ in node.next_functions if child)
-            digest.update(f"{node.name()} {','.join(map(str, children))};".encode())
+            sizes = (str(min(size, 2)) for size in shape_of(node))  # of 1 all rows look alike
+            line = f"{node.name()} {','.join(map(str, children))} {'x'.join(sizes)};"
+            digest.update(line.encode())
         form = int.from_bytes(digest.digest(), "big", signed=True)
         verdict = self._verdicts.get(form)
         if verdict is None:
@@ -161,21 +171,33 @@ class Packer:
 
 
 class _Verdict:
-    """Whether one form of a graph keeps rows apart below its cut, tried out now and then."""
+    """Whether one form of a graph keeps rows apart below its cut, tried out now and then.
 
-    def __init__(self, mixes: bool, asked: int = 0, found: tuple[bool, ...] = ()) -> None:
+    asked: how often. found: per use, the layouts that the last trial left possible, as bits.
+    """
+
+    def __init__(self, mixes: bool, asked: int = 0, found: tuple[int, ...] = ()) -> None:
         self.mixes, self.asked, self.found = mixes, asked, found
 
-    def minor(self, cut: Node, uses: Sequence[Use]) -> frozenset[Use] | None:
-        """Return the uses whose positions count rows fastest; None where rows are mixed."""
+    def rounds(self, cut: Node, uses: Sequence[Use]) -> dict[Use, int] | None:
+        """Return how often each use's positions count through the rows; None: rows are mixed."""
         self.asked += 1
-        if self.asked & (self.asked - 1) == 0:
+        rows = shape_of(cut)[0]
+        if self.asked & (self.asked - 1) == 0 or any(len(r) != 1 for r in self._left(rows, uses)):
             found = _try_rows(cut, uses)
             self.mixes = found is None
             self.found = found or ()
         if self.mixes:
             return None
-        return frozenset(use for use, minor in zip(uses, self.found, strict=True) if minor)
+        # Where a trial leaves several there were no gradients, which fit with any.
+        return {use: min(left) for use, left in zip(uses, self._left(rows, uses), strict=True)}
+
+    def _left(self, rows: int, uses: Sequence[Use]) -> list[set[int]]:
+        """Return, per use, the rounds that are possible at the sizes of this batch."""
+        return [
+            {rounds for n, rounds in _layouts(use, rows).items() if bits & 1 << n}
+            for use, bits in zip(uses, self.found, strict=True)
+        ]
 
 
 # -- who enters ----------------------------------------------------------------------------------
@@ -220,8 +242,23 @@ def _may_keep_rows(node: Node) -> bool:
     return node.name() in ROW_BY_ROW
 
 
-def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
-    """Return, per use, whether positions count rows fastest; None where a layer mixes rows."""
+def _layouts(use: Use, rows: int) -> dict[int, int]:
+    """Return the ways in which positions may count rows: number -> rounds through all of them.
+
+    0: each row's positions follow each other, (B, L, ...); 1: rows are counted fastest, (L, B, ...)
+    as one dimension too; n: they are all in dimension n - 1, such as 1 in a stack of layers.
+    """
+    if use.shape[0] % rows:
+        return {}
+    found = {0: 1, 1: use.shape[0] // rows}
+    for dim in range(1, len(use.lead)):
+        if use.lead[dim] % rows == 0:
+            found[dim + 1] = math.prod(use.lead[:dim])
+    return found
+
+
+def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[int, ...] | None:
+    """Return, per use, the layouts that are possible, as bits; None where a layer mixes rows."""
     shape = shape_of(cut)
     rows = shape[0]
     if any(use.shape[0] % rows for use in uses):
@@ -229,7 +266,7 @@ def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
     nodes = list(dict.fromkeys(use.node for use in uses))
     like = cut._input_metadata[0]
     generator = torch.Generator().manual_seed(rows)
-    layouts = [{False, True} for _ in uses]
+    layouts = [_layouts(use, rows) for use in uses]
     for _ in range(2):
         half_B = torch.zeros(rows, dtype=torch.bool)
         half_B[torch.randperm(rows, generator=generator)[: (rows + 1) // 2]] = True
@@ -242,14 +279,14 @@ def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[bool, ...] | None:
                 if d_N is None:
                     continue
                 there_N = (d_N.reshape(use.shape[0], -1) != 0).any(1).cpu()
-                times = len(there_N) // rows
-                for minor in tuple(left):
-                    mask_N = mask_B.repeat(times) if minor else mask_B.repeat_interleave(times)
+                for n, rounds in list(left.items()):
+                    times = len(there_N) // rows // rounds
+                    mask_N = mask_B.repeat_interleave(times).repeat(rounds)
                     if bool((there_N & ~mask_N).any()):
-                        left.discard(minor)
+                        del left[n]
     if not all(layouts):
         return None
-    return tuple(False not in left for left in layouts)
+    return tuple(sum(1 << n for n in left) for left in layouts)
 
 
 def _packed(
