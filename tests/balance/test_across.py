@@ -85,7 +85,24 @@ def tagger() -> tuple[nn.Module, Tensor]:
     return Tagger(), torch.randint(0, 60, (ROWS, 5))
 
 
-ENCODERS = {build.__name__: build for build in (mlp, twice, conv, tagger)}
+class Stack(nn.Module):
+    """Two wide layers side by side, of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 60, 60) / 8)
+        self.bias = nn.Parameter(torch.randn(2, 1, 60))
+        self.top = nn.Linear(60, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(torch.baddbmm(self.bias, x.expand(2, -1, -1), self.weight).tanh().sum(0))
+
+
+def stack() -> tuple[nn.Module, Tensor]:
+    return Stack(), torch.randn(ROWS, 60)
+
+
+ENCODERS = {build.__name__: build for build in (mlp, twice, conv, tagger, stack)}
 
 
 # -- who has labels -------------------------------------------------------------------------------
