@@ -8,6 +8,7 @@ only its weighting room is loaded.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -59,15 +60,14 @@ def _torchjd(work: Work) -> dict[str, Step]:
         mtl_backward(losses, features=features)
         jac_to_grad(shared, UPGrad())
 
-    engine: list[Engine] = []
-    weighting = UPGradWeighting()
+    encoder = copy.deepcopy(work.encoder)  # its hooks are for nobody else's forward passes
+    engine, weighting = Engine(encoder, batch_dim=None), UPGradWeighting()
 
     def gramian() -> None:
-        if not engine:  # its hooks would slow down everybody else's steps
-            engine.append(Engine(work.encoder, batch_dim=None))
-        features = work.encoder(work.inputs)
+        encoder.zero_grad(set_to_none=True)
+        features = encoder(work.inputs)
         losses = torch.stack(work.losses_of([head(features) for head in work.heads]))
-        losses.backward(weighting(engine[0].compute_gramian(losses)))
+        losses.backward(weighting(engine.compute_gramian(losses)))
 
     return {"TorchJD UPGrad": jacobian, "TorchJD UPGrad, Gramian engine": gramian}
 
@@ -109,6 +109,7 @@ def _weighting() -> Any:
     spec = importlib.util.find_spec("LibMTL")
     assert spec is not None
     package = types.ModuleType("LibMTL")
+    package.__spec__ = spec
     package.__path__ = list(spec.submodule_search_locations or ())
     sys.modules["LibMTL"] = package
     return importlib.import_module("LibMTL.weighting")
