@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,15 @@ from polytask.balance.base import Balance, Observed, Observer, State
 from polytask.balance.exact import Exact, GramianBy, Pending
 from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given, unbound
 from polytask.balance.measure import Measured, measure
+from polytask.balance.refusals import (
+    NonFinite,
+    check_again,
+    check_method,
+    check_observed,
+    check_parts,
+    check_processes,
+    check_settings,
+)
 from polytask.balance.scaled import LossScale
 from polytask.balance.sharded import refuse_mean
 from polytask.balance.turn import BY_LOSSES, Said, Turn
@@ -34,8 +42,6 @@ from polytask.balance.world import World
 from polytask.balance.wrapped import explained
 from polytask.balance.wrapper import Again, Wrapper, label, nest, plain, under, wrappers
 from polytask.errors import Diverged, UsageError
-
-NonFinite = Literal["stop", "skip"]
 
 
 class Balancer:
@@ -88,27 +94,13 @@ class Balancer:
         branches: Mapping[str, Sequence[nn.Parameter]] | None = None,
         nonfinite: NonFinite = "stop",
     ) -> None:
-        name = label(method)
-        if not isinstance(method, (Balance, Wrapper)):
-            raise UsageError(
-                f"Balancer: {name} is no balance method; it lacks one of needs, foresees, "
-                "by_epoch, start and __call__ (see polytask.balance.Balance)."
-            )
-        methods = dict(plain(method))
-        if any(m.by_epoch for m in methods.values()) and steps_per_epoch is None:
-            raise UsageError(f"{name} compares epochs; give Balancer(..., steps_per_epoch=N).")
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise UsageError(f"Balancer: steps_per_epoch is {steps_per_epoch}; give at least 1.")
+        check_method(method)
         self.method = method
         self.shared = tuple(dict.fromkeys(shared_parameters))
+        check_settings(method, self.shared, steps_per_epoch, gramian, nonfinite)
+        methods = dict(plain(method))
         self._wrappers = tuple(wrappers(method))
         needs = "losses" if isinstance(method, Wrapper) else method.needs
-        if not self.shared and (self._wrappers or needs != "losses"):
-            raise UsageError(f"{name} balances shared parameters; Balancer was given none.")
-        if gramian not in get_args(GramianBy):
-            raise UsageError(f"Balancer: gramian is {gramian!r}; give 'auto' or 'rows'.")
-        if nonfinite not in get_args(NonFinite):
-            raise UsageError(f"Balancer: nonfinite is {nonfinite!r}; give 'stop' or 'skip'.")
         self.step = 0
         self.state: State = {}
         self._undo = Undo() if nonfinite == "skip" else None
@@ -117,7 +109,7 @@ class Balancer:
         self._exact = Exact(self.shared, self._world, needs, gramian)
         self._said = Said(self._exact.said if needs != "losses" else BY_LOSSES)
         if self._wrappers:
-            self._said.how = f"{name}: chosen at the first step"
+            self._said.how = f"{label(method)}: chosen at the first step"
         self._steps_per_epoch = steps_per_epoch
         self.notes: dict[str, int] = {}
         self._axis = Axis()
@@ -201,14 +193,9 @@ class Balancer:
         shared parameters get the method's update, every task's own parameters the gradient of
         its unweighted loss. Raises Diverged naming the task whose loss is not finite.
         """
-        if self._unobserved:
-            raise UsageError(
-                f"{label(self.method)} must see each batch's losses after the update too; "
-                "compute them again after optimizer.step(), under torch.no_grad(), and give them "
-                "to balancer.observe(losses)."
-            )
+        check_observed(self.method, self._unobserved)
         if not accumulate:  # else a wrapper is refused for that
-            self._check_again(again)
+            check_again(self.method, again)
         at, given = self._read(losses, tasks)
         losses_K = detached(given)
         scaled = LossScale(scale, self._wrappers)
@@ -281,7 +268,7 @@ class Balancer:
         """
         if self._world.size > 1:
             raise UsageError("Balancer: measure() works in one process; call it in a run of one.")
-        self._check_again(again)
+        check_again(self.method, again)
         at, given = self._read(losses, tasks)
         losses_K = detached(given)
         self._axis.check_finite(at, losses_K, self.step)
@@ -311,18 +298,8 @@ class Balancer:
 
     def _part(self, at: At, given: Given, losses_K: Tensor, scaled: LossScale) -> Weights:
         """Take a micro-batch that is not the last of its update."""
-        if isinstance(self.method, Wrapper):
-            raise UsageError(
-                f"{label(self.method)} weighs whole updates, no micro-batches: accumulate=True "
-                "does not work with it. Take a smaller batch without accumulation, or the method "
-                "without the wrapper."
-            )
-        if self.method.needs == "losses" and not self.method.foresees:
-            raise UsageError(
-                f"{label(self.method)} weighs by the whole step's losses, so it cannot "
-                "weigh a part of them: accumulate=True does not work with it. Take a smaller "
-                "batch without accumulation, or a method with foresees = True."
-            )
+        check_parts(self.method)
+        assert not isinstance(self.method, Wrapper), "refused above"
         self._pending = pending = self._pending or Pending(scaled.factor)
         pending.check_scale(scaled.factor)
         pending.add_losses(at, losses_K)
@@ -409,18 +386,7 @@ class Balancer:
         again: Again | None = None,
     ) -> Turn:
         self._place(losses_K.device)
-        if self._wrappers and self._exact.sharded:
-            raise UsageError(
-                f"{label(self.method)} does not work with parameters that FSDP shards; use the "
-                "method without the wrapper, or DistributedDataParallel."
-            )
-        if self._world.size > 1:
-            for wrapper in self._wrappers:
-                if not wrapper.spans_processes:
-                    raise UsageError(
-                        f"{type(wrapper).__name__} works in one process, not in "
-                        f"{self._world.size}; use one, or the method without it."
-                    )
+        check_processes(self.method, self._world.size, self._exact.sharded)
         self._said.gram_KK = None
         per_epoch = self._steps_per_epoch
         return Turn(
@@ -470,13 +436,6 @@ class Balancer:
         """Return the tasks present in any process, and their losses summed over the processes."""
         device = self.shared[0].device if self.shared else losses_K.device
         return self._world.exchange(self._axis, at, losses_K, device)
-
-    def _check_again(self, again: Again | None) -> None:
-        if self.looks_again and again is None:
-            raise UsageError(
-                f"{label(self.method)} computes losses again; give balancer.backward(..., "
-                "again=again), with again(rows, tasks) -> losses (see Balancer.backward)."
-            )
 
     def _place(self, device: torch.device) -> None:
         """Bring the method's state and trained parts to where the losses are, once."""
