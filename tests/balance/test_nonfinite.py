@@ -98,7 +98,8 @@ def test_skip_leaves_out_the_whole_update_and_counts_it(name, ill):
     after = balancer.state_dict()
     assert int(after.pop("step")) == int(state.pop("step")) + 1
     for key, value in state.items():
-        torch.testing.assert_close(after[key], value, equal_nan=True, rtol=0, atol=0)
+        if not key.startswith("engine."):  # counts the steps in which it looked at the graph
+            torch.testing.assert_close(after[key], value, equal_nan=True, rtol=0, atol=0)
     (note,) = balancer.notes
     assert balancer.notes[note] == 1
     if ill == "loss":
