@@ -57,6 +57,21 @@ def test_nonnegative_meets_the_optimality_conditions(tasks, columns):
     assert np.abs(slope_NK * added_NK).max() <= 1e-8
 
 
+@pytest.mark.parametrize("columns", [15, 30])
+def test_a_gramian_rounded_to_float32_is_solved_to_its_rounding(columns):
+    """Dependent gradients, multiplied in float32: some eigenvalues are below 0."""
+    rows_KP = (rows(40, columns, 8) @ rows(columns, 500, 9)).astype(np.float32)
+    cosines_KK, _ = solvers.split((rows_KP @ rows_KP.T).astype(np.float64))
+    assert np.linalg.eigvalsh(cosines_KK)[0] < -1e-8
+    solved = solvers.into_dual_cone(cosines_KK, np.eye(40))
+    added_NK = solved.values - np.eye(40)
+    slope_NK = solved.values @ cosines_KK
+    assert solved.trouble is None
+    assert (added_NK >= 0).all()
+    assert slope_NK.min() >= -1e-5
+    assert np.abs(slope_NK * added_NK).max() <= 1e-5
+
+
 def test_a_guess_of_the_support_changes_nothing_but_the_time():
     rows_KP = rows(9, 12, 3)
     cosines_KK, _ = solvers.split(rows_KP @ rows_KP.T)
@@ -72,15 +87,15 @@ def test_a_guess_of_the_support_changes_nothing_but_the_time():
 def test_a_solver_cut_short_says_what_it_used():
     rows_KP = rows(12, 20, 5)
     cosines_KK, _ = solvers.split(rows_KP @ rows_KP.T)
-    solved = solvers.nonnegative(cosines_KK, cosines_KK, exchanges=0, additions=0)
-    assert solved.trouble == "the active set did not settle; used its last feasible point"
+    solved = solvers.nonnegative(cosines_KK, cosines_KK, exchanges=0, additions=1)
+    assert solved.trouble == "the active set did not settle; used the point it started from"
     assert (solved.values >= 0).all()
     cut = solvers.equilibrium(rows_KP @ rows_KP.T, 1.0, rounds=1)
     assert cut.trouble == "Newton's steps did not settle; used the last of them"
     assert (cut.values > 0).all()
 
 
-ACTIVE_SET = "the active set did not settle; used its last feasible point"
+ACTIVE_SET = "the active set did not settle; used the point it started from"
 SHORTEST = "the active set did not settle; used the shortest gradient"
 NEWTON = "Newton's steps did not settle; used the last of them"
 
@@ -88,10 +103,10 @@ NEWTON = "Newton's steps did not settle; used the last of them"
 @pytest.mark.parametrize(
     ("method", "solver", "limits", "note"),
     [
-        (MGDA(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, SHORTEST),
-        (SDMGrad(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, SHORTEST),
-        (UPGrad(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, ACTIVE_SET),
-        (DualProj(), "solvers.nonnegative", {"exchanges": 0, "additions": 0}, ACTIVE_SET),
+        (MGDA(), "solvers.nonnegative", {"exchanges": 0, "additions": 1}, SHORTEST),
+        (SDMGrad(), "solvers.nonnegative", {"exchanges": 0, "additions": 1}, SHORTEST),
+        (UPGrad(), "solvers.nonnegative", {"exchanges": 0, "additions": 1}, ACTIVE_SET),
+        (DualProj(), "solvers.nonnegative", {"exchanges": 0, "additions": 1}, ACTIVE_SET),
         (NashMTL(), "nash_mtl.equilibrium", {"rounds": 1}, NEWTON),
         (FairGrad(), "fairgrad.equilibrium", {"rounds": 1}, NEWTON),
         (
