@@ -142,14 +142,14 @@ class Experts(nn.Module):
         self.first = nn.Parameter(torch.randn(3, 48, 48) / 7)
         self.second = nn.Parameter(torch.randn(3, 16, 48) / 7)
         self.first_bias = nn.Parameter(torch.randn(3, 1, 48))
-        self.second_bias = nn.Parameter(torch.randn(3, 1, 16))
+        self.second_bias = nn.Parameter(torch.randn(3, 16))
 
     def forward(self, x):
         x = self.trunk(x).tanh()
         flat = x.flatten(0, -2)
         gates = self.gate(flat).softmax(-1).T.unsqueeze(-1)
         h = torch.baddbmm(self.first_bias, flat.expand(3, -1, -1), self.first).tanh()
-        h = h @ self.second.mT + self.second_bias
+        h = h @ self.second.mT + self.second_bias[:, None]
         return (gates * h).sum(0).unflatten(0, x.shape[:-1])
 
 

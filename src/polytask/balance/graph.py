@@ -129,7 +129,7 @@ def read(losses: Sequence[Tensor], shared: Sequence[nn.Parameter | Tensor]) -> G
     assert all(root is not None for root in roots)
     order = _topological([root for root in roots if root is not None])
     position = {id(parameter): i for i, parameter in enumerate(shared)}
-    sites: dict[Node, list[Site]] = {}
+    sites: dict[Node, list[tuple[Node, int]]] = {}
     leaves: dict[int, Node] = {}
     others: list[Tensor] = []
     opaque = False
@@ -144,9 +144,9 @@ def read(losses: Sequence[Tensor], shared: Sequence[nn.Parameter | Tensor]) -> G
         opaque |= isinstance(node, BackwardCFunction)
         for argument, (child, _) in enumerate(node.next_functions):
             if child is not None:
-                sites.setdefault(child, []).append(Site(node, argument, False))
+                sites.setdefault(child, []).append((node, argument))
     found = {i: _sites(leaves[i], sites) for i in sorted(leaves)}
-    uses = {i: _uses(found[i], tuple(shared[i].shape)) for i in found}
+    uses = {i: _uses(found[i]) for i in found}
     users = {site.node for own in found.values() for site in own}
     return Graph(uses, others, _parts(order, roots, users), opaque, order)
 
@@ -169,23 +169,23 @@ def _topological(roots: list[Node]) -> list[Node]:
     return done
 
 
-def _sites(leaf: Node, sites: dict[Node, list[Site]]) -> list[Site]:
-    """Return where a leaf's values are consumed, looking through what only turns or casts them."""
+def _sites(leaf: Node, sites: dict[Node, list[tuple[Node, int]]]) -> list[Site]:
+    """Return where a leaf's values are consumed, looking through views, transposes and casts."""
     found: list[Site] = []
     stack = [(leaf, False)]
     while stack:
         node, turned = stack.pop()
-        for site in sites.get(node, []):
-            turn = turns(site.node, node)
+        for user, argument in sites.get(node, []):
+            turn = turns(user, node, turned)
             if turn is None:
-                found.append(Site(site.node, site.argument, turned))
+                found.append(Site(user, argument, turned, shape_of(node)))
             else:
-                stack.append((site.node, turned != turn))
+                stack.append((user, turned != turn))
     return found
 
 
-def _uses(sites: list[Site], shape: tuple[int, ...]) -> list[Use] | None:
-    uses = [recognise(site, shape) for site in sites]
+def _uses(sites: list[Site]) -> list[Use] | None:
+    uses = [recognise(site) for site in sites]
     known = [use for use in uses if use is not None]
     return known if len(known) == len(uses) else None
 

@@ -26,24 +26,26 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+VIEWS = ("ViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0")
+"""Nodes that keep a parameter's numbers in their order."""
 
-def turns(node: Node, before: Node) -> bool | None:
-    """Return whether a node only swaps a parameter's last two dimensions, or hands it on as it is
-    (False); None: it is a layer, or anything else.
 
-    before: the node whose output it takes.
+def turns(node: Node, before: Node, turned: bool) -> bool | None:
+    """Return whether a node only swaps a parameter's last two dimensions, or hands its numbers on
+    in their order (False); None: it is a layer, or anything else.
+
+    before: the node whose output it takes. turned: whether its dimensions are swapped there.
     """
-    name = node.name()
+    name, out, given = node.name(), shape_of(node), shape_of(before)
     if name == "TBackward0":
         return True
     if name == "TransposeBackward0":
-        dims = len(shape_of(node))
-        swapped = {_signed(saved(node, dim)) % dims for dim in ("dim0", "dim1")}
-        return True if swapped == {dims - 2, dims - 1} else None
-    same = name in ("ExpandBackward0", "ViewBackward0", "ReshapeAliasBackward0")
-    if name == "ToCopyBackward0" or (same and shape_of(node) == shape_of(before)):
-        return False  # a cast; or a view that changes nothing, as `matmul` makes them
-    return None
+        swapped = {_signed(saved(node, dim)) % len(out) for dim in ("dim0", "dim1")}
+        return True if swapped == {len(out) - 2, len(out) - 1} else None
+    # `matmul` expands what is as large already; a first dimension of 1 is one of rows to come.
+    if name == "ToCopyBackward0" or (name == "ExpandBackward0" and out == given and out[0] > 1):
+        return False
+    return False if name in VIEWS and (out == given or not turned) else None
 
 
 def _signed(value: int) -> int:
@@ -139,6 +141,7 @@ class Stacked(Use):
     layer's, then the second's. The inputs may be the same for all.
 
     stack: G. sizes: N of one layer, I, O.
+    shape: of the weights as they arrive, (G, I, O).
     """
 
     def __init__(self, node: Node, transposed: bool, shape: tuple[int, ...]) -> None:
@@ -147,7 +150,7 @@ class Stacked(Use):
         self._name = "batch1" if node.name() == "BaddbmmBackward0" else "self"
         self._inputs_GNI: Tensor | None = None
         self.stack, rows = self.lead
-        ins, outs = shape[:0:-1] if transposed else shape[1:]
+        _, ins, outs = shape
         self.sizes = rows, ins, outs
 
     @property
@@ -304,16 +307,17 @@ def _group_norm_scale(node: Node, d_N: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a parameter enters a node: as which argument, and whether transposed on the way."""
+    """Where a parameter enters a node: as which argument, whether transposed, of which shape."""
 
     node: Node
     argument: int
     transposed: bool
+    shape: tuple[int, ...]
 
 
-def recognise(site: Site, shape: tuple[int, ...]) -> Use | None:
-    """Return the use of a parameter of this shape at this site; None where it is unknown."""
-    node, argument = site.node, site.argument
+def recognise(site: Site) -> Use | None:
+    """Return the use of a parameter at this site; None where it is unknown."""
+    node, argument, shape = site.node, site.argument, site.shape
     name, out = node.name(), shape_of(node)
     if name == "AddmmBackward0" and argument == 2:
         return Linear(node, site.transposed) if saved(node, "alpha") == 1 else None
