@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -193,15 +194,15 @@ def test_importing_polytask_alone_does_not_even_load_torch():
 
 
 def test_importing_every_room_takes_at_most_three_tenths_of_a_second_above_torch(tmp_path):
-    """Measured inside one process after torch, in CPU seconds, from compiled modules; the quickest
-    of four, because a neighbour on the machine can only add to it."""
+    """Measured inside one process after torch, in CPU seconds, so that neighbours do not count."""
     rooms = ", ".join([f"polytask.{room}" for room in polytask._ROOMS] + ["polytask.cli"])
     code = (
         "import time, torch; start = time.process_time()\n"
         f"import {rooms}\n"
         "print(time.process_time() - start)"
     )
-    assert min(float(fresh(code, compiled=tmp_path)) for _ in range(4)) < 0.3
+    fresh(code, compiled=tmp_path)
+    assert statistics.median(float(fresh(code, compiled=tmp_path)) for _ in range(3)) < 0.3
 
 
 @pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])

@@ -252,9 +252,11 @@ def test_a_compiled_encoder_is_named_once_as_what_is_not_known(caplog):
         forward(batches[0][0])
     with caplog.at_level(logging.WARNING):
         balancer = Balancer(AlignedMTL(), model.encoder.parameters(), TASKS, gramian=FAST)
-        for _ in range(2):  # both of which look at the graph, see `looks`
+        said = []
+        for _ in range(3):  # the third does not look at the graph, see `looks`
             balancer.backward(losses(forward, batches))
-    assert "6 parameters in layers it does not know" in balancer.engine
+            said.append(balancer.engine)
+    assert all("6 parameters in layers it does not know" in text for text in said[:2])
     assert sum(r.name.startswith("polytask") for r in caplog.records) == 1
 
 

@@ -89,8 +89,12 @@ class Use(ABC):
         return math.prod(self.shape)
 
     def let_go(self) -> None:
-        """Keep of the graph only what `gradient` needs; a second time does nothing."""
-        raise NotImplementedError(f"{type(self).__name__} is not kept beyond its graph")
+        """Keep of the graph only what `gradient` needs; a second time does nothing.
+
+        For layers whose gradients may be formed after the graph is gone; those of the others are
+        formed at once.
+        """
+        raise AssertionError(f"{type(self).__name__}: its gradients must be formed at once")
 
     @abstractmethod
     def gradient(self, d_N: Tensor, at: Tensor | None = None) -> Tensor:
