@@ -251,8 +251,8 @@ def test_what_a_step_costs_is_counted_beside_equal_weights(cost):
         "fixed:weights=1/2": None,
     }
     assert methods["famo"]["memory"] == pytest.approx(1, abs=0.01)
-    # at most four tasks' gradients in float32, beside all that equal weights need
-    assert 1.05 < methods["pcgrad"]["memory"] < 1.5
+    # four tasks' gradients in float32 beside weights, gradients, two moments and activations
+    assert 1.1 < methods["pcgrad"]["memory"] < 1.5
     assert methods["pcgrad"]["time"] > 1.3
     assert methods["pcgrad"]["engine"].startswith("exact")
     assert "2 weights came for 4 tasks" in methods["fixed:weights=1/2"]["failed"]
