@@ -32,9 +32,9 @@ from torch.nn import functional as F
 
 from polytask import suites
 from polytask.balance import Balancer, Equal
-from polytask.catalog import parse
 from polytask.fit import Feed, FitConfig, LossSums, build_optimiser, fit, train_step
 from polytask.mix import Proportional, Schedule
+from polytask.parsing import parse
 from polytask.recipes import build, score_for
 from polytask.suites import Suite
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from polytask import catalog
+from polytask import catalog, parsing
 from polytask.balance import (
     MGDA,
     CAGrad,
@@ -19,8 +19,9 @@ from polytask.balance import (
     UPGrad,
     Weighed,
 )
-from polytask.catalog import METHODS, ROOMS, Choice, Method, method, parse, split
+from polytask.catalog import METHODS, ROOMS, Method, method
 from polytask.errors import UsageError
+from polytask.parsing import Choice, parse, split
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def test_a_method_of_another_room_has_no_place_in_a_recipe(monkeypatch):
 
 @pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])
 def test_every_setting_of_every_method_can_be_written(row: Method):
-    for name, parameter in catalog.settings_of(row).items():
+    for name, parameter in parsing.settings_of(row).items():
         default = parameter.default
         text = "/".join(map(str, default)) or "none" if isinstance(default, tuple) else default
         written = f"{row.name}:{name}={text}"

@@ -14,8 +14,9 @@ import pytest
 import scipy.stats
 import torch
 
-from polytask.catalog import METHODS, parse, split
+from polytask.catalog import METHODS
 from polytask.evaluate.claims import load, markdown
+from polytask.parsing import parse, split
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "compare"

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from polytask import catalog
+from polytask import parsing
 from polytask.balance import Balancer
 from polytask.errors import RunError, UsageError
 from polytask.fit import Feed, FitConfig, Step, build_optimiser, step_losses, train_step
@@ -77,7 +77,7 @@ def prepare(suite_name: str, recipe: str) -> Trained:
     suite = load_suite(suite_name)
     config = FitConfig(epochs=suite.epochs, batch_size=suite.batch_size, seed=SEED)
     torch.manual_seed(SEED)
-    model, balance, _ = build(suite, catalog.parse(recipe), SEED)
+    model, balance, _ = build(suite, parsing.parse(recipe), SEED)
     balancer = Balancer(
         balance, model.shared_parameters(), tasks=suite.tasks.names, steps_per_epoch=100
     )
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--methods", help="recipes; default: those of the suite's comparison")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    asked = catalog.split(options.methods) if options.methods else ()
+    asked = parsing.split(options.methods) if options.methods else ()
     path = HERE / "cost.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     suites = kept.get("suites", {})

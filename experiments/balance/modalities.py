@@ -16,9 +16,9 @@ import store
 import torch
 from two_branches import two_modalities
 
-from polytask.catalog import parse
 from polytask.evaluate import delta_m
 from polytask.fit import FitConfig, Meters, fit, primary, validate
+from polytask.parsing import parse
 from polytask.recipes import build
 from polytask.suites import Suite
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from polytask.balance import Balance, Needs, Signal, State, Update
-from polytask.catalog import parse
 from polytask.fit import Feed, FitConfig, Silent, fit, step_losses
 from polytask.fit.validate import evaluating
 from polytask.mix import Proportional, Schedule
+from polytask.parsing import parse
 from polytask.recipes import build, load_suite
 from polytask.records import Point
 from polytask.share import SharedModel

@@ -11,7 +11,7 @@ from typing import Any
 
 import page
 
-from polytask.catalog import parse
+from polytask.parsing import parse
 
 Table = Mapping[str, Any]
 

@@ -27,8 +27,8 @@ import page
 import picture
 import torch
 
-from polytask.catalog import split
 from polytask.evaluate.claims import load, markdown
+from polytask.parsing import split
 from polytask.recipes import METHODS, RESULT, load_suite
 
 HERE = Path(__file__).parent

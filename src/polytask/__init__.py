@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import evaluate as evaluate
     from polytask import fit as fit
     from polytask import mix as mix
+    from polytask import parsing as parsing
     from polytask import recipes as recipes
     from polytask import records as records
     from polytask import report as report
@@ -30,8 +31,8 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "balance", "catalog", "errors", "evaluate", "fit", "mix", "recipes", "records", "report",
-    "share", "suites", "tasks", "testing",
+    "balance", "catalog", "errors", "evaluate", "fit", "mix", "parsing", "recipes", "records",
+    "report", "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from polytask.balance import (
     Uncertainty,
     Weighed,
 )
-from polytask.catalog import parse
 from polytask.errors import UsageError
+from polytask.parsing import parse
 from polytask.testing import check_wrapper
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from polytask.balance import Fixed
-from polytask.catalog import parse
 from polytask.errors import UsageError
+from polytask.parsing import parse
 
 ABSENT = math.nan
 

@@ -28,8 +28,9 @@ from polytask.balance import (
     UPGrad,
     Weighed,
 )
-from polytask.catalog import METHODS, parse
+from polytask.catalog import METHODS
 from polytask.errors import UsageError
+from polytask.parsing import parse
 from polytask.testing import check_wrapper
 
 WRAPPERS = [row.name for row in METHODS if row.wraps]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from polytask.balance import Balancer, PCGrad, Rows, SampledRows
-from polytask.catalog import parse
 from polytask.errors import UsageError
 from polytask.fit import Feed, FitConfig, build_optimiser, fit, task_losses, train_step
 from polytask.fit.step import losses_again
 from polytask.mix import Proportional, Schedule, Uniform
+from polytask.parsing import parse
 from polytask.share import HardSharing
 
 RECIPES = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from polytask.catalog import parse
 from polytask.errors import RunError
 from polytask.fit import FitConfig
+from polytask.parsing import parse
 from polytask.recipes import Job, build, load_suite, score_for, train
 from polytask.recipes import test as read_test_split
 from polytask.tasks import Binary, Regression, Task, TaskSet

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polytask.catalog import parse
+from polytask.parsing import parse
 from polytask.share import SharedModel
 from polytask.tasks import Binary, Task, TaskSet
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from polytask.catalog import METHODS, parse
+from polytask.catalog import METHODS
 from polytask.fit import Feed, FitConfig, Step, fit, task_losses
 from polytask.mix import Proportional, Schedule
+from polytask.parsing import parse
 from polytask.recipes.train import build, score_for
 from polytask.share import Trace
 from polytask.suites import About, Stream, Suite

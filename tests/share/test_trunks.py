@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from polytask.balance import Balancer, PCGrad
-from polytask.catalog import METHODS, parse
+from polytask.catalog import METHODS
 from polytask.errors import UsageError
+from polytask.parsing import parse
 from polytask.share import Trace
 from polytask.tasks import (
     Binary,

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from polytask import __version__, catalog
+from polytask import __version__, catalog, parsing
 from polytask.errors import PolytaskError, RunError, UsageError, did_you_mean
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -260,7 +260,7 @@ def compare(
     config = _config(suite, ctx.ensure_object(dict))
     plan = Plan(
         suite=suite,
-        methods=catalog.split(names) if names is not None else METHODS,
+        methods=parsing.split(names) if names is not None else METHODS,
         seeds=seeds,
         tune=tune,
         config=config,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polytask.catalog import parse
 from polytask.errors import UsageError
 from polytask.fit import FitConfig
+from polytask.parsing import parse
 
 SINGLE = "single"
 """The name under which the single-task models stand beside the methods."""
@@ -35,7 +35,7 @@ class Plan:
     """What `compare` is asked for.
 
     suite: a name, or the path of a file that declares one. methods: recipes, see
-    `catalog.parse`. seeds: how many, from 0. tune: how many settings of `GRID` each model tries.
+    `parsing.parse`. seeds: how many, from 0. tune: how many settings of `GRID` each model tries.
     config: everything that is not tuned; lr, weight_decay and seed in it are not used.
     processes: runs at a time. threads: of each run; more than one makes a long run faster, and the
     last digits of a result depend on it, so it does not follow from `processes`.

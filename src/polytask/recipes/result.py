@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from polytask.catalog import parse
 from polytask.evaluate import LEVEL, MethodResult, cost, judge, reference, why
 from polytask.fit import RECORD
+from polytask.parsing import parse
 from polytask.recipes.plan import SINGLE, Model, Plan, Setting
 from polytask.recipes.train import Job, test
 from polytask.records import Cost, Record, to_json, versions

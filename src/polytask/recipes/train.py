@@ -15,7 +15,6 @@ import torch
 
 from polytask import suites
 from polytask.balance import Balance, Wrapper
-from polytask.catalog import Recipe, parse
 from polytask.errors import RunError
 from polytask.evaluate import delta_m
 from polytask.fit import (
@@ -29,6 +28,7 @@ from polytask.fit import (
     validate,
 )
 from polytask.mix import Mix
+from polytask.parsing import Recipe, parse
 from polytask.records import Record, read_json, write_json
 from polytask.share import SharedModel
 from polytask.suites import Suite
@@ -42,7 +42,7 @@ class Job:
     """One run.
 
     suite: a suite's name, or the path of a file that declares one.
-    tasks: only these; None for all. recipe: methods joined by `+`, see `catalog.parse`.
+    tasks: only these; None for all. recipe: methods joined by `+`, see `parsing.parse`.
     reference: primary metrics on the validation split that delta-m is taken against while
         training; None: see `score_for`.
     """
