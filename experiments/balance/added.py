@@ -11,7 +11,7 @@ Plan: README.md beside this file.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -97,6 +97,35 @@ def reference(found: dict[str, Any], folder: Path) -> dict[str, float]:
     return values
 
 
+def compared(
+    suites: Sequence[str],
+    bases: Sequence[str],
+    added: Mapping[str, Mapping[str, str]],
+    seeds: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return of each suite the test delta-m of the bases alone, and with what is added, per seed.
+
+    added: by what is added, base -> recipe. seeds: by what is added, how many.
+    """
+    table: dict[str, Any] = {}
+    for name in suites:
+        found = alone(name)
+        tasks = found["methods"]["equal"]["tasks"]
+        of_suite = table[name] = {"seeds": found["seeds"], "picked": {}, "delta_m": {}}
+        for base in bases:
+            of_tasks = [found["methods"][base]["tasks"][task]["gains"] for task in tasks]
+            of_suite["picked"][base] = found["tuning"]["picked"][base]["*"]
+            of_suite["delta_m"][base] = [_mean(gains) for gains in zip(*of_tasks, strict=True)]
+            for add, recipes in added.items():
+                if base not in recipes:
+                    continue
+                taken = found["seeds"][: seeds[add]]
+                gains = [with_addition(found, base, recipes[base], seed) for seed in taken]
+                of_suite["delta_m"][recipes[base]] = [_mean(of_seed) for of_seed in gains]
+                print(name, recipes[base], flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
@@ -104,22 +133,8 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", choices=ALONE, default=list(ALONE))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    table: dict[str, Any] = {}
-    for name in options.suites:
-        found = alone(name)
-        tasks = found["methods"]["equal"]["tasks"]
-        of_suite = table[name] = {"seeds": found["seeds"], "picked": {}, "delta_m": {}}
-        for base in options.bases:
-            of_tasks = [found["methods"][base]["tasks"][task]["gains"] for task in tasks]
-            of_suite["picked"][base] = found["tuning"]["picked"][base]["*"]
-            of_suite["delta_m"][base] = [_mean(gains) for gains in zip(*of_tasks, strict=True)]
-            for add in options.add:
-                if base not in ADDED[add]:
-                    continue
-                recipe, seeds = ADDED[add][base], found["seeds"][: SEEDS[add]]
-                gains = [with_addition(found, base, recipe, seed) for seed in seeds]
-                of_suite["delta_m"][recipe] = [_mean(of_seed) for of_seed in gains]
-                print(name, recipe, flush=True)
+    added = {name: ADDED[name] for name in options.add}
+    table = compared(options.suites, options.bases, added, SEEDS)
     everything = (list(SUITES), list(ADDED), list(ALONE))
     if (options.suites, options.add, options.bases) == everything:
         store.write("added", {"added": ADDED, "suites": table})

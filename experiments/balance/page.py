@@ -77,14 +77,26 @@ def _convergence(table: Table) -> str:
 
 
 def _added(table: Table) -> str:
-    rows = [
-        [suite, base, recipe, _spread(found["delta_m"][base]), _spread(found["delta_m"][recipe])]
-        for suite, found in table["suites"].items()
-        for recipes in table["added"].values()
-        for base, recipe in recipes.items()
-    ]
-    head = ["suite", "method", "with the addition", "delta-m alone", "delta-m with it"]
-    return _section(table, "What is added to a method", head, rows)
+    return _with_and_without(table, "What is added to a method")
+
+
+def _wrapped(table: Table) -> str:
+    return _with_and_without(table, "Approximations of the Gramian, and looking ahead")
+
+
+def _with_and_without(table: Table, title: str) -> str:
+    rows = []
+    for suite, found in table["suites"].items():
+        of = found["delta_m"]
+        for recipes in table["added"].values():
+            for base, recipe in recipes.items():
+                # seeds that both have
+                pairs = list(zip(of[base], of[recipe], strict=False))
+                alone, added = ([pair[i] for pair in pairs] for i in (0, 1))
+                change = [after - before for before, after in pairs]
+                rows.append([suite, base, recipe, *map(_spread, (alone, added, change))])
+    head = ["suite", "method", "with the addition", "delta-m alone", "delta-m with it", "change"]
+    return _section(table, title, head, rows)
 
 
 def _modalities(table: Table) -> str:
@@ -108,6 +120,7 @@ SECTIONS = {
     "famo_cost": _famo_cost,
     "convergence": _convergence,
     "added": _added,
+    "wrapped": _wrapped,
     "modalities": _modalities,
 }
 
