@@ -349,6 +349,18 @@ def test_the_penalty_of_sluice_is_the_overlap_of_subspaces():
     assert list(trace.penalties) == ["t1"]
 
 
+def test_sluice_begins_as_its_source_does():
+    """Every subspace takes from all alike; 0.9 of the last layer, 0.1 of the others together."""
+    trunk = make("sluice:layers=3", 2).trunk
+    for exchange in trunk.exchanges:
+        for task in ("t0", "t1"):
+            torch.testing.assert_close(exchange[key(task)], torch.full((2, 2, 2), 0.25).double())
+    torch.testing.assert_close(trunk.mixtures[key("t0")], torch.tensor([0.05, 0.05, 0.9]).double())
+    own = make("sluice:own=0.7", 2).trunk.exchanges[0][key("t1")]
+    torch.testing.assert_close(own[1], torch.tensor([[0.7, 0.1], [0.1, 0.7]]).double())
+    torch.testing.assert_close(own[0], torch.full((2, 2), 0.1).double())
+
+
 def test_the_penalty_of_aitm_is_what_a_step_exceeds_the_one_before():
     model, inputs = unsettled(make("aitm", 3)), rows()
     trace = Trace()

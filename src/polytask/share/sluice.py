@@ -2,9 +2,12 @@
 
 Source: Ruder et al., "Latent Multi-task Architecture Learning", AAAI 2019,
     https://arxiv.org/abs/1705.08142
-Differs from the source: worked out from memory of the paper. The networks stand on the encoder's
-    features, and not on the inputs. A subspace takes at first `own` of its task's subspace and
-    shares the rest among all others; the layers' mixture begins even.
+Differs from the source: the exchange, the mixture of layers, the penalty and how they begin follow
+    the authors' code. The networks are linear layers with ReLU on the encoder's features, where the
+    source has recurrent ones on words and penalises two of their matrices. There is always a
+    mixture of layers, and always two subspaces, which are switches there. Its code multiplies the
+    two halves of a matrix over the units of a subspace; here it is over the inputs, so that the
+    penalty is 0 where the two read orthogonal directions.
 Shapes: R = rows, D = width of the features, L = layers, A = asked tasks, N = tasks that run,
     W = width of a layer, H = W / 2, of a subspace; 2 = subspaces of a task.
 """
@@ -32,8 +35,9 @@ class Sluice(Trunk):
     beginning; they do not read it.
 
     tasks: their names. layers: at least 1. width: of each, even. own: in [0, 1], what a subspace
-    takes of itself at first. orthogonality: >= 0, of the penalty on the squared products of a
-    task's two subspaces' weights, of every layer.
+    takes of itself at first, the rest coming evenly from the others; None: from all alike.
+    orthogonality: >= 0, of the penalty on the squared products of a task's two subspaces' weights,
+    of every layer.
     """
 
     def __init__(
@@ -43,10 +47,10 @@ class Sluice(Trunk):
         *,
         layers: int = 2,
         width: int = 64,
-        own: float = 0.9,
-        orthogonality: float = 0.01,
+        own: float | None = None,
+        orthogonality: float = 0.1,
     ) -> None:
-        if not tasks or layers < 1 or width < 2 or width % 2 or not 0 <= own <= 1:
+        if not tasks or layers < 1 or width < 2 or width % 2 or not 0 <= (own or 0) <= 1:
             raise UsageError(
                 "Sluice: give at least one task and one layer, an even width, and own in [0, 1]; "
                 f"got {len(tasks)} tasks, {layers} layers, width {width}, own {own}."
@@ -71,8 +75,8 @@ class Sluice(Trunk):
         *,
         layers: int = 2,
         layer_width: int = 64,
-        own: float = 0.9,
-        orthogonality: float = 0.01,
+        own: float | None = None,
+        orthogonality: float = 0.1,
         towers: tuple[int, ...] = (),
     ) -> TrunkModel:
         """Return the model on `width` features.
@@ -160,14 +164,24 @@ class Sluice(Trunk):
         for exchange in dicts(self.exchanges):
             # Of all tasks' subspaces: `own` of itself, the rest evenly of the others.
             read = len(self._founders) + (task not in self._founders)
-            part_N22 = torch.full((read, 2, 2), (1 - self._own) / (2 * read - 1))
+            own = 1 / (2 * read) if self._own is None else self._own
+            part_N22 = torch.full((read, 2, 2), (1 - own) / (2 * read - 1))
             at = self._founders.index(task) if task in self._founders else -1
-            part_N22[at] += torch.eye(2) * (self._own - part_N22[at])
+            part_N22[at] += torch.eye(2) * (own - part_N22[at])
             exchange[key(task)] = nn.Parameter(part_N22)
-        self.mixtures[key(task)] = nn.Parameter(torch.full((self.layers,), 1 / self.layers))
+        self.mixtures[key(task)] = nn.Parameter(_mostly_last(self.layers))
         self._tasks = (*self._tasks, task)
 
     def _network(self, task: str) -> Experts:
         network = self.networks[key(task)]
         assert isinstance(network, Experts)
         return network
+
+
+def _mostly_last(layers: int) -> Tensor:
+    """Return the mixture of layers at first: 0.9 of the last, the rest evenly of the others."""
+    if layers == 1:
+        return torch.ones(1)
+    part_L = torch.full((layers,), 0.1 / (layers - 1))
+    part_L[-1] = 0.9
+    return part_L
