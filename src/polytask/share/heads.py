@@ -9,7 +9,7 @@ Shapes: A = asked tasks, R = rows, W = width of the features, I, O = inputs and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,36 @@ def with_tower(head: nn.Module, width: int, towers: Sequence[int]) -> nn.Module:
     for before, after in zip((width, *towers), towers, strict=False):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers, head) if layers else head
+
+
+def each(
+    heads: Mapping[str, nn.Module],
+    given_ARW: Tensor,
+    form: Callable[[Tensor], Tensor],
+    *,
+    apart: bool,
+) -> dict[str, Tensor]:
+    """Return every head's output for its own features; those that are alike run as one.
+
+    form: rows (R, W) -> the same in the shape a head takes and gives, such as a sequence.
+    apart: call each head as the module it is, as heads that read a "map" are.
+    """
+    outputs: dict[str, Tensor] = {}
+    if apart:
+        for (task, head), given in zip(heads.items(), given_ARW.unbind(), strict=True):
+            outputs[task] = head(form(given))
+        return outputs
+    position = {task: a for a, task in enumerate(heads)}
+    for group, as_one in alike(heads):
+        at = [position[task] for task in group]
+        if not as_one:
+            outputs[group[0]] = heads[group[0]](form(given_ARW[at[0]]))
+            continue
+        mine = given_ARW if at == list(range(len(heads))) else given_ARW[at]
+        together_ARO = together([heads[task] for task in group], mine)
+        for task, output in zip(group, together_ARO.unbind(), strict=True):
+            outputs[task] = form(output)
+    return outputs
 
 
 def alike(heads: Mapping[str, nn.Module]) -> list[tuple[tuple[str, ...], bool]]:
