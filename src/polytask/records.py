@@ -68,6 +68,40 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class GateUse:
+    """What one reader took from the experts of one level.
+
+    level: from 0. reader: a task, or None for the shared part of the level. experts: their
+    names; owners: of each, the task whose own it is, or None. mean: weight of each, averaged over
+    rows. entropy: of a row's weights, averaged over rows, in nats: 0 takes one expert per row,
+    log(E) all alike. rows: how many were averaged.
+    """
+
+    level: int
+    reader: str | None
+    experts: tuple[str, ...]
+    owners: tuple[str | None, ...]
+    mean: tuple[float, ...]
+    entropy: float
+    rows: int
+
+    @property
+    def own(self) -> float | None:
+        """The weight of the reader's own experts together; None where it has none."""
+        if self.reader is None:
+            return None
+        mine = [w for w, owner in zip(self.mean, self.owners, strict=True) if owner == self.reader]
+        return sum(mine) if mine else None
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> GateUse:
+        """Return the use that `to_json` wrote; null numbers are NaN."""
+        lists = {name: tuple(raw[name]) for name in ("experts", "owners")}
+        mean = tuple(map(_number, raw["mean"]))
+        return cls(**{**raw, **lists, "mean": mean, "entropy": _number(raw["entropy"])})
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a run cost. seconds: training alone, validation apart. peak_memory: bytes an update
     needs (see `fit.cost.Memory`), None where not known. waiting: share of the training time spent
@@ -90,6 +124,8 @@ class Record:
     point and that value of its primary metric on the validation split.
     stopped: "epochs" (ran out of them) or "patience".
     notes: what the balance method used in place of what its source asks, and in how many updates.
+    experts: what each task took from the model's experts on validation rows, with the best weights;
+    empty for models without any. warnings: what deserves a look there, in plain words.
     """
 
     suite: str
@@ -106,6 +142,8 @@ class Record:
     engine: str
     versions: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    experts: tuple[GateUse, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the record as JSON, atomically. Raises RunError where it cannot be written."""
@@ -124,6 +162,7 @@ class Record:
             best = Point.from_json(raw.pop("best"))
             per_task = {k: (int(s), _number(v)) for k, (s, v) in raw.pop("best_per_task").items()}
             cost = Cost(**raw.pop("cost"))
+            experts = tuple(map(GateUse.from_json, raw.pop("experts", ())))
             return cls(
                 points=points,
                 probes=probes,
@@ -131,6 +170,8 @@ class Record:
                 best_per_task=per_task,
                 cost=cost,
                 tasks=tuple(raw.pop("tasks")),
+                experts=experts,
+                warnings=tuple(raw.pop("warnings", ())),
                 **raw,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from polytask.records import Cost, Point, Probe, Record, to_json
+from polytask.records import Cost, GateUse, Point, Probe, Record, to_json
 
 METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
 TASKS = ("left", "right", "sum", "ink")
+WITH_EXPERTS = "pcgrad"
+"""The one method whose model has experts."""
 ENGINES = {"pcgrad": "gramian", "aligned-mtl": "gramian"}
 
 
@@ -99,7 +101,25 @@ def record(
         ),
         engine=ENGINES.get(method, "sum"),
         versions={"python": "3.11.2", "polytask": "0.1.0", "torch": "2.13.0"},
+        experts=experts(rng, tasks) if method == WITH_EXPERTS else (),
+        warnings=("'left' ignores its own experts.",) if method == WITH_EXPERTS else (),
     )
+
+
+def experts(rng: random.Random, tasks: Sequence[str]) -> tuple[GateUse, ...]:
+    """Return the gates of two levels of PLE: two shared experts and one of each task."""
+    shared = ("shared 0", "shared 1")
+    made = []
+    for level in (0, 1):
+        for task in tasks:
+            raw = [rng.random() for _ in range(3)]
+            mean = tuple(value / sum(raw) for value in raw)
+            names, owners = (*shared, "own 0"), (None, None, task)
+            made.append(GateUse(level, task, names, owners, mean, 0.8, 512))
+    every = len(tasks) + 2
+    names = (*shared, *("own 0" for _ in tasks))
+    made.append(GateUse(0, None, names, (None, None, *tasks), (1 / every,) * every, 1.0, 512))
+    return tuple(made)
 
 
 def write(folder: Path, made: Record) -> None:

@@ -189,6 +189,11 @@ def test_every_plot_is_there_with_its_marks(visit: Open) -> None:
     assert count(browser, "#r0-curves figure") == 4
     assert count(browser, "#r0-curves path.line:not(.chip *)") == 24
     assert count(browser, "#r0-weights figure path.line") == 4
+    # two levels: 4 tasks and the shared part over 6 experts, of which a task sees 3
+    assert count(browser, "#r0-experts figure") == 2
+    assert count(browser, "#r0-experts rect.gain-cell") == (4 * 3 + 6) + 4 * 3
+    assert texts(browser, "#r0-experts li") == ["'left' ignores its own experts. (3 of 3 seeds)"]
+    assert count(browser, "#r0-experts-0 tbody tr") == 5
     assert count(browser, "#r0-cosines path.cells") >= 2
     assert count(browser, "#r0-cosines figure path.line") == 5 + 4
     assert count(browser, "#r0-cost figure") == 3

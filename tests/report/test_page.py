@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,12 @@ from typing import Any
 import pytest
 
 from polytask.errors import RunError, UsageError
+from polytask.records import GateUse
 from polytask.report import write_report
+from polytask.report.experts import pack_experts
 from polytask.report.page import embed
+
+from .conftest import TASKS, WITH_EXPERTS, record
 
 Make = Callable[..., Path]
 Edit = Callable[[Path, Callable[[dict[str, Any]], None]], Path]
@@ -171,6 +177,39 @@ def test_a_single_training_has_its_own_page(folder: Path, tmp_path: Path) -> Non
     assert [row["task"] for row in run["kept"]] == ["left", "right", "sum", "ink"]
     assert {row["metric"] for row in run["kept"]} == {"accuracy"}
     assert "dwa" in run["curves"]
+
+
+def test_experts_stand_in_a_grid_per_level(tmp_path: Path, make_comparison: Make) -> None:
+    """Shared experts first, then each task's own; what a reader cannot see is no number."""
+    folder = make_comparison(tmp_path / "run", methods=("equal", WITH_EXPERTS), points=3, probes=2)
+    block = page([folder], tmp_path / "page.html").data["runs"][0]
+    assert set(block["experts"]) == {WITH_EXPERTS}
+    used = block["experts"][WITH_EXPERTS]
+    first, second = used["levels"]
+    own = [f"{task}: own 0" for task in TASKS]
+    assert first["experts"] == second["experts"] == ["shared 0", "shared 1", *own]
+    assert first["readers"] == [*TASKS, "the shared part"]
+    assert second["readers"] == list(TASKS)
+    for i, row in enumerate(second["mean"]):
+        assert [j for j, weight in enumerate(row) if weight is not None] == [0, 1, 2 + i]
+        assert sum(weight or 0 for weight in row) == pytest.approx(1, abs=1e-3)
+        assert second["own"][i] == row[2 + i]
+    assert None not in first["mean"][-1]
+    assert used["warnings"] == [{"text": "'left' ignores its own experts.", "seeds": 3}]
+
+
+def test_an_expert_closed_to_a_task_is_no_number() -> None:
+    experts, owners = ("shared", "own", "own"), (None, "a", "b")
+    gates = (
+        GateUse(0, "a", experts, owners, (0.4, 0.6, 0.0), 0.6, 9),
+        GateUse(0, "b", experts, owners, (1.0, 0.0, 0.0), 0.0, 9),
+    )
+    made = record(random.Random(0), "equal", ("a", "b"))
+    packed = pack_experts([replace(made, experts=gates)])
+    assert packed is not None
+    # b's own is open to it, and it takes nothing of it
+    assert packed["levels"][0]["mean"] == [[0.4, 0.6, None], [1, None, 0]]
+    assert pack_experts([made]) is None
 
 
 def test_several_runs_get_names_that_differ(

@@ -24,6 +24,7 @@ from polytask.fit import checkpoint, ranks
 from polytask.fit.config import FitConfig
 from polytask.fit.cost import Memory
 from polytask.fit.data import Feed
+from polytask.fit.experts import used_experts
 from polytask.fit.probe import probe
 from polytask.fit.progress import Progress, Silent
 from polytask.fit.state import State
@@ -96,8 +97,8 @@ def fit(
     run.resume()
     progress.begin(run.last_step, run.state.step)
     run.train(progress)
-    record = run.record(method, identity["settings"])
     run.load_best()
+    record = run.record(method, identity["settings"])
     if folder is not None and ranks.rank() == 0:
         write_atomic(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
         for task, tensors in run.best_of_task.items():
@@ -252,8 +253,10 @@ class _Run:
 
     def record(self, method: str, settings: dict[str, Any]) -> Record:
         self._count_memory()
-        state = self.state
+        """Return what the run leaves behind; the model has its best weights."""
+        state, config = self.state, self.config
         assert state.best is not None
+        use = used_experts(self.model, self.suite.val, max(config.batch_size, 256), config.device)
         cost = Cost(
             seconds=state.seconds,
             validation_seconds=state.validation_seconds,
@@ -267,7 +270,7 @@ class _Run:
             suite=self.suite.name,
             method=method,
             tasks=self.suite.tasks.names,
-            seed=self.config.seed,
+            seed=config.seed,
             settings=settings,
             points=tuple(state.points),
             probes=tuple(state.probes),
@@ -278,6 +281,8 @@ class _Run:
             engine=self.balancer.engine,
             versions=versions(),
             notes=dict(self.balancer.notes),
+            experts=use.gates,
+            warnings=use.warnings(),
         )
 
     def load_best(self) -> None:

@@ -106,10 +106,7 @@ def _stream(
     # Outputs of one row are kept and scored at once, which is cheaper; maps and sequences are
     # scored chunk by chunk, because together they would not fit.
     kept: dict[str, list[Tensor]] = {t.name: [] for t in tasks if t.kind.reads == "row"}
-    for at in range(0, len(stream), batch_size):
-        rows = slice(at, at + batch_size)
-        longest = None if stream.lengths is None else max(1, int(stream.lengths[rows].max()))
-        inputs = _slice(stream.inputs, rows, stream.ragged, longest, device)
+    for rows, longest, inputs in chunks(stream, batch_size, device):
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             outputs = model(inputs, tasks=names)
         for task in tasks:
@@ -124,6 +121,19 @@ def _stream(
     for task in tasks:
         if kept.get(task.name):
             meters.update(task, torch.cat(kept[task.name]).cpu(), stream.targets[task.name])
+
+
+def chunks(
+    stream: Stream, batch_size: int, device: str
+) -> Iterator[tuple[slice, int | None, Inputs]]:
+    """Yield the stream's rows in order: which, how long the longest is, and their inputs.
+
+    The length is None where nothing is padded.
+    """
+    for at in range(0, len(stream), batch_size):
+        rows = slice(at, at + batch_size)
+        longest = None if stream.lengths is None else max(1, int(stream.lengths[rows].max()))
+        yield rows, longest, _slice(stream.inputs, rows, stream.ragged, longest, device)
 
 
 def _slice(

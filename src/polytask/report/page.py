@@ -32,6 +32,7 @@ from polytask.report.curves import (
     seed_mean,
     spread,
 )
+from polytask.report.experts import pack_experts
 from polytask.report.sources import (
     SINGLE,
     Compared,
@@ -68,7 +69,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 def render(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page that shows the blocks."""
     style = _asset("page.css")
-    script = "\n".join(map(_asset, ("plots.js", "overview.js", "page.js")))
+    script = "\n".join(map(_asset, ("plots.js", "overview.js", "experts.js", "page.js")))
     title = " · ".join(block["title"] for block in blocks)
     parts = {
         "policy": (
@@ -103,6 +104,7 @@ def compare_block(run: Compared, label: str) -> dict[str, Any]:
     probes = probes_per_method(sum(m.name != SINGLE for m in trained), len(names))
     curves: dict[str, Any] = {}
     conflicts: dict[str, Any] = {}
+    experts: dict[str, Any] = {}
     for method in trained:
         if method.name == SINGLE:
             curves[method.name] = [
@@ -114,6 +116,9 @@ def compare_block(run: Compared, label: str) -> dict[str, Any]:
         packed = pack_probes(records[0], names, probes)
         if packed:
             conflicts[method.name] = packed
+        used = pack_experts(records)
+        if used:
+            experts[method.name] = used
     best = words.best_method(run)
     return {
         "kind": "compare",
@@ -131,6 +136,7 @@ def compare_block(run: Compared, label: str) -> dict[str, Any]:
         "failed": run.failed,
         "curves": curves,
         "probes": conflicts,
+        "experts": experts,
         "tuning": run.tuning,
         "about": run.about,
         "rows": run.rows,
@@ -148,6 +154,7 @@ def fit_block(run: Fitted, label: str) -> dict[str, Any]:
     record = run.record
     metrics = {task: next(iter(record.best.val.get(task, {})), "") for task in record.tasks}
     probes = pack_probes(record, record.tasks, probes_per_method(1, len(record.tasks)))
+    experts = pack_experts([record])
     cost = record.cost
     stopped = {
         "patience": "stopped early, when validation no longer improved",
@@ -179,6 +186,7 @@ def fit_block(run: Fitted, label: str) -> dict[str, Any]:
             )
         },
         "probes": {record.method: probes} if probes else {},
+        "experts": {record.method: experts} if experts else {},
         "settings": record.settings,
         "engine": record.engine,
         "kept": [

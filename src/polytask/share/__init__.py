@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polytask.share.ple import PLE
     from polytask.share.sluice import Sluice
     from polytask.share.trunk import Trunk, TrunkModel
-    from polytask.share.use import ExpertUse, GateUse, expert_use
+    from polytask.share.use import ExpertUse, GateUse, UseMeter, expert_use
 
 _WHERE = {
     "AITM": "aitm",
@@ -41,6 +41,7 @@ _WHERE = {
     "Sluice": "sluice",
     "Trunk": "trunk",
     "TrunkModel": "trunk",
+    "UseMeter": "use",
     "expert_use": "use",
 }
 
@@ -79,5 +80,6 @@ __all__ = [
     "Trace",
     "Trunk",
     "TrunkModel",
+    "UseMeter",
     "expert_use",
 ]

@@ -13,43 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from polytask.errors import UsageError
+from polytask.records import GateUse as GateUse
 from polytask.share.base import Inputs, SharedModel, Trace
 
 DEAD = 0.01
 """An expert with a mean weight below this is not used by the reader."""
-
-
-@dataclass(frozen=True)
-class GateUse:
-    """What one reader took from the experts of one level.
-
-    level: from 0. reader: a task, or None for the shared part of the level. experts: their
-    names; owners: of each, the task whose own it is, or None. mean: weight of each, averaged over
-    rows. entropy: of a row's weights, averaged over rows, in nats: 0 takes one expert per row,
-    log(E) all alike. rows: how many were averaged.
-    """
-
-    level: int
-    reader: str | None
-    experts: tuple[str, ...]
-    owners: tuple[str | None, ...]
-    mean: tuple[float, ...]
-    entropy: float
-    rows: int
-
-    @property
-    def own(self) -> float | None:
-        """The weight of the reader's own experts together; None where it has none."""
-        if self.reader is None:
-            return None
-        mine = [w for w, owner in zip(self.mean, self.owners, strict=True) if owner == self.reader]
-        return sum(mine) if mine else None
 
 
 @dataclass(frozen=True)
@@ -124,22 +97,6 @@ class ExpertUse:
             )
         return tuple(said)
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return one entry per gate, for a record."""
-        return [
-            {
-                "level": gate.level,
-                "reader": gate.reader,
-                "experts": list(gate.experts),
-                "owners": list(gate.owners),
-                "mean": list(gate.mean),
-                "entropy": gate.entropy,
-                "own": gate.own,
-                "rows": gate.rows,
-            }
-            for gate in self.gates
-        ]
-
     def _readers_of_levels(self) -> dict[int, int]:
         levels: dict[int, int] = {}
         for gate in self.gates:
@@ -156,36 +113,56 @@ def expert_use(
 
     Raises UsageError without a batch.
     """
-    sums: dict[tuple[int, str | None, tuple[str, ...]], _Sum] = {}
-    any_batch = False
-    with _looking(model):
-        for inputs in batches:
-            any_batch = True
-            if not model.traces:
-                break
-            trace = Trace()
-            model(inputs, tasks=tasks, trace=trace)
-            for gate in trace.gates:
-                weights_RGE = gate.weights_RGE.double()
-                for g, reader in enumerate(gate.readers):
-                    found = sums.setdefault((gate.level, reader, gate.experts), _Sum(gate.owners))
-                    found.add(weights_RGE[:, g])
+    meter, any_batch = UseMeter(model), False
+    for inputs in batches:
+        any_batch = True
+        if not meter.add(inputs, tasks):
+            break
     if not any_batch:
         raise UsageError("expert_use: give at least one batch of inputs; got none.")
-    return ExpertUse(
-        tuple(
-            GateUse(
-                level,
-                reader,
-                experts,
-                found.owners,
-                tuple((found.weights_E / found.rows).tolist()),
-                float(found.entropy / found.rows),
-                found.rows,
+    return meter.compute()
+
+
+class UseMeter:
+    """Adds up what a model's gates take, batch by batch."""
+
+    def __init__(self, model: SharedModel) -> None:
+        self.model = model
+        self._sums: dict[tuple[int, str | None, tuple[str, ...]], _Sum] = {}
+
+    def add(self, inputs: Inputs, tasks: Sequence[str] | None = None) -> bool:
+        """Run these rows in evaluation mode, for these tasks; None: all. Return whether the model
+        has gates: where not, more rows tell nothing."""
+        if not self.model.traces:
+            return False
+        trace = Trace()
+        with _looking(self.model):
+            self.model(inputs, tasks=tasks, trace=trace)
+        for gate in trace.gates:
+            weights_RGE = gate.weights_RGE.double()
+            for g, reader in enumerate(gate.readers):
+                place = (gate.level, reader, gate.experts)
+                self._sums.setdefault(place, _Sum(gate.owners)).add(weights_RGE[:, g])
+        return bool(trace.gates)
+
+    def compute(self) -> ExpertUse:
+        """Return the means over all rows so far."""
+        return ExpertUse(
+            tuple(
+                GateUse(
+                    level,
+                    reader,
+                    experts,
+                    found.owners,
+                    tuple((found.weights_E / found.rows).tolist()),
+                    float(found.entropy / found.rows),
+                    found.rows,
+                )
+                for (level, reader, experts), found in sorted(
+                    self._sums.items(), key=lambda item: item[0][0]
+                )
             )
-            for (level, reader, experts), found in sorted(sums.items(), key=lambda item: item[0][0])
         )
-    )
 
 
 @dataclass

@@ -476,8 +476,8 @@ function compareSection() {
 function show(run, k) {
   const id = `r${k}`;
   const parts = run.kind === "compare"
-    ? [joint(run).length > 1 ? overviewSection(run, id) : null, resultsSection(run, id), joint(run).length ? gainSection(run, id) : null, joint(run).length ? whySection(run, id) : null, curvesSection(run, id), weightsSection(run, id), cosineSection(run, id), costSection(run, id), fairSection(run, id), suiteSection(run, id)]
-    : [keptSection(run, id), curvesSection(run, id), weightsSection(run, id), cosineSection(run, id), settingsSection(run, id)];
+    ? [joint(run).length > 1 ? overviewSection(run, id) : null, resultsSection(run, id), joint(run).length ? gainSection(run, id) : null, joint(run).length ? whySection(run, id) : null, curvesSection(run, id), weightsSection(run, id), expertsSection(run, id), cosineSection(run, id), costSection(run, id), fairSection(run, id), suiteSection(run, id)]
+    : [keptSection(run, id), curvesSection(run, id), weightsSection(run, id), expertsSection(run, id), cosineSection(run, id), settingsSection(run, id)];
   return h("article", { class: "run", "aria-label": run.label }, hero(run, id, DATA.runs.length > 1 ? "h2" : "h1"), parts);
 }
 
