@@ -106,14 +106,20 @@ PROMISES = {
 MARKED = re.compile(r"(<!-- begin: ([\w-]+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 
 
-def filled(text: str, tables: Mapping[str, Table], cost: Mapping[str, Any]) -> str:
-    """Return the page with the parts between its markers made from the tables."""
+def filled(
+    text: str, tables: Mapping[str, Table], cost: Mapping[str, Any], around: Sequence[Table]
+) -> str:
+    """Return the page with the parts between its markers made from the tables.
+
+    around: of methods with and without what stands around them.
+    """
     full = {name: table for name, table in tables.items() if page.is_full(table)}
     made = {
         "suites": _suites(full),
         "against-equal": _against_equal(full),
         "families": _families(full),
         "methods": _methods(full, cost),
+        "wrappers": _wrappers(around),
     }
 
     def part(found: re.Match[str]) -> str:
@@ -245,3 +251,24 @@ def _methods(full: Mapping[str, Table], cost: Mapping[str, Any]) -> str:
         )
     head = ["method", "sees", "step", "memory", "mean rank", "what its source promises", "when"]
     return page.grid(head, rows)
+
+
+def _wrappers(around: Sequence[Table]) -> str:
+    """Return what each addition changed, in points of delta-m: a row per addition and suite."""
+    bases = list(dict.fromkeys(b for t in around for found in t["added"].values() for b in found))
+    rows = []
+    for table in around:
+        for recipes in table["added"].values():
+            for suite, found in table["suites"].items():
+                of = found["delta_m"]
+                base, recipe = next(iter(recipes.items()))
+                row = [f"`{recipe.replace(base, '*')}`", f"[{suite}](results.md#{suite})"]
+                for base in bases:
+                    # seeds that both have
+                    pairs = (
+                        zip(of[base], of[recipes[base]], strict=False) if base in recipes else ()
+                    )
+                    change = [after - before for before, after in pairs]
+                    row.append(_lead(change) if change else "")
+                rows.append(row)
+    return page.grid(["around *", "suite", *(f"`{base}`" for base in bases)], rows)

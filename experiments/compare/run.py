@@ -34,6 +34,7 @@ from polytask.recipes import METHODS, RESULT, load_suite
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COST = HERE.parent / "balance" / "cost.json"
+AROUND = ("wrapped", "added")
 
 EVERY = (
     "equal,uncertainty,dwa,gls,rlw,imtl-l,scale-invariant,stch,famo,gradnorm,igb-v1,igb-v2,coba,"
@@ -177,7 +178,7 @@ def pages(tables: dict[str, Any], cost: dict[str, Any]) -> dict[Path, str]:
     made = {docs / "results.md": page.markdown(tables, cost)}
     kept = (docs / "balance.md").read_text()
     return made | {
-        docs / "balance.md": guide.filled(kept, tables, cost),
+        docs / "balance.md": guide.filled(kept, tables, cost, read_around()),
         docs / "balance.svg": picture.gains(tables, cost),
     }
 
@@ -186,6 +187,11 @@ def read_tables() -> dict[str, Any]:
     """Return the tables there are, in the order of the commands."""
     found = ((name, HERE / f"{name}.json") for name in COMMANDS)
     return {name: json.loads(path.read_text()) for name, path in found if path.exists()}
+
+
+def read_around() -> list[dict[str, Any]]:
+    """Return the tables of methods with and without what stands around them."""
+    return [json.loads((COST.parent / f"{name}.json").read_text()) for name in AROUND]
 
 
 def read_cost() -> dict[str, Any]:

@@ -206,7 +206,7 @@ def test_every_plot_is_there_with_its_marks(visit: Open) -> None:
         "return [...document.querySelectorAll('figure svg.target')]"
         ".map((e) => e.getBoundingClientRect().height)"
     )
-    assert len(sizes) == 3 + 1 + 4 + 1 + 3 + 3
+    assert len(sizes) == 3 + 1 + 4 + 1 + 2 + 3 + 3
     assert min(sizes) > 60
 
 
