@@ -262,13 +262,12 @@ def _wrappers(around: Sequence[Table]) -> str:
             for suite, found in table["suites"].items():
                 of = found["delta_m"]
                 base, recipe = next(iter(recipes.items()))
-                row = [f"`{recipe.replace(base, '*')}`", f"[{suite}](results.md#{suite})"]
+                added = recipe.replace(f"{base}+", "").replace(f"+{base}", "")
+                row = [added, f"[{suite}](results.md#{suite})"]
                 for base in bases:
-                    # seeds that both have
-                    pairs = (
-                        zip(of[base], of[recipes[base]], strict=False) if base in recipes else ()
-                    )
-                    change = [after - before for before, after in pairs]
+                    both = (of[base], of[recipes[base]]) if base in recipes else ((), ())
+                    # as many seeds as both have
+                    change = [after - before for before, after in zip(*both, strict=False)]
                     row.append(_lead(change) if change else "")
                 rows.append(row)
-    return page.grid(["around *", "suite", *(f"`{base}`" for base in bases)], rows)
+    return page.grid(["added", "suite", *(f"`{base}`" for base in bases)], rows)
