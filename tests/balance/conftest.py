@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,10 +141,13 @@ def toy() -> Callable[..., tuple[Toy, Tensor, dict[str, Tensor]]]:
 
 
 @pytest.fixture(scope="session")
-def run_pair() -> Callable[[str], list[dict]]:
-    """A function (program) -> what two processes of it, one group, printed as JSON."""
+def run_pair() -> Callable[..., list[dict]]:
+    """A function (program, folder) -> what two processes of it, one group, printed as JSON.
 
-    def run(program: str) -> list[dict]:
+    folder: where they run; None: where the tests do.
+    """
+
+    def run(program: str, folder: Path | None = None) -> list[dict]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -155,7 +159,8 @@ def run_pair() -> Callable[[str], list[dict]]:
             for rank in (0, 1):
                 process = subprocess.Popen(
                     [sys.executable, program],
-                    env=os.environ | common | {"RANK": str(rank)},
+                    env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    cwd=folder,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

@@ -401,6 +401,39 @@ def test_famo_sees_each_batch_again_after_its_update(tmp_path):
     assert_same(tensors(model, trainer.balancer), expected)
 
 
+@pytest.mark.filterwarnings("ignore:FAMO. a gradient is not finite")
+def test_famo_is_shown_nothing_after_an_update_that_was_left_out(tmp_path):
+    class Broken(TwoHeads):
+        def forward(self, input_ids, intent_labels, slot_labels):
+            output = super().forward(input_ids, intent_labels, slot_labels)
+            if torch.is_grad_enabled() and torch.equal(
+                input_ids, Sentences().batches()[2]["input_ids"]
+            ):
+                # a loss as it is, and a gradient of NaN
+                output["losses"]["intent"] += (self.bert.embeddings.LayerNorm.bias * 0).sqrt().sum()
+            return output
+
+    model, other = build(Broken), build(Broken)
+
+    def made(model):
+        return Balancer(FAMO(), model.bert.parameters(), TASKS, nonfinite="skip")
+
+    trainer = trainer_of(model, FAMO(), tmp_path, num_train_epochs=1)
+    trainer.balance(made(model))
+    trainer.train()
+    balancer = made(other)
+    optimiser = torch.optim.AdamW(other.parameters(), LR, weight_decay=0.0, fused=True)
+    for i, batch in enumerate(Sentences().batches()):
+        weights = balancer.backward(other(**batch)["losses"])
+        optimiser.step()
+        optimiser.zero_grad()
+        assert len(weights) == (0 if i == 2 else 2)
+        if weights:
+            with torch.no_grad():
+                balancer.observe(other(**batch)["losses"])
+    assert_same(tensors(model, trainer.balancer), tensors(other, balancer))
+
+
 def test_a_method_that_samples_rows_gets_the_losses_of_those_rows(tmp_path):
     model, other = build(), build()
     method = SampledRows(PCGrad(), fraction=0.5)
@@ -538,8 +571,7 @@ def test_training_without_a_balancer_says_what_to_call(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"world_size": 2}, "on one device in one process; this run has 2"),
-        ({"n_gpu": 4}, "on one device in one process; this run has 4"),
+        ({"n_gpu": 4}, "on one device per process; this one has 4. Start with torchrun"),
         ({"fp16": True}, "take bf16=True"),
         ({"is_deepspeed_enabled": True}, "without DeepSpeed and FSDP"),
         ({"is_fsdp_enabled": True}, "without DeepSpeed and FSDP"),
@@ -548,7 +580,7 @@ def test_training_without_a_balancer_says_what_to_call(tmp_path):
     ],
 )
 def test_what_would_go_wrong_is_refused(changes, said):
-    arguments = {"world_size": 1, "n_gpu": 0, "fp16": False}
+    arguments = {"n_gpu": 0, "fp16": False}
     switches = dict.fromkeys(("is_deepspeed_enabled", "is_fsdp_enabled"), False)
     nothing = dict.fromkeys(("label_smoother", "compute_loss_func"))
     both = arguments | switches | nothing | changes

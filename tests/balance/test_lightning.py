@@ -26,6 +26,7 @@ from polytask.balance import (
     GLS,
     Balance,
     Balancer,
+    CAGrad,
     CoBa,
     Equal,
     MoCo,
@@ -409,6 +410,35 @@ def test_famo_sees_each_batch_again_after_its_update():
         trainer(BalanceCallback(balancer_of(model, FAMO()))).fit(model, data())
 
 
+@pytest.mark.filterwarnings("ignore:FAMO. a gradient is not finite")
+def test_famo_is_shown_nothing_after_an_update_that_was_left_out():
+    class Broken(Model):
+        def training_step(self, batch, batch_idx):
+            losses = self.losses(batch)
+            if batch_idx == 2:  # a loss as it is, and a gradient of NaN
+                losses["depth"] = losses["depth"] + (self.encoder[0].weight * 0).sqrt().sum()
+            return losses
+
+    model, other = Broken(), Broken()
+
+    def made(model):
+        return Balancer(FAMO(), model.encoder.parameters(), TASKS, nonfinite="skip")
+
+    callback = BalanceCallback(made(model), losses_of=lambda module, batch: module.losses(batch))
+    trainer(callback, max_epochs=1).fit(model, data())
+    balancer = made(other)
+    optimiser = torch.optim.Adam(other.parameters(), other.lr)
+    for i, batch in enumerate(data()):
+        optimiser.zero_grad()
+        weights = balancer.backward(other.training_step(batch, i))
+        optimiser.step()
+        assert len(weights) == (0 if i == 2 else 2)
+        if weights:
+            with torch.no_grad():
+                balancer.observe(other.losses(batch))
+    assert_same(tensors(model, callback.balancer), tensors(other, balancer), Model())
+
+
 class Validated(Model):
     def validation_step(self, batch, batch_idx):
         return self.losses(batch)
@@ -529,6 +559,19 @@ def test_a_sum_beside_the_losses_is_no_task():
         trainer(BalanceCallback(balancer)).fit(model, data())
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_compiled_module_is_balanced_as_it_is(absent):
+    torch.compiler.reset()
+    model, other = Model(), Model()
+    callback = BalanceCallback(balancer_of(model, CAGrad()))
+    trainer(callback, max_epochs=1).fit(
+        torch.compile(model, backend="aot_eager"), data(absent=absent)
+    )
+    expected = by_hand(other, balancer_of(other, CAGrad()), data(absent=absent), epochs=1)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_the_module_gets_its_methods_back():
     model = Model()
     own = model.training_step
@@ -569,20 +612,14 @@ def test_what_would_go_wrong_is_refused(model, options, said):
         trainer(BalanceCallback(balancer_of(made, PCGrad())), **options).fit(made, data())
 
 
-def test_several_processes_are_refused():
+def test_other_wrappers_than_ddp_are_refused():
     model = Model()
     callback = BalanceCallback(balancer_of(model, PCGrad()))
-
-    class Two:
-        world_size, precision = 2, "32-true"
-
-    with pytest.raises(UsageError, match=r"in one process on a bare module; this trainer has 2"):
-        callback.setup(Two(), model, "fit")
 
     class Wrapped:
         model = nn.Sequential()
 
-    with pytest.raises(UsageError, match="the module is wrapped in Sequential"):
+    with pytest.raises(UsageError, match=r"wrapped in Sequential. Take Trainer\(strategy='ddp'\)"):
         callback.on_fit_start(Wrapped(), model)
 
 

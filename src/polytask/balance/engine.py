@@ -58,7 +58,6 @@ class Balancer:
     gramian: "auto" forms the Gramian layer by layer wherever it can (see `gramian`), in a
         fraction of the time and memory; "rows" forms every task's gradient, one backward per
         task present, as "auto" does where it must. Both are exact; `engine` says what was done.
-
     branches: the shared parameters of each modality branch of the encoder, by name; for methods
         that balance modalities (Fuller).
 
@@ -126,6 +125,11 @@ class Balancer:
     def tasks(self) -> tuple[str, ...]:
         """The names on axis T; empty before they are known."""
         return self._axis.tasks
+
+    @property
+    def processes(self) -> int:
+        """How many processes share a batch."""
+        return self._world.size
 
     @property
     def engine(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polytask.balance.engine import Balancer
+from polytask.balance.world import World
 from polytask.balance.wrapper import Rows, label
 from polytask.errors import RunError, UsageError
 
@@ -48,7 +49,7 @@ def losses_by_task(output: Any, balancer: Balancer, who: str) -> ByTask:
 
 
 def shares(losses: ByTask, parts: int) -> ByTask:
-    """Return the losses over the number of micro-batches in their update."""
+    """Return the losses over the number of parts of their update: micro-batches x processes."""
     if parts == 1:
         return losses
     return {name: None if loss is None else loss / parts for name, loss in losses.items()}
@@ -138,11 +139,21 @@ class Means:
             self._sums[name] = self._sums[name] + loss if name in self._sums else loss
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, Tensor]:
-        """Return each task's mean over the batches that have it, and forget them."""
-        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+    def take(self, balancer: Balancer, device: torch.device) -> dict[str, Tensor]:
+        """Return each task's sum over the batches that have it, in any process, over their number.
+
+        Which is this process's share of the mean. Forgets the batches.
+        device: one that the processes can talk from.
+        """
+        counts: dict[str, float] = dict(self._counts)
+        if balancer.processes > 1:
+            here = [float(counts.get(task, 0)) for task in balancer.tasks]
+            counts_T = torch.tensor(here, device=device)
+            World().add_up(counts_T)
+            counts |= zip(balancer.tasks, counts_T.tolist(), strict=True)
+        parts = {name: value / counts[name] for name, value in self._sums.items()}
         self._sums, self._counts = {}, {}
-        return means
+        return parts
 
 
 def _kind(value: Any) -> str:

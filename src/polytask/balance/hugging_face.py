@@ -23,8 +23,9 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from polytask.balance import hooks
+from polytask.balance import hooks, replicas
 from polytask.balance.engine import Balancer
 from polytask.balance.losses import Weights
 from polytask.balance.wrapper import Rows
@@ -42,6 +43,11 @@ FILE = "balancer.safetensors"
 
 Inputs = dict[str, Any]
 
+_PROCESSES = (
+    "Start with torchrun, which gives each process a copy of the model, or take a loop of your own "
+    "around Balancer, which knows FSDP2 too."
+)
+
 
 class BalanceMixin:
     """What `BalancedTrainer` adds to a Trainer; goes before any other one in a class's bases.
@@ -51,9 +57,15 @@ class BalanceMixin:
     None. `loss` in the logs is the unweighted sum, and `weight/TASK` the last update's weights.
 
     Trained loss weights go into the optimiser as a group of their own without weight decay; they
-    are not clipped along with the model. Methods that observe losses after the update (FAMO)
-    cost one forward more per update; those that observe validation losses (CoBa) take the means
-    of every evaluation while training runs (`eval_strategy`, `eval_steps`).
+    are not clipped along with the model.
+
+    Over several processes (`torchrun`, `accelerate launch`) every process's mean losses count
+    1 / W, by DistributedDataParallel's rule, and gradients are summed once per update: W processes
+    make the update of one with the joined batch.
+
+    Methods that observe losses after the update (FAMO) cost one forward more per update; those
+    that observe validation losses (CoBa) take the means of every evaluation while training runs
+    (`eval_strategy`, `eval_steps`).
 
     weights: of the last update; None before it.
     """
@@ -77,13 +89,16 @@ class BalanceMixin:
         """Train with this balancer from now on; call it before `train`.
 
         balancer: over parameters of the trainer's model, tasks in a fixed order for checkpoints.
-        Raises UsageError for what would go wrong: several processes or devices, DeepSpeed, FSDP,
+        Raises UsageError for what would go wrong: several devices in one process, DeepSpeed, FSDP,
         fp16 (its loss scaling), label smoothing or a `compute_loss_func` (which would be ignored).
+        Other ways to spread a model over processes than DistributedDataParallel are told by
+        `train`.
         """
         _check_trainer(self)
         self.balancer = balancer
         self._fed: list[Inputs] = []
         self._evaluated = hooks.Means()
+        self._called: tuple[nn.Module, DistributedDataParallel | None] | None = None
 
     def compute_losses(
         self, model: nn.Module, inputs: Inputs, return_outputs: bool = False
@@ -115,10 +130,10 @@ class BalanceMixin:
                 "steps_per_epoch=N) a number."
             ) from None
         args = self.args
-        whole, rest = divmod(rows, args.train_batch_size)
-        batches: int = whole + (rest > 0 and not args.dataloader_drop_last)
-        every: int = args.gradient_accumulation_steps
-        return max(math.ceil(batches / every), 1)
+        batches = _parts(rows, args.train_batch_size, args.dataloader_drop_last)
+        if not self.accelerator.dataloader_config.split_batches:  # each process reads its own
+            batches = _parts(batches, args.world_size, args.dataloader_drop_last)
+        return max(_parts(batches, args.gradient_accumulation_steps), 1)
 
     # -- what the Trainer calls ----------------------------------------------------------------
 
@@ -135,25 +150,30 @@ class BalanceMixin:
         if callable(getattr(self.optimizer, "train", None)):  # optimisers that need no schedule
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
+        wrapper = self._wrapper_of(model)
+        with replicas.unaveraged(wrapper), self.compute_loss_context_manager():
             losses = self._losses(model, inputs)
-        parts = self.current_gradient_accumulation_steps
-        hooks.check_parts(balancer, parts)
-        share = hooks.shares(losses, parts)
+        micros = self.current_gradient_accumulation_steps
+        hooks.check_parts(balancer, micros)
+        parts = micros * balancer.processes
         last = self.accelerator.sync_gradients
         if balancer.observes == "after":
             self._fed.append(inputs)
 
         def again(rows: Rows, tasks: Sequence[str]) -> hooks.ByTask:
-            with self.compute_loss_context_manager():
+            with replicas.unaveraged(wrapper), self.compute_loss_context_manager():
                 losses = self._losses(model, hooks.rows_of(inputs, rows))
             return hooks.shares(hooks.of_tasks(losses, tasks), parts)
 
         looks = balancer.looks_again
-        weights = balancer.backward(share, accumulate=not last, again=again if looks else None)
+        weights = balancer.backward(
+            hooks.shares(losses, parts), accumulate=not last, again=again if looks else None
+        )
         if last:
             self.weights = weights
-        return hooks.total(share, self.args.device)
+            replicas.sum_over(self.model, balancer)
+        # The Trainer averages what it logs over the processes.
+        return hooks.total(hooks.shares(losses, micros), self.args.device)
 
     def compute_loss(
         self,
@@ -181,9 +201,11 @@ class BalanceMixin:
             eval_dataset, ignore_keys, metric_key_prefix
         )
         if self._watches_evaluation():
-            means = self._evaluated.take()
-            if means:  # none where eval_dataset is a dict: each of its sets was shown already
-                self._needed().observe(means)
+            balancer = self._needed()
+            means = self._evaluated.take(balancer, self.args.device)
+            # None where eval_dataset is a dict: each of its sets was shown already.
+            if means or balancer.processes > 1:
+                balancer.observe(means)
         return metrics
 
     def create_optimizer(self, *model: nn.Module) -> torch.optim.Optimizer:
@@ -246,6 +268,16 @@ class BalanceMixin:
         losses = self.compute_losses(model, inputs)
         return hooks.losses_by_task(losses, self._needed(), "compute_losses")
 
+    def _wrapper_of(self, model: nn.Module) -> DistributedDataParallel | None:
+        """Return the wrapper by which the Trainer calls the model, which is checked once."""
+        if self._called is None or self._called[0] is not model:
+            called = getattr(model, "_orig_mod", model)  # of what torch.compile made
+            wrapper = replicas.wrapper_of(
+                called, self.model, self._needed(), "BalancedTrainer", _PROCESSES
+            )
+            self._called = model, wrapper
+        return self._called[1]
+
     def _watches_evaluation(self) -> bool:
         return self.is_in_train and self._needed().observes == "validation"
 
@@ -257,11 +289,13 @@ class BalanceMixin:
         if balancer.observes != "after":
             return
         fed, self._fed = self._fed, []
+        if not self.weights:  # the update was left out, so there is nothing to compare with
+            return
         after: dict[str, Tensor] = {}
         with torch.no_grad(), self.compute_loss_context_manager():
             for inputs in fed:
                 for task, loss in hooks.detached(self._losses(self.model, inputs)).items():
-                    part = loss / len(fed)
+                    part = loss / (len(fed) * balancer.processes)
                     after[task] = after[task] + part if task in after else part
         balancer.observe(after)
 
@@ -272,14 +306,15 @@ class BalancedTrainer(BalanceMixin, Trainer):
 
 def _check_trainer(trainer: Any) -> None:
     args = trainer.args
-    if args.world_size > 1 or args.n_gpu > 1:
+    if args.n_gpu > 1:
         raise UsageError(
-            "BalancedTrainer works on one device in one process; this run has "
-            f"{max(args.world_size, args.n_gpu)}. Set CUDA_VISIBLE_DEVICES to one device, or take "
-            "a loop of your own around Balancer, which knows several processes."
+            f"BalancedTrainer works on one device per process; this one has {args.n_gpu}. Start "
+            "with torchrun --nproc-per-node, or set CUDA_VISIBLE_DEVICES to one device."
         )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise UsageError("BalancedTrainer works without DeepSpeed and FSDP; switch them off.")
+        raise UsageError(
+            f"BalancedTrainer works without DeepSpeed and FSDP; switch them off. {_PROCESSES}"
+        )
     if args.fp16:
         raise UsageError(
             "BalancedTrainer: fp16 scales the loss, which methods that weigh by losses must not "
@@ -290,3 +325,7 @@ def _check_trainer(trainer: Any) -> None:
             "BalancedTrainer takes its losses from the model or from compute_losses alone; leave "
             "out label_smoothing_factor and compute_loss_func."
         )
+
+
+def _parts(whole: int, size: int, drop_last: bool = False) -> int:
+    return whole // size if drop_last else math.ceil(whole / size)

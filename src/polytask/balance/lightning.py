@@ -20,6 +20,7 @@ both, to `lightning`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -30,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from polytask.balance import hooks
+from polytask.balance import hooks, replicas
 from polytask.balance.engine import Balancer
 from polytask.balance.losses import Weights
 from polytask.balance.wrapper import Rows, label
@@ -55,6 +57,10 @@ else:
 Build = Callable[["LightningModule"], Balancer]
 LossesOf = Callable[["LightningModule", Any], Mapping[str, Tensor | None]]
 REPLACED = ("training_step", "backward")
+_STRATEGIES = (
+    "Take Trainer(strategy='ddp'), or Trainer(devices=1, strategy='auto'), or a loop of your own "
+    "around Balancer, which knows FSDP2 too."
+)
 
 
 class BalanceCallback(Callback):
@@ -76,8 +82,12 @@ class BalanceCallback(Callback):
 
     The balancer's state is in Lightning's checkpoints, and `fit(ckpt_path=...)` goes on from it;
     that needs Balancer(..., tasks=[...]).
-    Refuses, with UsageError, what it would do wrongly: several processes or wrapped modules (DDP,
-    FSDP, DeepSpeed), `precision="16-mixed"` (its loss scaling), manual optimisation, LBFGS.
+
+    Several processes: `Trainer(strategy="ddp")` and its kin, and Balancer(..., tasks=[...]) again.
+    Every process's mean losses count 1 / W, by DistributedDataParallel's rule, and gradients are
+    summed once per update: W processes make the update of one with the joined batch.
+    Refuses, with UsageError, what it would do wrongly: other wrapped modules (FSDP, DeepSpeed),
+    `precision="16-mixed"` (its loss scaling), manual optimisation, LBFGS.
 
     weights: of the last update; None before it.
     """
@@ -104,6 +114,8 @@ class BalanceCallback(Callback):
         self._finished: dict[str, Tensor] = {}  # the balancer's state before it was
         self._loaded: dict[str, Any] | None = None
         self._validation = hooks.Means()
+        self._wrapper: DistributedDataParallel | None = None
+        self._forward = contextlib.ExitStack()
 
     @property
     def balancer(self) -> Balancer:
@@ -134,11 +146,13 @@ class BalanceCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the balancer ready, before Lightning restores its optimisers."""
-        if trainer.model is not pl_module:
-            raise _one_process(f"the module is wrapped in {type(trainer.model).__name__}")
         if not isinstance(self._given, Balancer) and self._made_for is not pl_module:
             self._balancer, self._made_for = self._given(pl_module), pl_module
         balancer = self.balancer
+        assert trainer.model is not None, "fit has set it"
+        self._wrapper = replicas.wrapper_of(
+            trainer.model, pl_module, balancer, "BalanceCallback", _STRATEGIES
+        )
         for optimiser in trainer.optimizers:
             if isinstance(optimiser, torch.optim.LBFGS):
                 raise UsageError(
@@ -181,6 +195,8 @@ class BalanceCallback(Callback):
             vars(pl_module).pop(name, None)
         vars(pl_module).update(self._before)
         self._before, self._losses = None, {}
+        self._forward.close()
+        self._wrapper = None
 
     # -- a step ---------------------------------------------------------------------------------
 
@@ -188,6 +204,7 @@ class BalanceCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Note whether Lightning will update after this batch: as it does at every epoch's end."""
+        self._forward.enter_context(replicas.unaveraged(self._wrapper))
         self._batch = batch
         done = batch_idx + 1
         self._last = (
@@ -206,12 +223,13 @@ class BalanceCallback(Callback):
         }
 
     def _backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forward.close()
         losses, self._losses = self._losses, {}
         if not self._last and not self._open:
             self._finished = self.balancer.state_dict()
         self._open = not self._last
-        parts = trainer.accumulate_grad_batches
-        hooks.check_parts(self.balancer, parts)
+        hooks.check_parts(self.balancer, trainer.accumulate_grad_batches)
+        parts = trainer.accumulate_grad_batches * self.balancer.processes
         batch, self._batch = self._batch, None
 
         def again(rows: Rows, tasks: Sequence[str]) -> hooks.ByTask:
@@ -223,6 +241,7 @@ class BalanceCallback(Callback):
         )
         if self._last:
             self.weights = weights
+            replicas.sum_over(pl_module, self.balancer)
 
     def _losses_again(
         self,
@@ -254,10 +273,11 @@ class BalanceCallback(Callback):
         """Show the method the losses after the update, where it asks; log the weights."""
         if self._open or self.weights is None:
             return
-        if self.balancer.observes == "after":
+        # Nothing comes back of an update that was left out; there is nothing to compare with then.
+        if self.balancer.observes == "after" and len(self.weights):
             with torch.no_grad():
                 after = self._losses_again(trainer, pl_module, Rows(), batch, self.balancer.tasks)
-            self.balancer.observe(after)
+            self.balancer.observe(hooks.shares(after, self.balancer.processes))
         if self._log is not None:
             # Tensors, not floats: a float would wait for the device in every step.
             weights_K = dict(zip(self.weights.tasks, self.weights.weights_K, strict=True))
@@ -285,7 +305,7 @@ class BalanceCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the method their means, before a checkpoint is written."""
         if self._watches_validation(trainer):
-            self.balancer.observe(self._validation.take())
+            self.balancer.observe(self._validation.take(self.balancer, pl_module.device))
 
     def _watches_validation(self, trainer: Trainer) -> bool:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -338,18 +358,8 @@ def _check_trainer(trainer: Trainer, pl_module: LightningModule) -> None:
         raise UsageError(
             f"BalanceCallback replaces {name}.backward; remove yours, or the callback."
         )
-    if trainer.world_size > 1:
-        raise _one_process(f"this trainer has {trainer.world_size}")
     if trainer.precision == "16-mixed":
         raise UsageError(
             "BalanceCallback: precision='16-mixed' scales the loss, which methods that weigh by "
             "losses must not see; take precision='bf16-mixed'."
         )
-
-
-def _one_process(found: str) -> UsageError:
-    return UsageError(
-        f"BalanceCallback works in one process on a bare module; {found}. Take "
-        "Trainer(devices=1, strategy='auto'), or a loop of your own around Balancer, which "
-        "knows several processes."
-    )
