@@ -49,9 +49,8 @@ full report. All figures are on the test split, which the final runs read once.
 - Every method and every single-task model tried the same settings on the validation split (see
   `--tune`), stopped by the same rule and used the same encoder.
 
-Three suites were compared with every balance method, sentences with twelve, the others with five.
-The more methods, the more of the distance between the first and the last is chance: read intervals,
-not ranks.
+Four suites were compared with every balance method, the others with five. The more methods, the
+more of the distance between the first and the last is chance: read intervals, not ranks.
 
 What these figures are not blind to:
 
@@ -67,8 +66,8 @@ What these figures are not blind to:
 - School got its second and third seed after its first had been seen.
 - Sentences was first run with one seed and three settings (delta-m: equal -1.11, uncertainty -1.67,
   dwa -1.03, pcgrad -1.03, aligned-mtl -0.83). It was run again with three seeds, the first setting
-  alone, at most 15 epochs and a patience of 4, all for time, and with those methods that time was
-  left for, in an order written down before.
+  alone, at most 15 epochs and a patience of 4, all for time. Twelve methods were seen before the
+  others were run, by the same version; the order had been written down before.
 - The tables of five methods come from successive commits of one day, whose changes were meant for
   speed alone. Those of every method were made later, each by one version.
 

@@ -43,21 +43,17 @@ EVERY = (
 )
 """Every balance method. `fixed` is not among them: it is `equal` until somebody gives weights."""
 
-FULL = ("digits2", "tox21", "census")
+FULL = ("digits2", "tox21", "census", "sentences")
 """The suites that are compared with every method; the others with those that `compare` takes
 unless methods are named."""
 
-SOME = "equal,pcgrad,uncertainty,cagrad,aligned-mtl,imtl-g,famo,nash-mtl,dwa,igb-v1,coba,mgda"
-"""What sentences is compared with: a run takes minutes there. With one setting, and at most 15
-epochs, for the same reason."""
-
-METHODS_OF = {**dict.fromkeys(FULL, EVERY), "sentences": SOME}
 SHORTER = {"sentences": " --epochs 15 --patience 4"}
+"""A run takes minutes there, so it also has one setting alone."""
 
 COMMANDS = {
     name: f"polytask compare {name} --seeds {seeds} --tune {tune}"
     + SHORTER.get(name, "")
-    + (f" --methods {METHODS_OF[name]}" if name in METHODS_OF else "")
+    + (f" --methods {EVERY}" if name in FULL else "")
     for name, seeds, tune in (
         ("digits2", 3, 3),
         ("clintox", 3, 3),
