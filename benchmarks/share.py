@@ -4,6 +4,7 @@
     python benchmarks/share.py --quick    # about a minute
     python benchmarks/share.py --json     # one JSON line per figure
     python benchmarks/share.py --device cuda
+    python benchmarks/share.py --peers    # beside DeepCTR-Torch and Torch-RecHub, see share_peers.py
 
 Every figure is a ratio of neighbouring calls on the same batch, the median over rounds, so that a
 machine whose speed drifts does not decide it. The shared bottom is an MLP of two layers and linear
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import share_peers
 from polytask.share import PLE, Experts, Gates, HardSharing, MMoE, SharedModel, TrunkModel
 
 INPUTS, WIDTHS, EXPERTS, ROWS = 256, (256, 128), 8, 1024
@@ -98,6 +100,31 @@ def training(made: SharedModel, inputs: Tensor) -> Callable[[], object]:
         torch.cat(list(made(inputs).values()), 1).sum().backward()
 
     return step
+
+
+def peers_of(
+    kind: str, tasks: int, wanted: bool
+) -> dict[str, tuple[nn.Module, share_peers.Forward]]:
+    """Return other libraries' models of this sort, none where nobody asks for them."""
+    return share_peers.models(kind, tasks, INPUTS, WIDTHS, EXPERTS) if wanted else {}
+
+
+def training_of(
+    made: nn.Module, forward: share_peers.Forward, inputs: Tensor
+) -> Callable[[], object]:
+    def step() -> None:
+        made.zero_grad(set_to_none=True)
+        forward(inputs).sum().backward()
+
+    return step
+
+
+def inference_of(forward: share_peers.Forward, inputs: Tensor) -> Callable[[], object]:
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return forward(inputs)
+
+    return call
 
 
 def inference(made: SharedModel, inputs: Tensor) -> Callable[[], object]:
@@ -185,6 +212,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="five rounds instead of twenty-five")
     parser.add_argument("--json", action="store_true", help="one JSON line per figure")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--peers", action="store_true", help="DeepCTR-Torch and Torch-RecHub beside them"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     device, rounds = options.device, 5 if options.quick else 25
@@ -196,7 +226,7 @@ def main() -> None:
         else:
             mark = "    " if bound is None else "ok  " if figure <= bound else "OVER"
             limit = "" if bound is None else f"at most {bound:.2f}"
-            print(f"{mark} {workload:28} {subject:14} {figure:8.2f}  {limit:13} {note}", flush=True)
+            print(f"{mark} {workload:28} {subject:18} {figure:8.2f}  {limit:13} {note}", flush=True)
 
     if not options.json:
         where = platform.machine() if device == "cpu" else torch.cuda.get_device_name()
@@ -209,9 +239,13 @@ def main() -> None:
         made = model(kind, tasks).to(device)
         beside = bottom(multiply_adds(kind, tasks), tasks).to(device)
         calls = {"bottom": training(beside, inputs), kind: training(made, inputs)}
-        figure = ratios(calls, rounds, 1 if device == "cpu" else 20, device)[kind]
+        for name, (peer, forward) in peers_of(kind, tasks, options.peers).items():
+            calls[name] = training_of(peer.to(device), forward, inputs)
+        found = ratios(calls, rounds, 1 if device == "cpu" else 20, device)
         note = f"{multiply_adds(kind, tasks):,} multiply-adds a row"
-        tell(f"training, T = {tasks}", kind, figure, bound, note)
+        tell(f"training, T = {tasks}", kind, found[kind], bound, note)
+        for name in list(calls)[2:]:
+            tell(f"training, T = {tasks}", f"{name} {kind}", found[name], None, "")
     for (kind, rows), bound in ONE_TASK.items():
         made = model(kind, 32).to(device).eval()
         beside = bottom(multiply_adds(kind, 32), 32).to(device).eval()
@@ -220,9 +254,14 @@ def main() -> None:
             kind: inference(made, inputs[:rows]),
             f"{kind}, extracted": extracted(made, inputs[:rows]),
         }
+        ours = list(calls)[1:]
+        for name, (peer, forward) in peers_of(kind, 32, options.peers).items():
+            peer.to(device).eval()
+            calls[f"{name} {kind}"] = inference_of(forward, inputs[:rows])
         found = ratios(calls, rounds, 1 if rows > 1 else 20, device)
         for subject in list(calls)[1:]:
-            tell(f"one task of 32, batch {rows}", subject, found[subject], bound, "")
+            limit = bound if subject in ours else None
+            tell(f"one task of 32, batch {rows}", subject, found[subject], limit, "")
     for kind in ("MMoE", "PLE"):
         for tasks in (2, 32):
             made = model(kind, tasks).to(device)
