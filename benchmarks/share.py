@@ -4,7 +4,7 @@
     python benchmarks/share.py --quick    # about a minute
     python benchmarks/share.py --json     # one JSON line per figure
     python benchmarks/share.py --device cuda
-    python benchmarks/share.py --peers    # beside DeepCTR-Torch and Torch-RecHub, see share_peers.py
+    python benchmarks/share.py --peers    # beside DeepCTR-Torch and Torch-RecHub: share_peers.py
 
 Every figure is a ratio of neighbouring calls on the same batch, the median over rounds, so that a
 machine whose speed drifts does not decide it. The shared bottom is an MLP of two layers and linear
