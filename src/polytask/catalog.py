@@ -101,6 +101,11 @@ METHODS: tuple[Method, ...] = (
         "Ma et al., SIGIR 2018, arXiv:1804.07931",
     ),
     Method(
+        "mtan", "share", "polytask.share.mtan:MTAN",
+        "pictures: one network, and a mask per task over the features of each stage",
+        "Liu, Johns & Davison, CVPR 2019, arXiv:1803.10704",
+    ),
+    Method(
         "equal", "balance", "polytask.balance.equal:Equal",
         "the sum of the losses, every weight 1",
         "the baseline; no source",

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from polytask.balance import Balancer, PCGrad
-from polytask.catalog import METHODS
 from polytask.errors import UsageError
 from polytask.parsing import parse
 from polytask.share import Trace
@@ -29,10 +28,6 @@ def reached(model, tasks, inputs=None):
     outputs = model(rows(64) if inputs is None else inputs)
     sum(outputs[t].square().sum() for t in tasks).backward()
     return {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-
-
-def test_every_architecture_is_tried():
-    assert {row.name for row in METHODS if row.room == "share"} - {"hard", "esmm"} == set(SETTINGS)
 
 
 def test_shared_parameters_are_those_that_tasks_share_and_the_others_are_one_tasks_own(recipe):

@@ -80,6 +80,18 @@ def test_statistics_are_saved_but_not_trained() -> None:
     assert not {"mean_C11", "scale_C11"} & {name for name, _ in encoder.named_parameters()}
 
 
+def test_its_stages_are_as_told_and_end_as_its_features() -> None:
+    encoder, picture = UNet(MEAN, SCALE, (8, 16, 24)), pictures(2, 3, 21, 34)
+    stages = encoder.stages(picture)
+    assert encoder.stage_channels == ((8, 8), (16, 16), (24, 24), (40, 16), (24, 8))
+    assert [(u.shape[1], p.shape[1]) for u, p in stages] == [*encoder.stage_channels]
+    assert all(u.shape[2:] == p.shape[2:] for u, p in stages)
+    assert [tuple(p.shape[2:]) for _, p in stages] == [(11, 17), (6, 9), (3, 5), (6, 9), (11, 17)]
+    assert encoder.scales == (2, 3, 4)
+    finished = encoder.finish(stages[-1][1], picture.shape[-2:])
+    assert torch.equal(finished["map"], encoder(picture)["map"])
+
+
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (1.0, 0.0, 1.0)])
 def test_bad_statistics_are_refused(scale: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="one mean and one scale > 0 per channel"):

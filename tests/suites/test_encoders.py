@@ -112,3 +112,11 @@ def test_an_unseen_category_has_an_embedding_of_its_own() -> None:
 def test_what_cannot_work_is_refused(build: Build, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         build()
+
+
+def test_the_stages_of_a_convnet_are_as_told_and_end_as_its_features() -> None:
+    encoder, picture = ConvNet(1, 10, 14, maps=(8, 12, 16)).eval(), torch.randn(2, 1, 10, 14)
+    stages = encoder.stages(picture)
+    assert [(u.shape[1], p.shape[1]) for u, p in stages] == [*encoder.stage_channels]
+    assert [tuple(p.shape[2:]) for _, p in stages] == [(10, 14), (5, 7), (3, 4)]
+    assert torch.equal(encoder.finish(stages[-1][1], (10, 14)), encoder(picture))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from polytask.share.home import HoME
     from polytask.share.mmoe import MMoE
     from polytask.share.mmoeex import MMoEEx
+    from polytask.share.mtan import MTAN
     from polytask.share.ple import PLE
     from polytask.share.sluice import Sluice
     from polytask.share.trunk import Trunk, TrunkModel
@@ -37,6 +38,7 @@ _WHERE = {
     "HoME": "home",
     "MMoE": "mmoe",
     "MMoEEx": "mmoeex",
+    "MTAN": "mtan",
     "PLE": "ple",
     "Sluice": "sluice",
     "Trunk": "trunk",
@@ -61,6 +63,7 @@ __all__ = [
     "AITM",
     "CGC",
     "ESMM",
+    "MTAN",
     "PLE",
     "CrossStitch",
     "DSelectK",

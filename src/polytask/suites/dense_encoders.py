@@ -30,6 +30,8 @@ class UNet(nn.Module):
     mean_C, scale_C: of the training pictures, in the unit of the input (0 to 255 for bytes).
     channels: of each halving, from fine to coarse, multiples of 8. H and W may be any size: a
     step up goes to the size that its step down came from.
+
+    Its stages can be seen, as sharing by stages asks: every step down and up, in this order.
     """
 
     mean_C11: Tensor
@@ -62,18 +64,35 @@ class UNet(nn.Module):
             _block(below + beside, beside) for below, beside in pairwise(coarse_first)
         )
         self.width = channels[0]
+        steps_up = [(below + beside, beside) for below, beside in pairwise(coarse_first)]
+        self.stage_channels = (*((c, c) for c in channels), *steps_up)
+        # The way up has seen more than the way down has at the same size.
+        self.scales = tuple(range(len(channels) - 1, len(self.stage_channels)))
 
     def forward(self, pictures_BCHW: Tensor) -> dict[str, Tensor]:
+        return self.finish(self.stages(pictures_BCHW)[-1][1], pictures_BCHW.shape[-2:])
+
+    def stages(self, pictures_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the features before the last convolution of each step, and after it."""
         x = (pictures_BCHW.float() - self.mean_C11) / self.scale_C11
         # Channels last: a fifth less time for these convolutions on a CPU, and no more elsewhere.
         x = x.contiguous(memory_format=torch.channels_last)
-        beside = []
+        seen = []
         for down in self.down:
-            x = down(x)
-            beside.append(x)
-        for up, finer in zip(self.up, beside[-2::-1], strict=True):
-            x = up(torch.cat([_sized(x, finer), finer], dim=1))
-        return {"map": _sized(x, pictures_BCHW)}
+            assert isinstance(down, nn.Sequential)
+            before = down[0](x)
+            x = down[1](before)
+            seen.append((before, x))
+        finer_last = [after for _, after in seen[:-1]]
+        for up, finer in zip(self.up, reversed(finer_last), strict=True):
+            before = torch.cat([_sized(x, finer.shape[-2:]), finer], dim=1)
+            x = up(before)
+            seen.append((before, x))
+        return seen
+
+    def finish(self, last_BDHW: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+        """Return the features of every pixel of pictures of this size."""
+        return {"map": _sized(last_BDHW, size)}
 
 
 def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
@@ -84,5 +103,5 @@ def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def _sized(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def _sized(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -97,11 +97,17 @@ class MLP(nn.Module):
         return features_BW
 
 
+_LAYERS = 3
+"""Of a stage of a ConvNet: convolution, GroupNorm, ReLU."""
+
+
 class ConvNet(nn.Module):
     """Features of a small picture: (B, channels, height, width) -> (B, features).
 
     Three 3x3 convolutions with GroupNorm, the last two halving the picture, then one linear
     layer over all places: where something lies matters to the tasks as much as what it is.
+
+    Its stages can be seen, as sharing by stages asks: the convolutions.
     """
 
     def __init__(
@@ -130,9 +136,24 @@ class ConvNet(nn.Module):
             layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers)
         self.width = features
+        self.stage_channels = tuple((after, after) for after in maps)
+        self.scales = tuple(range(len(maps)))
 
     def forward(self, pictures_BCHW: Tensor) -> Tensor:
         features_BW: Tensor = self.layers(pictures_BCHW)
+        return features_BW
+
+    def stages(self, pictures_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the features of each convolution; it is a single block, so twice the same."""
+        seen, x = [], pictures_BCHW
+        for first in range(0, _LAYERS * len(self.stage_channels), _LAYERS):
+            x = self.layers[first : first + _LAYERS](x)
+            seen.append((x, x))
+        return seen
+
+    def finish(self, last_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the features of pictures; their size is that of all."""
+        features_BW: Tensor = self.layers[_LAYERS * len(self.stage_channels) :](last_BCHW)
         return features_BW
 
 
