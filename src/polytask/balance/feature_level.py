@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from polytask.balance import gradients
+from polytask.balance.at_cut import Formed, at_cut
 from polytask.balance.base import Balance, State, Update
 from polytask.balance.exact import unreached
-from polytask.balance.graph import LEAF, read
+from polytask.balance.graph import LEAF, Graph, read
 from polytask.balance.layers import shape_of
 from polytask.balance.losses import stacked
 from polytask.balance.turn import Turn
@@ -34,10 +35,11 @@ from polytask.errors import UsageError
 class FeatureLevel:
     """The method's answer to the gradients at the features.
 
-    One pass per task through its head, and one pass of the balanced gradient through the encoder:
-    about the price of a plain step. Every task's own parameters get the gradient of its unweighted
-    loss. What the method promises (descent on every task, no conflict) then holds for the
-    features, and for the parameters as far as the encoder keeps angles.
+    One pass per task through its head, or one for all heads where they are linear layers on one
+    tensor, and one pass of the balanced gradient through the encoder: about the price of a plain
+    step. Every task's own parameters get the gradient of its unweighted loss. What the method
+    promises (descent on every task, no conflict) then holds for the features, and for the
+    parameters as far as the encoder keeps angles.
 
     method: any that compares gradients, but MoCo: it averages a task's gradient over the steps,
         and each step's features are those of other rows.
@@ -76,46 +78,48 @@ class FeatureLevel:
                 f"FeatureLevel({type(self.method).__name__}) needs the features of all rows in "
                 "one process. Use one process, or a method that needs the Gramian alone."
             )
-        rows_KN, cut = at_features(turn)
-        gram_KK = gradients.gram(rows_KN)
-        if turn.world.size > 1:
-            turn.world.add_up(gram_KK)  # other processes' rows are other coordinates
-        update = turn.ask(self.method, under("method", state), gram_KK, rows_KN)
-        direction_N = update.direction_P
-        if direction_N is None:
-            direction_N = update.weights_K.detach().to(rows_KN.dtype) @ rows_KN
+        update, down = balanced(turn, self.method, state)
         with turn.watched():
-            if cut is not None:
-                for parameter, grad in passed_down(turn, cut, direction_N):
+            if down is not None:
+                for parameter, grad in passed_down(turn, *down):
                     parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         turn.add_penalty(update)
-        turn.said.how = "feature level: one backward per head, one through the encoder"
         return Update(nest("method", update.state), update.weights_K, note=update.note)
 
 
-def at_features(turn: Turn) -> tuple[Tensor, Node | None]:
-    """Return the tasks' gradients at the features, (K, N), and the node that made the features.
+def balanced(
+    turn: Turn, method: Balance, state: State
+) -> tuple[Update, tuple[Node, Tensor] | None]:
+    """Return the method's answer, and the node of the features with the gradient to pass down.
 
-    Rows are zeros for tasks that only other processes have; without a task here, N is 0 and there
-    is no node. Raises UsageError where the tasks have no features in common.
+    state: of the wrapper. A process without a loss has nothing to pass. Raises UsageError where
+    the tasks have no features in common.
     """
-    losses = turn.losses
-    if not losses:
-        return torch.zeros(len(turn.at), 0, device=turn.losses_K.device), None
-    cut = features(losses, turn.shared)
-    edge = GradientEdge(cut, 0)
-    like = cut._input_metadata[0]
-    wide = torch.promote_types(like.dtype, torch.float32)
-    size = torch.Size(shape_of(cut)).numel()
-    rows_KN = torch.zeros(len(turn.at), size, dtype=wide, device=like.device)
-    for t, loss in zip(turn.mine, losses, strict=True):
-        (found,) = torch.autograd.grad(loss, [edge], retain_graph=True, allow_unused=True)
-        if found is not None:
-            rows_KN[turn.at.index(t)] = found.flatten()
-    return rows_KN, cut
+    losses, tasks = turn.losses, len(turn.at)
+    mine = torch.tensor([turn.at.index(t) for t in turn.mine], device=turn.losses_K.device)
+    gram_KK = torch.zeros(tasks, tasks, dtype=torch.float64, device=turn.losses_K.device)
+    at = rows_KN = None
+    if losses:
+        graph = read(losses, turn.shared)
+        at = at_cut(features(graph, turn.shared), graph.order, losses)
+        if method.needs == "rows":  # of one process, which has every task
+            rows_KN = at.rows()
+        own_KK = at.gram() if rows_KN is None else gradients.gram(rows_KN)
+        gram_KK[mine[:, None], mine] = own_KK.to(gram_KK.device)
+    if turn.world.size > 1:
+        turn.world.add_up(gram_KK)  # other processes' rows are other coordinates
+    update = turn.ask(method, under("method", state), gram_KK, rows_KN)
+    how = Formed.how if at is None else at.how
+    turn.said.how = f"feature level: {how}, one through the encoder"
+    if at is None:
+        return update, None
+    direction = update.direction_P
+    if direction is None:
+        direction = at.weighted(update.weights_K.detach()[mine])
+    return update, (at.cut, direction)
 
 
-def passed_down(turn: Turn, cut: Node, direction_N: Tensor) -> list[tuple[Tensor, Tensor]]:
+def passed_down(turn: Turn, cut: Node, direction: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return the shared parameters' gradients for this one at the features; add the others'."""
     shared = {id(parameter) for parameter in turn.shared}
     losses_K = stacked(turn.given)
@@ -125,7 +129,7 @@ def passed_down(turn: Turn, cut: Node, direction_N: Tensor) -> list[tuple[Tensor
         losses_K.backward(torch.ones_like(losses_K), inputs=others, retain_graph=True)  # type: ignore[no-untyped-call]
     reached = [leaf for leaf in found if id(leaf) in shared]
     like = cut._input_metadata[0]
-    given = direction_N.to(like.dtype).view(shape_of(cut))
+    given = direction.to(like.dtype).view(shape_of(cut))
     edges: list[Any] = [GradientEdge(cut, 0)]
     grads = torch.autograd.grad(
         edges, reached, grad_outputs=[given], retain_graph=turn.retain, allow_unused=True
@@ -133,12 +137,11 @@ def passed_down(turn: Turn, cut: Node, direction_N: Tensor) -> list[tuple[Tensor
     return [(p, grad) for p, grad in zip(reached, grads, strict=True) if grad is not None]
 
 
-def features(losses: Sequence[Tensor], shared: Sequence[Tensor]) -> Node:
+def features(graph: Graph, shared: Sequence[Tensor]) -> Node:
     """Return the node whose output all losses read the shared parameters through.
 
     The nearest to the losses below which there are shared parameters alone.
     """
-    graph = read(losses, shared)
     if not graph.uses:
         raise unreached()
     parts = graph.parts

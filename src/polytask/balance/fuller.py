@@ -19,11 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from polytask.balance import gradients
 from polytask.balance.base import Balance, State, Update
-from polytask.balance.feature_level import FeatureLevel, at_features, passed_down
+from polytask.balance.feature_level import FeatureLevel, balanced, passed_down
 from polytask.balance.turn import Turn
-from polytask.balance.wrapper import Method, check_wrapped, nest, under
+from polytask.balance.wrapper import Method, check_wrapped, nest
 from polytask.errors import UsageError
 
 Branches = Mapping[str, Sequence[nn.Parameter]]
@@ -73,20 +72,13 @@ class Fuller:
                 "Fuller needs the model's modality branches; give Fuller(method, branches={name: "
                 "parameters, ...}), or an encoder with a ModuleDict `branches` to fit."
             )
-        rows_KN, cut = at_features(turn)
-        update = turn.ask(self.method, under("method", state), gradients.gram(rows_KN), rows_KN)
-        direction_N = update.direction_P
-        if direction_N is None:
-            direction_N = update.weights_K.detach().to(rows_KN.dtype) @ rows_KN
-        assert cut is not None, "one process has every task present"
-        found = calibrated(passed_down(turn, cut, direction_N), branches)
+        update, down = balanced(turn, self.method, state)
+        assert down is not None, "one process has every task present"
+        found = calibrated(passed_down(turn, *down), branches)
         for parameter, grad in found:
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         turn.add_penalty(update)
-        turn.said.how = (
-            "feature level: one backward per head, one through the encoder; branches "
-            f"{', '.join(branches)} at one level"
-        )
+        turn.said.how += f"; branches {', '.join(branches)} at one level"
         return Update(nest("method", update.state), update.weights_K, note=update.note)
 
 

@@ -40,7 +40,7 @@ def turns(node: Node, before: Node, turned: bool) -> bool | None:
     if name == "TBackward0":
         return True
     if name == "TransposeBackward0":
-        swapped = {_signed(saved(node, dim)) % len(out) for dim in ("dim0", "dim1")}
+        swapped = {signed(saved(node, dim)) % len(out) for dim in ("dim0", "dim1")}
         return True if swapped == {len(out) - 2, len(out) - 1} else None
     # `matmul` expands what is as large already; a first dimension of 1 is one of rows to come.
     if name == "ToCopyBackward0" or (name == "ExpandBackward0" and out == given and out[0] > 1):
@@ -48,8 +48,8 @@ def turns(node: Node, before: Node, turned: bool) -> bool | None:
     return False if name in VIEWS and (out == given or not turned) else None
 
 
-def _signed(value: int) -> int:
-    """Return a number that autograd shows without its sign."""
+def signed(value: int) -> int:
+    """Return a number that autograd may show without its sign."""
     return (value + 2**63) % 2**64 - 2**63
 
 

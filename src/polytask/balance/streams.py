@@ -1,6 +1,7 @@
 """The output gradients an encoder has to be passed with: one per task, or fewer.
 
-Three things save passes, all without a change to the result:
+Four things save passes, all without a change to the result:
+- linear heads are passed once for all losses (`at_cut`), as far as the features they read;
 - a part of the graph that one loss reaches (one data set per task, each with a forward pass of its
   own) is passed once, with that loss; every part together costs one backward;
 - a part is passed for the losses that enter it alone. Where losses were one tensor on their way,
@@ -32,7 +33,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from polytask.balance.at_cut import AtCut, ByHeads, Formed
 from polytask.balance.graph import ROW_BY_ROW, Graph, Part
+from polytask.balance.heads import find_heads
 from polytask.balance.layers import Use, shape_of
 
 FORMS = 256
@@ -120,24 +123,28 @@ class Packer:
         losses: Sequence[Tensor],
         known: bool,
     ) -> Streams:
-        dense = Streams(part, tasks)
         if len(tasks) == 1 or not known:
-            return dense
+            return Streams(part, tasks)
         entering = [losses[k] for k in tasks]
         deepest: dict[int, Node] = {}  # by the number of rows, from the deepest cut on
         for cut in reversed(part.cuts):
             deepest.setdefault(shape_of(cut)[0], cut)
-        for cut in deepest.values():
+        cuts = list(deepest.values())
+        heads = find_heads(part.cuts, graph.order, entering)
+        by_heads = None if heads is None else ByHeads(heads, entering)
+        start: AtCut | None = by_heads
+        if by_heads is not None:  # one pass tells all gradients there
+            cuts = list(dict.fromkeys((by_heads.cut, *cuts)))
+        for cut in cuts:
             verdict = self._verdict(graph, cut)
             if verdict.mixes:
                 continue
-            given = _down_to(cut, entering)
-            if dense.at is None:
-                dense = Streams(part, tasks, cut, given)
+            at = Formed(cut, entering) if by_heads is None or cut is not by_heads.cut else by_heads
+            start = start or at
             rows = shape_of(cut)[0]
             if rows < 2:  # a process's share of a short batch may be no row at all
                 break  # and whether one row stays apart from others cannot be tried
-            there_KB = torch.stack([d.reshape(len(d), -1).any(1) for d in given])
+            there_KB = at.there()
             streams = int(there_KB.sum(0).amax())
             if streams == 0:
                 break
@@ -148,9 +155,11 @@ class Packer:
             uses = [u for own in graph.uses.values() for u in own or () if u.node in part.nodes]
             rounds = verdict.rounds(cut, uses)
             if rounds is not None:
-                packed, tasks_SB = _packed(given, there_KB, streams, tasks, len(losses))
+                packed, tasks_SB = _packed(at, there_KB, streams, tasks, len(losses))
                 return Streams(part, tasks, cut, packed, tasks_SB, rounds)
-        return dense
+        if start is None:
+            return Streams(part, tasks)
+        return Streams(part, tasks, start.cut, tuple(start.each()))
 
     def _verdict(self, graph: Graph, cut: Node) -> _Verdict:
         below = graph.below(cut)
@@ -290,32 +299,18 @@ def _try_rows(cut: Node, uses: Sequence[Use]) -> tuple[int, ...] | None:
 
 
 def _packed(
-    given: Sequence[Tensor], there_KB: Tensor, streams: int, own: Sequence[int], nobody: int
+    at: AtCut, there_KB: Tensor, streams: int, own: Sequence[int], nobody: int
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return gradients with several losses' rows in one, and the loss of each row of each."""
     before_KB = there_KB.cumsum(0) - 1  # how many losses of the row came earlier: its stream
     tasks_SB = torch.full((streams, there_KB.shape[1]), nobody, device=there_KB.device)
-    packed = [torch.zeros_like(given[0]) for _ in range(streams)]
-    for k, d, there_B, before_B in zip(own, given, there_KB, before_KB, strict=True):
-        for s in range(streams):
-            here_B = there_B & (before_B == s)
+    packed = []
+    for s in range(streams):
+        here_KB = there_KB & (before_KB == s)
+        for k, here_B in zip(own, here_KB, strict=True):
             tasks_SB[s].masked_fill_(here_B, k)
-            packed[s] += d * here_B.view(-1, *(1,) * (d.dim() - 1)) if streams > 1 else d
+        packed.append(at.only(here_KB if streams > 1 else None))
     return tuple(packed), tasks_SB
-
-
-def _down_to(cut: Node, losses: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return every loss's gradient at the cut's output."""
-    edge = GradientEdge(cut, 0)
-    found = [
-        torch.autograd.grad(loss, [edge], retain_graph=True, allow_unused=True)[0]
-        for loss in losses
-    ]
-    like = cut._input_metadata[0]
-    return tuple(
-        torch.zeros(shape_of(cut), dtype=like.dtype, device=like.device) if d is None else d
-        for d in found
-    )
 
 
 def _at(nodes: Sequence[Node], cut: Node, d: Tensor) -> tuple[Tensor | None, ...]:
