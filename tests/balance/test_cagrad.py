@@ -43,6 +43,40 @@ def test_random_gradients_of_unlike_length(signal, seed, tasks):
     assert float((update_P - mean_P).norm()) == pytest.approx(radius, rel=1e-9)
 
 
+KINDS = {
+    "random": lambda rows_KP: rows_KP,
+    "times 1e15": lambda rows_KP: rows_KP * 1e15,
+    "in conflict": lambda rows_KP: rows_KP - 0.9 * rows_KP.mean(0),
+    "in agreement": lambda rows_KP: rows_KP.abs(),
+    "of half the rank": lambda rows_KP: rows_KP[:, : len(rows_KP) // 2],
+    "one twice": lambda rows_KP: torch.cat([rows_KP[:-1], rows_KP[:1]]),
+    "two opposed": lambda rows_KP: torch.cat([rows_KP[:-1], -2 * rows_KP[:1]]),
+}
+
+
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("tasks", [2, 3, 8, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_best_that_can_be_had_is_had_to_ten_digits(signal, kind, tasks, c):
+    """Update and worst case bound each other: by duality both are right where they meet."""
+    generator = torch.Generator().manual_seed(tasks)
+    rows_KP = torch.randn(tasks, 2 * tasks + 6, generator=generator, dtype=torch.float64)
+    rows_KP = KINDS[kind](rows_KP)
+    weights_K = CAGrad(c)(signal(rows_KP), {}).weights_K
+    mean_P, update_P = rows_KP.mean(0), weights_K @ rows_KP
+    radius = c * float(mean_P.norm())
+    assert float((update_P - mean_P).norm()) <= radius * (1 + 1e-10)
+    worst_K = weights_K - 1 / tasks
+    cases_NK = [MGDA()(signal(rows_KP), {}).weights_K]
+    if float(worst_K.sum()) > 0 and float(worst_K.min()) >= -1e-12:
+        cases_NK.append(worst_K.clamp(min=0) / worst_K.clamp(min=0).sum())
+    bound = min(
+        float(case_K @ rows_KP @ mean_P + radius * (case_K @ rows_KP).norm()) for case_K in cases_NK
+    )
+    length = float(rows_KP.norm(dim=1).max() * (mean_P.norm() + radius))
+    assert abs(bound - float((rows_KP @ update_P).min())) <= 1e-10 * length
+
+
 def test_at_a_stationary_face_the_step_does_not_vanish(signal):
     """Two opposed gradients and one at right angles: the third can improve and hurt nobody."""
     rows_KP = torch.tensor([[1.0, 0], [-1, 0], [0, 3]], dtype=torch.float64)
