@@ -23,18 +23,23 @@ from polytask.suites import digits2 as digits2_module
 from polytask.suites.splits import frozen_random, random_split
 from polytask.tasks import Binary, Multiclass, Regression
 
-NAMES = ("digits2", "tox21", "sider", "clintox", "census", "sarcos", "school")
+NAMES = (
+    "digits2", "tox21", "sider", "clintox", "census", "clicks", "clicked", "sarcos", "school",
+)  # fmt: skip
 SIZES = {
     "digits2": (5000, 1000, 2000),
     "tox21": (5476, 782, 1565),  # 7,831 less 8 whose SMILES did not parse
     "sider": (999, 143, 285),
     "clintox": (1036, 148, 296),  # 1,484 less 4
     "census": (72000, 8000, 19762),
+    "clicks": (72000, 8000, 19762),
+    "clicked": (72000, 8000, 19762),
     "sarcos": (3114, 445, 890),
     "school": (9216, 2301, 3845),
 }
 TASKS = {
     "digits2": 4, "tox21": 12, "sider": 27, "clintox": 2, "census": 3, "sarcos": 7, "school": 139,
+    "clicks": 3, "clicked": 3,
 }  # fmt: skip
 
 loaded = cache(load)

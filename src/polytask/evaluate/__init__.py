@@ -14,10 +14,12 @@ from polytask.evaluate.result import (
     judge,
     reference,
 )
+from polytask.evaluate.truth import AgainstTruth, against_truth
 from polytask.evaluate.why import why
 
 __all__ = [
     "LEVEL",
+    "AgainstTruth",
     "Claim",
     "CostResult",
     "Counts",
@@ -27,6 +29,7 @@ __all__ = [
     "Scores",
     "TaskResult",
     "Verdict",
+    "against_truth",
     "cost",
     "decide",
     "decide_against_all",

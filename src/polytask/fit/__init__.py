@@ -14,7 +14,7 @@ from polytask.fit.probe import probe
 from polytask.fit.progress import Bar, Log, Progress, Silent
 from polytask.fit.step import step_losses, task_losses, train_step
 from polytask.fit.sums import LossSums
-from polytask.fit.validate import Meters, primary, validate
+from polytask.fit.validate import Meters, predict, primary, validate
 
 __all__ = [
     "RECORD",
@@ -33,6 +33,7 @@ __all__ = [
     "build_optimiser",
     "fit",
     "load_weights",
+    "predict",
     "primary",
     "probe",
     "step_losses",

@@ -123,6 +123,27 @@ def _stream(
             meters.update(task, torch.cat(kept[task.name]).cpu(), stream.targets[task.name])
 
 
+def predict(
+    model: SharedModel,
+    stream: Stream,
+    tasks: Sequence[str] | None = None,
+    batch_size: int = 4096,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Return the outputs for every row of a stream, labelled or not, on the CPU.
+
+    tasks: None: all of the model's. They must be tasks with one output per row. The model's mode
+    is kept.
+    """
+    names = model.tasks if tasks is None else tuple(tasks)
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    with evaluating(model), torch.no_grad():
+        for _, _, inputs in chunks(stream, batch_size, device):
+            for name, output in model(inputs, tasks=names).items():
+                kept[name].append(output.cpu())
+    return {name: torch.cat(outputs) for name, outputs in kept.items()}
+
+
 def chunks(
     stream: Stream, batch_size: int, device: str
 ) -> Iterator[tuple[slice, int | None, Inputs]]:

@@ -3,6 +3,7 @@
 from polytask.recipes.compare import PHASES, RESULT, TESTS, Show, compare
 from polytask.recipes.plan import GRID, METHODS, SINGLE, Plan
 from polytask.recipes.train import Job, build, load_suite, score_for, test, train
+from polytask.recipes.truth import measure
 
 __all__ = [
     "GRID",
@@ -17,6 +18,7 @@ __all__ = [
     "build",
     "compare",
     "load_suite",
+    "measure",
     "score_for",
     "test",
     "train",

@@ -78,6 +78,18 @@ SUITES: tuple[SuiteRow, ...] = (
         files.CENSUS,
     ),
     SuiteRow(
+        "clicks", "polytask.suites.clicks:clicks",
+        "impressions -> click -> conversion -> repeat, simulated: truth known (census inputs)",
+        ("click", "conversion", "repeat"),
+        files.CENSUS,
+    ),
+    SuiteRow(
+        "clicked", "polytask.suites.clicks:clicked",
+        "clicks with a step labelled only where the one before it happened",
+        ("click", "conversion", "repeat"),
+        files.CENSUS,
+    ),
+    SuiteRow(
         "sarcos", "polytask.suites.sarcos:sarcos",
         "7 joint torques of a robot arm (regression)",
         tuple(f"joint_{i}" for i in range(1, 8)),

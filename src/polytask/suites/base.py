@@ -43,6 +43,8 @@ class Stream:
     ragged: names (of inputs and of tasks) padded along dim 1. A batch is cut to the longest of
         its rows, by `lengths`.
     lengths: (N,), how much of dim 1 each row uses; needed where anything is ragged.
+    truth: per yes-or-no task the probability (N,) its labels were drawn with, of every row, also
+        of those without a label; None where nobody knows it, as of all data that is not simulated.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Stream:
     targets: Mapping[str, Tensor]
     ragged: tuple[str, ...] = ()
     lengths: Tensor | None = None
+    truth: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.targets.values())))
@@ -62,7 +65,8 @@ class Stream:
             inputs = {name: value[rows_N] for name, value in self.inputs.items()}
         targets = {name: value[rows_N] for name, value in self.targets.items()}
         lengths = None if self.lengths is None else self.lengths[rows_N]
-        return replace(self, inputs=inputs, targets=targets, lengths=lengths)
+        truth = None if self.truth is None else {n: p[rows_N] for n, p in self.truth.items()}
+        return replace(self, inputs=inputs, targets=targets, lengths=lengths, truth=truth)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ Shapes: N = people, D = numeric columns, F = categorical columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,11 +62,28 @@ ABOUT = About(
 )
 
 
-def census() -> Suite:
-    """Return the suite: inputs "numeric" (N, 7) and "categorical" (N, 31), one stream.
+@dataclass(frozen=True)
+class Survey:
+    """The survey's people as tensors, and who of them is in which split.
 
-    A category's code is 0 where training never saw it.
+    inputs: "numeric" (N, 7) and "categorical" (N, 31); a category's code is 0 where training
+        never saw it. sizes: number of codes of each categorical column.
+    targets: of the suite's tasks, (N,).
     """
+
+    inputs: dict[str, Tensor]
+    sizes: tuple[int, ...]
+    targets: dict[str, Tensor]
+    rows: dict[Split, Tensor]
+
+    def encoder(self) -> Callable[[], nn.Module]:
+        """Return what builds an encoder of the inputs, to 64 features. It keeps no other row."""
+        train_ND, sizes = self.inputs["numeric"][self.rows["train"]], self.sizes
+        return lambda: TableEncoder(Standardise.of(train_ND), sizes, (128, 64), dropout=0.1)
+
+
+def survey() -> Survey:
+    """Return what the data file says."""
     (file,) = files.CENSUS
     # No cell of this very file (its sum is checked) holds a quote or ", ": one split of the whole
     # text takes a fifth of the time of a CSV reader.
@@ -78,27 +96,33 @@ def census() -> Suite:
         "test": torch.arange(TRAIN, len(values["age"])),
     }
     coded = [_codes(values[column], rows["train"]) for column in CATEGORICAL]
-    sizes = [size for _, size in coded]
     numeric_ND = torch.stack([_numbers(values[c], money=c in MONEY) for c in NUMERIC], dim=1)
-    inputs = {"numeric": numeric_ND, "categorical": torch.stack([c for c, _ in coded], dim=1)}
-    targets = {
-        "income": _says(values["income_50k"], {"50000+."}),
-        "never_married": _says(values["marital_stat"], {"Never married"}),
-        "degree": _says(values["education"], DEGREES),
-    }
-    people = Stream("people", inputs, targets)
-    train_ND = numeric_ND[rows["train"]]
+    return Survey(
+        inputs={"numeric": numeric_ND, "categorical": torch.stack([c for c, _ in coded], dim=1)},
+        sizes=tuple(size for _, size in coded),
+        targets={
+            "income": _says(values["income_50k"], {"50000+."}),
+            "never_married": _says(values["marital_stat"], {"Never married"}),
+            "degree": _says(values["education"], DEGREES),
+        },
+        rows=rows,
+    )
 
-    def encoder() -> nn.Module:
-        return TableEncoder(Standardise.of(train_ND), sizes, (128, 64), dropout=0.1)
 
+def census() -> Suite:
+    """Return the suite: inputs "numeric" (N, 7) and "categorical" (N, 31), one stream.
+
+    A category's code is 0 where training never saw it.
+    """
+    read = survey()
+    people = Stream("people", read.inputs, read.targets)
     return make_suite(
         name="census",
-        tasks=TaskSet(Task(task, Binary()) for task in targets),
-        train=[people.take(rows["train"])],
-        val=[people.take(rows["val"])],
-        test=[people.take(rows["test"])],
-        encoder=encoder,
+        tasks=TaskSet(Task(task, Binary()) for task in read.targets),
+        train=[people.take(read.rows["train"])],
+        val=[people.take(read.rows["val"])],
+        test=[people.take(read.rows["test"])],
+        encoder=read.encoder(),
         width=64,
         about=ABOUT,
         batch_size=512,

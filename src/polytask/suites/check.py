@@ -131,6 +131,7 @@ def _check_rows(stream: Stream, split: Split) -> None:
     rows |= {f"target {name}": len(value) for name, value in stream.targets.items()}
     if stream.lengths is not None:
         rows["lengths"] = len(stream.lengths)
+    rows |= {f"truth of {name}": len(value) for name, value in (stream.truth or {}).items()}
     if len(set(rows.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in rows.items())
         raise DataError(f"{where} must have the same rows everywhere; got {told}.")
@@ -138,6 +139,9 @@ def _check_rows(stream: Stream, split: Split) -> None:
         raise DataError(f"{where} has no rows; it needs at least one.")
     if stream.ragged and stream.lengths is None:
         raise DataError(f"{where} pads {', '.join(stream.ragged)} but has no lengths.")
+    for name, truth_N in (stream.truth or {}).items():
+        if not bool(((truth_N >= 0) & (truth_N <= 1)).all()):
+            raise DataError(f"{where} has true probabilities of {name!r} outside 0 and 1.")
     for name in stream.ragged:
         if name not in parts and name not in stream.targets:
             raise DataError(f"{where} pads {name!r}, which is neither an input nor a target.")
