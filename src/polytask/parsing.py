@@ -60,6 +60,12 @@ class Recipe:
     weighing: Choice | None = None
     wrappers: tuple[Choice, ...] = ()
 
+    @property
+    def stands_on(self) -> str:
+        """Which of a suite's encoders the architecture is built on: "features" or "fields"."""
+        on: str = dict(self.share.settings).get("on", self.share.method.load().stands_on)
+        return on
+
     def build_balance(self, seed: int) -> Any:
         """Return the balance method with all that stands around it.
 
@@ -164,7 +170,10 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     for dataclasses and for modules alike; a target that `build`s takes the settings there.
     """
     target = row.load()
-    parameters = inspect.signature(getattr(target, "build", target), eval_str=True).parameters
+    parameters = dict(inspect.signature(getattr(target, "build", target), eval_str=True).parameters)
+    if row.room == "share":
+        default = target.stands_on
+        parameters["on"] = ON if default == ON.default else ON.replace(default=default)
     return {
         name: parameter
         for name, parameter in parameters.items()
@@ -174,6 +183,14 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
         )
     }
 
+
+ON = inspect.Parameter(
+    "on",
+    inspect.Parameter.KEYWORD_ONLY,
+    default="features",
+    annotation=Literal["features", "fields"],
+)
+"""The setting that every architecture has: which of the suite's encoders it is built on."""
 
 _WORDS = (bool, int, float, str, NoneType)
 _SEVERAL = {tuple[float, ...]: (float, "numbers"), tuple[int, ...]: (int, "whole numbers")}

@@ -81,10 +81,10 @@ def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance
     """Return a fresh model, balance and mix; the model's first weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = suite.encoder()
+        encoder, width = suite.stand(recipe.stands_on)
         sharing = recipe.share.method.load()
-        settings = dict(recipe.share.settings)
-        model: SharedModel = sharing.build(encoder, suite.width, suite.tasks, **settings)
+        settings = {name: value for name, value in recipe.share.settings if name != "on"}
+        model: SharedModel = sharing.build(encoder, width, suite.tasks, **settings)
     balance: Balance | Wrapper = recipe.build_balance(seed)
     mix: Mix = recipe.mix.seeded(seed).build()
     return model, balance, mix

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from polytask.errors import unknown
+from polytask.errors import UsageError, unknown
 
 Inputs = Tensor | Mapping[str, Tensor]
 Features = Tensor | Mapping[str, Tensor]
@@ -54,10 +54,13 @@ class SharedModel(nn.Module):
 
     traces: whether it takes `model(inputs, tasks, trace=Trace())`.
     penalises: whether training needs the gradients of such a trace's penalties beside the losses'.
+    stands_on: which encoder of a suite it is built on unless a recipe says otherwise: "features",
+        the suite's own, or "fields", the one that only embeds and standardises.
     """
 
     traces: bool = False
     penalises: bool = False
+    stands_on: str = "features"
 
     @property
     @abstractmethod
@@ -101,6 +104,16 @@ def key(task: str) -> str:
     """Return the name of the task's module; any text is the name of a task."""
     # Module names must hold no dot and be no attribute of nn.ModuleDict ("type", "keys", ...).
     return "task_" + task.replace("%", "%25").replace(".", "%2E")
+
+
+def check_width(encoder: nn.Module, width: int, reader: str) -> None:
+    """Raise UsageError where the encoder tells a `width` that is not the one the reader takes."""
+    told = getattr(encoder, "width", width)
+    if told != width:
+        raise UsageError(
+            f"{reader} reads features of width {width}, but the encoder "
+            f"{type(encoder).__name__} gives {told}; build it with {told} inputs."
+        )
 
 
 def branches_of(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:

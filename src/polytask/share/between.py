@@ -30,7 +30,11 @@ class Between(nn.Module):
 
     A task added later reads what is there, and nothing that is there reads it: the outputs of the
     earlier tasks stay what they were, bit for bit.
+
+    stands_on: as of `SharedModel`.
     """
+
+    stands_on: str = "features"
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from polytask.errors import UsageError, unknown
 from polytask.tasks import TaskSet
 
 Split = Literal["train", "val", "test"]
@@ -79,6 +80,9 @@ class Suite:
         tasks' kinds read.
     width: channels of the features.
     batch_size, epochs: what a run of this suite takes unless told otherwise.
+    fields: builds a fresh encoder that only embeds and standardises, for architectures that stand
+        on a row's fields; it tells its `width` and its number of `fields`. None where rows have no
+        fields, as pictures and words.
     """
 
     name: str
@@ -92,6 +96,29 @@ class Suite:
     batch_size: int = 128
     epochs: int = 50
     notes: tuple[str, ...] = field(default=())
+    fields: Callable[[], nn.Module] | None = None
+
+    def stand(self, on: str) -> tuple[nn.Module, int]:
+        """Return a fresh encoder and the width of its features.
+
+        on: "features" for the suite's own encoder, "fields" for the one that only embeds and
+            standardises.
+
+        Raises UsageError where the suite has no such encoder.
+        """
+        if on == "features":
+            return self.encoder(), self.width
+        if on != "fields":
+            raise unknown("encoder", on, ("features", "fields"), "A suite has features or fields.")
+        if self.fields is None:
+            raise UsageError(
+                f"Suite {self.name!r} has no fields to stand on: its rows are no table's. Choose "
+                "an architecture that stands on features, or a suite of tables."
+            )
+        encoder = self.fields()
+        width = encoder.width
+        assert isinstance(width, int)
+        return encoder, width
 
     def split(self, name: Split) -> tuple[Stream, ...]:
         return {"train": self.train, "val": self.val, "test": self.test}[name]

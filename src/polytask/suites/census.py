@@ -19,6 +19,7 @@ from polytask.suites import files
 from polytask.suites.base import About, Split, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.suites.encoders import Standardise, TableEncoder
+from polytask.suites.fields import Fields
 from polytask.suites.splits import frozen_random
 from polytask.tasks import Binary, Task, TaskSet
 
@@ -81,6 +82,11 @@ class Survey:
         train_ND, sizes = self.inputs["numeric"][self.rows["train"]], self.sizes
         return lambda: TableEncoder(Standardise.of(train_ND), sizes, (128, 64), dropout=0.1)
 
+    def fields(self) -> Callable[[], nn.Module]:
+        """Return what builds an encoder that only embeds and standardises."""
+        train_ND, sizes = self.inputs["numeric"][self.rows["train"]], self.sizes
+        return lambda: Fields(Standardise.of(train_ND), sizes)
+
 
 def survey() -> Survey:
     """Return what the data file says."""
@@ -133,6 +139,7 @@ def census() -> Suite:
             "The survey repeats: some test rows equal a training row in every input.",
             "Papers use the official parts (199,523 rows to train); these scores differ.",
         ),
+        fields=read.fields(),
     )
 
 

@@ -33,6 +33,7 @@ def make_suite(
     batch_size: int = 128,
     epochs: int = 50,
     notes: tuple[str, ...] = (),
+    fields: Callable[[], nn.Module] | None = None,
 ) -> Suite:
     """Return the Suite of these parts, checked, with its tasks fitted on the training labels.
 
@@ -48,6 +49,7 @@ def make_suite(
         batch_size=batch_size,
         epochs=epochs,
         notes=notes,
+        fields=fields,
         **splits,
     )
 

@@ -151,6 +151,7 @@ def _suite(name: str, read: Survey, label_NS: Tensor, truth_NS: Tensor) -> Suite
         batch_size=512,
         epochs=8,
         notes=NOTES,
+        fields=read.fields(),
     )
 
 

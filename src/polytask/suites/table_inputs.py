@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.suites.encoders import MLP, Standardise, TableEncoder
+from polytask.suites.fields import Fields
 from polytask.suites.parts import LARGEST, Part, Parts, in_order
 from polytask.suites.readers import Cell
 from polytask.suites.schema import Declaration, DeclaredTable
@@ -172,13 +173,21 @@ class TableInputs:
             return text
         return TableAndText(table, text, size.width, size.width, size.dropout)
 
+    def fields(self) -> nn.Module:
+        """Return a fresh encoder that only embeds and standardises; not where there are words."""
+        return Fields(*self._columns())
+
     def _table_encoder(self) -> TableEncoder:
         size = self.declared.encoder
+        hidden = (size.width,) * size.depth
+        return TableEncoder(*self._columns(), hidden, dropout=size.dropout)
+
+    def _columns(self) -> tuple[Standardise | None, list[int]]:
+        """Return how numeric columns are standardised, and the categories' numbers of codes."""
         columns = len(self.numeric) + sum(numeric.indicated for numeric in self.numeric)
         # The columns come standardised: in float64, because a float32 keeps no second of a date.
         plain = Standardise(torch.zeros(columns), torch.ones(columns)) if columns else None
-        sizes = [len(codes) + 1 for codes in self.codes.values()]
-        return TableEncoder(plain, sizes, (size.width,) * size.depth, dropout=size.dropout)
+        return plain, [len(codes) + 1 for codes in self.codes.values()]
 
 
 class TableAndText(nn.Module):

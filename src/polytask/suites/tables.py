@@ -44,6 +44,7 @@ def load_yaml(path: str | Path) -> Suite:
         batch_size=declared.batch_size,
         epochs=declared.epochs,
         notes=(*notes, *inputs.notes),
+        fields=inputs.fields if inputs.vocabulary is None else None,
         **splits,
     )
 
