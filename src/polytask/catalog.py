@@ -91,6 +91,21 @@ METHODS: tuple[Method, ...] = (
         "Ruder et al., AAAI 2019, arXiv:1705.08142",
     ),
     Method(
+        "stem", "share", "polytask.share.stem:STEM",
+        "embedding tables of each task beside a shared one, gates over all experts",
+        "Su et al., AAAI 2024, arXiv:2308.13537",
+    ),
+    Method(
+        "apem", "share", "polytask.share.apem:APEM",
+        "patterns of the feature fields, weighed by an indicator of each task",
+        "Tao et al., 2023, arXiv:2301.02494",
+    ),
+    Method(
+        "dtrn", "share", "polytask.share.dtrn:DTRN",
+        "interests and weights of the feature fields for each task, by a hypernetwork",
+        "Liu et al., CIKM 2023, arXiv:2308.05996",
+    ),
+    Method(
         "aitm", "share", "polytask.share.aitm:AITM",
         "steps in order: each weighs what the step before hands on",
         "Xi et al., KDD 2021, arXiv:2105.08489",

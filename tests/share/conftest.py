@@ -30,6 +30,9 @@ SETTINGS = {
     "sluice": ("", "layers=3,layer_width=12,own=0.6,towers=6", "layers=1"),
     "aitm": ("", "widths=7/4,towers=5"),
     "home": ("", "shared=2,per_category=3,own=2,expert_width=7,rank=1,towers=5"),
+    "stem": ("", "levels=2,shared=2,own=2,widths=7/4,gate_widths=none,towers=5", "levels=3,own=2"),
+    "apem": ("", "patterns=3,pattern_width=5,reduction=1,widths=9/6,towers=5"),
+    "dtrn": ("", "embedding=5,reduction=1,widths=9/6,towers=5"),
     "ple": ("", "levels=1", "levels=3,shared=2,own=2,widths=7/4", "levels=3,widths=5"),
 }
 """Settings every architecture is tried with; the first is its default."""
@@ -38,15 +41,48 @@ RECIPES = [f"{name}:{text}" if text else name for name, texts in SETTINGS.items(
 
 
 class Encoder(nn.Module):
-    """Rows of 5 numbers -> 6 features."""
+    """Rows of 5 numbers -> 6 features, which are two fields."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.width = WIDTH
+        self.width, self.fields = WIDTH, 2
         self.layer = nn.Linear(INPUTS, WIDTH)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layer(inputs).tanh()
+
+
+class Columns(nn.Module):
+    """Rows of 5 numbers -> which of 9 vectors each field takes, and times what.
+
+    The first three numbers are numbers, the last two stand for one of three categories each.
+    """
+
+    width = INPUTS
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        code = (inputs[:, 3:] > -0.5).long() + (inputs[:, 3:] > 0.5).long()
+        numbers = torch.arange(3).expand(inputs.shape[0], -1)
+        index = torch.cat([numbers, code + torch.tensor([3, 6])], 1)
+        return {"index": index, "row": torch.cat([inputs[:, :3], torch.ones_like(code)], 1)}
+
+
+class FieldEncoder(nn.Module):
+    """Rows of 5 numbers -> 5 fields of 3 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.fields = 3 * INPUTS, INPUTS
+        self.columns, self.table = Columns(), nn.Embedding(9, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        row = self.columns(inputs)
+        return (self.table(row["index"]) * row["row"][..., None]).flatten(1)
+
+
+def encoder_for(recipe: str) -> nn.Module:
+    """Return the encoder that this architecture is tried on."""
+    return FieldEncoder() if recipe.startswith("stem") else Encoder()
 
 
 def binary(number: int) -> TaskSet:
@@ -58,7 +94,8 @@ def make(recipe: str, tasks: int | TaskSet = 3, seed: int = 0) -> SharedModel:
     share = parse(recipe).share
     torch.manual_seed(seed)
     given = binary(tasks) if isinstance(tasks, int) else tasks
-    model = share.method.load().build(Encoder(), WIDTH, given, **dict(share.settings))
+    encoder = encoder_for(recipe)
+    model = share.method.load().build(encoder, encoder.width, given, **dict(share.settings))
     return model.double()
 
 

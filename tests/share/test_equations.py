@@ -10,28 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from polytask.share import Trace
+from polytask.share import DTRN, Trace
+from polytask.tasks import Binary, Task
 
-from .conftest import RECIPES, make, rows
-
-
-def mlp(experts, e, x):
-    """One expert of a stack: linear, ReLU, layer by layer."""
-    for weight, bias in zip(experts.weights, experts.biases, strict=True):
-        x = torch.relu(x @ weight[e] + bias[e])
-    return x
-
-
-def softmax_mix(logits_RE, outputs):
-    """sum_e softmax(logits)_e output_e, by exponentials; None stands for a closed expert."""
-    powers = [logits_RE[:, e].exp() for e in range(len(outputs))]
-    open_ = [e for e, output in enumerate(outputs) if output is not None]
-    total = sum(powers[e] for e in open_)
-    return sum((powers[e] / total)[:, None] * outputs[e] for e in open_)
-
-
-def key(task):
-    return f"task_{task}"
+from .conftest import RECIPES, FieldEncoder, binary, make, rows
+from .field_loops import apem, dtrn, stem
+from .plain import key, mlp, softmax_mix
 
 
 def mmoe(trunk, x, task):
@@ -225,6 +209,9 @@ def home(trunk, x, task):
 
 
 LOOPS = {
+    "stem": stem,
+    "apem": apem,
+    "dtrn": dtrn,
     "home": home,
     "mmoe": mmoe,
     "mmoeex": mmoeex,
@@ -286,7 +273,7 @@ def test_in_single_precision_too(recipe):
 def test_home_with_several_categories_is_its_loop(asked):
     from polytask.share import HoME
 
-    from .conftest import Encoder, binary
+    from .conftest import Encoder
 
     torch.manual_seed(0)
     categories = {"watch": ["t3", "t0"], "like": ["t2"], "share": ["t1"]}
@@ -309,6 +296,61 @@ def test_home_with_several_categories_is_its_loop(asked):
         assert torch.equal(model.extract(t)(inputs), model(inputs, tasks=[t])[t])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("asked", [("t0", "t1", "t2"), ("t2", "t0")])
+def test_dtrn_with_several_sequences_is_its_loop(asked):
+    torch.manual_seed(0)
+    encoder = FieldEncoder()
+    sequences = [[0, 1], [4, 2, 3], [3]]
+    model = DTRN.build(encoder, encoder.width, binary(3), sequences, reduction=1).double()
+    model, inputs = unsettled(model), rows(5)
+    x, parameters = model.encoder(inputs), list(model.parameters())
+    ours = model(inputs, tasks=asked)
+    plain = {t: model.head(t)(dtrn(model.trunk, x, t)) for t in asked}
+    for t in asked:
+        torch.testing.assert_close(ours[t], plain[t], rtol=1e-10, atol=1e-10)
+        assert torch.equal(model.extract(t)(inputs), model(inputs, tasks=[t])[t])
+    gradients = [
+        torch.autograd.grad(
+            sum((o + 0.3).square().sum() * (i + 1) for i, o in enumerate(outputs.values())),
+            parameters,
+            materialize_grads=True,
+        )
+        for outputs in (ours, plain)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_stem_takes_what_other_tasks_know_and_teaches_them_nothing():
+    """An output depends on the other task's table, which does not learn from it."""
+    model, inputs = make("stem:own=2", 3), rows()
+    tables, before = model.trunk.tables, model(inputs)
+    for weight in (tables["task_t1"].weight, model.trunk._level(0).own["task_t1"].weights[0]):
+        (gradient,) = torch.autograd.grad(model(inputs)["t0"].sum(), weight, allow_unused=True)
+        assert gradient is None or not gradient.any()
+        (gradient,) = torch.autograd.grad(model(inputs)["t1"].sum(), weight)
+        assert gradient.any()
+    with torch.no_grad():
+        tables["task_t1"].weight.add_(0.5)
+    assert not torch.allclose(model(inputs)["t0"], before["t0"])
+    # what was added later is looked at by nobody else
+    model.add_task(Task("new", Binary()))
+    outputs = model(inputs, tasks=["t0", "t2"])
+    with torch.no_grad():
+        tables["task_new"].weight.add_(0.5)
+    again = model(inputs, tasks=["t0", "t2"])
+    assert all(torch.equal(outputs[t], again[t]) for t in outputs)
+
+
+def test_the_shared_gate_of_stem_stops_nothing():
+    """With two levels a task's output teaches the other's table, by way of the shared part."""
+    model, inputs = make("stem:levels=2", 2), rows()
+    weight = model.trunk.tables["task_t1"].weight
+    (gradient,) = torch.autograd.grad(model(inputs)["t0"].sum(), weight)
+    assert gradient.any()
+    assert any(p is weight for p in model.shared_parameters())
 
 
 def test_home_refuses_categories_that_do_not_fit():

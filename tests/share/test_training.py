@@ -14,7 +14,7 @@ from polytask.suites import About, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.tasks import Binary, Task, TaskSet
 
-from .conftest import INPUTS, SETTINGS, WIDTH, Encoder
+from .conftest import INPUTS, SETTINGS, WIDTH, Encoder, FieldEncoder
 from .pictures import SETTINGS as OF_PICTURES
 
 NAMES = ("t0", "t1", "t2")
@@ -40,6 +40,7 @@ def suite(missing: float = 0.0) -> Suite:
         encoder=Encoder,
         width=WIDTH,
         about=About("", "", "", "", ""),
+        fields=FieldEncoder,
         batch_size=32,
         epochs=2,
     )

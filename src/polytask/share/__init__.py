@@ -11,9 +11,11 @@ from polytask.share.hard import HardSharing
 
 if TYPE_CHECKING:
     from polytask.share.aitm import AITM
+    from polytask.share.apem import APEM
     from polytask.share.cgc import CGC
     from polytask.share.cross_stitch import CrossStitch
     from polytask.share.dselect_k import DSelectK
+    from polytask.share.dtrn import DTRN
     from polytask.share.esmm import ESMM
     from polytask.share.experts import Experts, Gates
     from polytask.share.home import HoME
@@ -22,14 +24,17 @@ if TYPE_CHECKING:
     from polytask.share.mtan import MTAN
     from polytask.share.ple import PLE
     from polytask.share.sluice import Sluice
+    from polytask.share.stem import STEM
     from polytask.share.trunk import Trunk, TrunkModel
     from polytask.share.use import ExpertUse, GateUse, UseMeter, expert_use
 
 _WHERE = {
     "AITM": "aitm",
+    "APEM": "apem",
     "CGC": "cgc",
     "CrossStitch": "cross_stitch",
     "DSelectK": "dselect_k",
+    "DTRN": "dtrn",
     "ESMM": "esmm",
     "ExpertUse": "use",
     "Experts": "experts",
@@ -40,6 +45,7 @@ _WHERE = {
     "MMoEEx": "mmoeex",
     "MTAN": "mtan",
     "PLE": "ple",
+    "STEM": "stem",
     "Sluice": "sluice",
     "Trunk": "trunk",
     "TrunkModel": "trunk",
@@ -61,10 +67,13 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AITM",
+    "APEM",
     "CGC",
+    "DTRN",
     "ESMM",
     "MTAN",
     "PLE",
+    "STEM",
     "CrossStitch",
     "DSelectK",
     "ExpertUse",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.share import heads as run_heads
-from polytask.share.base import Inputs, Trace, key
+from polytask.share.base import Features, Inputs, Trace, check_width, key
 from polytask.share.between import Alone, Between, BetweenModel, pick
 from polytask.share.between import Seen as Seen  # trunks take it from here
 from polytask.share.experts import Stacked
@@ -34,8 +34,11 @@ class Trunk(Between):
     them and with nothing else. So what was not asked is not run, the number of operators does not
     grow with the number of tasks, and what is left for one task is a handful of tensors.
 
-    inputs, width: D and W.
+    inputs, width: D and W. also: features beside the rows that `mix` finds in `stacked`, by their
+        names.
     """
+
+    also: tuple[str, ...] = ()
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -49,9 +52,15 @@ class Trunk(Between):
         seen: takes what `gates` and `penalties` need, where somebody asks for it.
         """
 
-    def forward(self, rows_RD: Tensor, tasks: Sequence[str] | None = None) -> Tensor:
-        """Return (A, R, W); None asks for all tasks."""
-        return self.mix(self.stack(self.tasks if tasks is None else tasks), rows_RD)
+    def forward(
+        self,
+        rows_RD: Tensor,
+        tasks: Sequence[str] | None = None,
+        also: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return (A, R, W); None asks for all tasks. also: the features of that name, if any."""
+        stacked = self.stack(self.tasks if tasks is None else tasks)
+        return self.mix(stacked | dict(also or {}), rows_RD)
 
 
 class TrunkModel(BetweenModel):
@@ -76,12 +85,7 @@ class TrunkModel(BetweenModel):
         reads: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(encoder, trunk, heads, reads, trunk.width)
-        told = getattr(encoder, "width", trunk.inputs)
-        if told != trunk.inputs:
-            raise UsageError(
-                f"{type(trunk).__name__} reads features of width {trunk.inputs}, but the encoder "
-                f"{type(encoder).__name__} gives {told}; build it with {told} inputs."
-            )
+        check_width(encoder, trunk.inputs, type(trunk).__name__)
 
     @classmethod
     def build(
@@ -106,12 +110,13 @@ class TrunkModel(BetweenModel):
         if not asked:
             return {}
         features = self.encoder(inputs)
+        also = beside(features, self.trunk.also, self.encoder)
         outputs: dict[str, Tensor] = {}
         for read, names in self._readers(asked).items():
             feature = pick(features, read, names[0], self.encoder)
             seen: Seen | None = None if trace is None else {}
             given_ARW = self.trunk.mix(
-                self.trunk.stack(names), flat(feature, read, self.trunk.inputs), seen
+                self.trunk.stack(names) | also, flat(feature, read, self.trunk.inputs), seen
             )
             heads = {task: self.heads[key(task)] for task in names}
             form = partial(shaped, feature=feature, read=read)
@@ -135,18 +140,42 @@ class Extracted(Alone):
 
     def __init__(self, model: TrunkModel, task: str) -> None:
         super().__init__(model, task)
-        self._mix, self._inputs = type(model.trunk).mix, model.trunk.inputs
+        trunk = model.trunk
+        self._mix, self._inputs, self._also = type(trunk).mix, trunk.inputs, trunk.also
 
     def forward(self, inputs: Inputs) -> Tensor:
-        feature = pick(self.encoder(inputs), self._read, "", self.encoder)
-        given_ARW = self._mix(self.stacked, flat(feature, self._read, self._inputs))
+        features = self.encoder(inputs)
+        feature = pick(features, self._read, "", self.encoder)
+        stacked = self.stacked | beside(features, self._also, self.encoder)
+        given_ARW = self._mix(stacked, flat(feature, self._read, self._inputs))
         form = partial(shaped, feature=feature, read=self._read)
         apart = self._read == "map"
         return run_heads.each({"": self.head}, given_ARW, form, apart=apart)[""]
 
 
+def beside(features: Features, names: Sequence[str], encoder: nn.Module) -> Stacked:
+    """Return the features of these names."""
+    given = {} if isinstance(features, Tensor) else features
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise UsageError(
+            f"The trunk reads the feature {missing[0]!r} beside its rows, but the encoder "
+            f"{type(encoder).__name__} gives {', '.join(map(repr, given)) or 'one tensor'}."
+        )
+    return {name: given[name] for name in names}
+
+
+DIMENSIONS = {"row": 2, "sequence": 3, "map": 4}
+"""Of each feature, the rows' included."""
+
+
 def flat(feature: Tensor, read: str, width: int) -> Tensor:
     """Return the feature with every position as a row, (R, D)."""
+    if feature.ndim != DIMENSIONS.get(read, feature.ndim):
+        raise UsageError(
+            f"A {read!r} has {DIMENSIONS[read]} dimensions, but the encoder gives one of shape "
+            f"{tuple(feature.shape)}; give the tasks that read it features of that form."
+        )
     last = feature.movedim(1, -1) if read == "map" else feature
     if last.shape[-1] != width:
         raise UsageError(
