@@ -71,7 +71,9 @@ def test_bins_hold_as_many_rows_each():
     p = torch.linspace(0.2, 0.8, 10, dtype=torch.float64)
     q = p + 0.1 * torch.tensor([1.0, -1.0] * 5).double()
     shuffled = torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    assert against_truth(p[shuffled], q[shuffled], bins=5).calibration == pytest.approx(0, abs=1e-15)
+    assert against_truth(p[shuffled], q[shuffled], bins=5).calibration == pytest.approx(
+        0, abs=1e-15
+    )
     assert against_truth(p, q, bins=10).calibration == pytest.approx(0.1)
 
 
@@ -88,7 +90,11 @@ def test_certainty_about_what_can_happen_is_infinitely_bad_and_about_what_must_i
         (torch.zeros(3), torch.zeros(2), r"shapes \(3,\) and \(2,\)"),
         (torch.zeros(2, 1), torch.zeros(2, 1), "two vectors"),
         (torch.zeros(0), torch.zeros(0), "two vectors"),
-        (torch.tensor([3.0]), torch.zeros(1), "predicted probabilities must lie in 0 to 1.*sigmoid"),
+        (
+            torch.tensor([3.0]),
+            torch.zeros(1),
+            "predicted probabilities must lie in 0 to 1.*sigmoid",
+        ),
         (torch.zeros(1), torch.tensor([-0.5]), "true probabilities must lie"),
         (torch.tensor([math.nan]), torch.zeros(1), "predicted probabilities"),
     ],

@@ -65,10 +65,9 @@ def against_truth(predicted_N: Tensor, true_N: Tensor, *, bins: int = BINS) -> A
                 f"{float(value_N.min()):g} to {float(value_N.max()):g}. Apply a sigmoid to logits."
             )
     difference_N = p_N - q_N
-    distinct, which_N = p_N.unique(return_inverse=True)
-    below = torch.bincount(which_N, minlength=len(distinct)).cumsum(0)
-    # By the last row of equal values, so that they share a bin.
-    bin_N = ((below - 1) * bins // len(p_N))[which_N]
+    # By the last of equal values, so that they share a bin.
+    last_N = torch.searchsorted(p_N.sort().values, p_N, right=True) - 1
+    bin_N = last_N * bins // len(p_N)
     off = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_N, difference_N)
     excess_N = torch.xlogy(q_N, q_N) - torch.xlogy(q_N, p_N)
     excess_N += torch.xlogy(1 - q_N, 1 - q_N) - torch.xlogy(1 - q_N, 1 - p_N)

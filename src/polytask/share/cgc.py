@@ -48,10 +48,10 @@ class Level(nn.Module):
         shared_gate: bool,
     ) -> None:
         super().__init__()
-        if not tasks or own < 1:
+        if not tasks or shared < 1 or own < 1:
             raise UsageError(
-                f"CGC: give at least one task and one expert of each task's own; got {len(tasks)} "
-                f"tasks and {own} experts."
+                "CGC: a level needs a task, a shared expert and an expert of each task's own; got "
+                f"{len(tasks)} tasks, {shared} shared experts and {own} of each task's own."
             )
         self._number = own
         self.shared = Experts(shared, inputs, widths)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from polytask.errors import UsageError
 from polytask.share import heads as run_heads
-from polytask.share.base import Inputs, SharedModel, branches_of, key
+from polytask.share.base import Inputs, SharedModel, branches_of, check_width, key
 from polytask.tasks import Binary, Task, TaskSet
 
 CERTAIN = -1e-30
@@ -51,6 +51,7 @@ class ESMM(SharedModel):
 
         towers: widths of each step's own layers.
         """
+        check_width(encoder, width, "ESMM")
         for task in tasks:
             _check(task)
         return ESMM(encoder, {task.name: _head(task, width, towers) for task in tasks})

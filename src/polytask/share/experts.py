@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polytask.errors import UsageError
+from polytask.errors import UsageError, unknown
 from polytask.share.base import key
 
 Stacked = dict[str, Tensor]
@@ -177,6 +177,9 @@ class Gates(nn.Module):
         super().__init__()
         if experts < 1:
             raise UsageError(f"Gates: the number of experts is {experts}; give at least 1.")
+        for reader in closed or {}:
+            if reader not in readers:
+                raise unknown("reader", reader, readers, f"The gates are {', '.join(readers)}'s.")
         self.inputs, self.experts, self.closes = inputs, experts, closed is not None
         self.readers: tuple[str, ...] = ()
         self.linears = nn.ModuleDict()
@@ -185,6 +188,13 @@ class Gates(nn.Module):
 
     def add(self, reader: str, closed: Sequence[int] = ()) -> None:
         """Add the gate of one more reader."""
+        if reader in self.readers:
+            raise UsageError(f"Gates: {reader!r} has a gate already; name every reader once.")
+        if any(not 0 <= expert < self.experts for expert in closed):
+            raise UsageError(
+                f"Gates: {reader!r} closes experts {sorted(set(closed))}, but there are "
+                f"{self.experts}, from 0 to {self.experts - 1}."
+            )
         if len(set(closed)) == self.experts:
             raise UsageError(f"Gates: every expert is closed for {reader!r}; leave one open.")
         linear = nn.Linear(self.inputs, self.experts, bias=False)

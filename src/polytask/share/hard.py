@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import UsageError, unknown
-from polytask.share.base import Features, Inputs, SharedModel, branches_of, key
+from polytask.share.base import Features, Inputs, SharedModel, branches_of, check_width, key
 from polytask.tasks import Task, TaskSet
 
 
@@ -58,6 +58,7 @@ class HardSharing(SharedModel):
     @classmethod
     def build(cls, encoder: nn.Module, width: int, tasks: TaskSet) -> Self:
         """Return the model whose heads are those of the tasks' kinds, for `width` channels."""
+        check_width(encoder, width, "HardSharing")
         heads = {task.name: task.kind.head(width) for task in tasks}
         return cls(encoder, heads, {task.name: task.kind.reads for task in tasks})
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from polytask.errors import UsageError
+from polytask.errors import UsageError, unknown
 from polytask.share.base import Gate, key
 from polytask.share.experts import Experts, Gates, Stacked, mixed, opened, run, stack
 from polytask.share.trunk import Seen, Trunk, TrunkModel
@@ -41,6 +41,9 @@ class MMoEEx(Trunk):
         closed: Mapping[str, Sequence[int]],
     ) -> None:
         super().__init__(shared.inputs, shared.width)
+        for task in (*own, *closed):
+            if task not in tasks:
+                raise unknown("task", task, tasks, f"The tasks are: {', '.join(tasks)}.")
         self.shared = shared
         self.own = nn.ModuleDict({key(task): experts for task, experts in own.items()})
         self._keepers = tuple(own)
