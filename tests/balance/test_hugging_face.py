@@ -25,6 +25,7 @@ from polytask.balance import (
     GLS,
     Balance,
     Balancer,
+    CAGrad,
     CoBa,
     Equal,
     MoCo,
@@ -57,7 +58,8 @@ def little_to_collect():
 def no_precision_of_another_test():
     """Older releases hand the precision to accelerate by a variable of the environment."""
     yield
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    for name in [n for n in os.environ if n.startswith(("ACCELERATE_MIXED", "ACCELERATE_DYNAMO"))]:
+        os.environ.pop(name)
 
 
 class TwoHeads(transformers.PreTrainedModel):
@@ -503,6 +505,31 @@ def test_a_trainer_of_ones_own_can_compute_the_losses(tmp_path):
     trainer.train()
     expected = by_hand(other, balancer_of(other, PCGrad()), Sentences().batches())
     assert_same(tensors(model, trainer.balancer), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores")
+def test_a_compiled_model_is_balanced_as_it_is(tmp_path):
+    class Labelled(TwoHeads):
+        """Without a look at the labels, which would break the graph in pieces."""
+
+        def forward(self, input_ids, intent_labels, slot_labels):
+            hidden = self.bert(input_ids).last_hidden_state
+            slots = self.slots(hidden).flatten(0, 1)
+            losses = {
+                "intent": cross_entropy(self.intent(hidden[:, 0]), intent_labels),
+                "slots": cross_entropy(slots, slot_labels.flatten()),
+            }
+            return {"losses": losses}
+
+    torch.compiler.reset()
+    model, other = build(Labelled), build()
+    options = {"torch_compile": True, "torch_compile_backend": "aot_eager", "num_train_epochs": 1}
+    trainer = trainer_of(model, CAGrad(), tmp_path, **options)
+    trainer.train()
+    assert type(trainer.model_wrapped).__name__ == "OptimizedModule"
+    expected = by_hand(other, balancer_of(other, CAGrad()), Sentences().batches(), epochs=1)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_second_training_goes_on_with_the_same_balancer(tmp_path):
