@@ -57,6 +57,30 @@ def test_nonnegative_meets_the_optimality_conditions(tasks, columns):
     assert np.abs(slope_NK * added_NK).max() <= 1e-8
 
 
+@pytest.mark.parametrize("tasks", [3, 12, 40])
+def test_where_every_update_conflicts_one_problem_is_solved_for_all_rows(tasks, monkeypatch):
+    """Rows that cancel with positive weights: each one's projection is 0, with weights above it."""
+    rows_KP = rows(tasks, tasks // 2, 10)
+    rows_KP[-1] = -np.random.default_rng(11).uniform(0.5, 2, tasks - 1) @ rows_KP[:-1]
+    calls = []
+    monkeypatch.setattr("scipy.optimize.nnls", lambda *a, **k: calls.append(1) or nnls(*a, **k))
+    cosines_KK, norms_K = solvers.split(rows_KP @ rows_KP.T)
+    solved = solvers.into_dual_cone(cosines_KK, np.eye(tasks))
+    assert solved.trouble is None
+    assert len(calls) == 1
+    assert (solved.values >= np.eye(tasks)).all()
+    assert np.abs(solved.values @ (rows_KP / norms_K[:, None])).max() <= 1e-12 * solved.values.max()
+
+
+def test_nearly_every_update_conflicts():
+    """A cone a billionth wide is a cone: its projections are as scipy finds them on the rows."""
+    turned_KP = np.array([[1.0, 1e-9], [-1.0, 1e-9], [0.0, 1.0]]) @ rows(2, 5, 12)
+    unit_KP = turned_KP / np.linalg.norm(turned_KP, axis=1)[:, None]
+    solved = solvers.into_dual_cone(unit_KP @ unit_KP.T, np.eye(3))
+    expected_KP = [row_P + nnls(unit_KP.T, -row_P)[0] @ unit_KP for row_P in unit_KP]
+    np.testing.assert_allclose(solved.values @ unit_KP, expected_KP, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("columns", [15, 30])
 def test_a_gramian_rounded_to_float32_is_solved_to_its_rounding(columns):
     """Dependent gradients, multiplied in float32: some eigenvalues are below 0."""

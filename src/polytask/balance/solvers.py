@@ -55,6 +55,7 @@ def nonnegative(
     free_NK: Flags | None = None,
     exchanges: int = 15,
     additions: int | None = None,
+    roots: Roots | None = None,
 ) -> Solution:
     """Return the z_NK >= 0 that minimise z A z / 2 - b z for each of N vectors b.
 
@@ -66,12 +67,15 @@ def nonnegative(
         left out unless N = 1.
     additions: >= 1, rounds of the active set of Lawson & Hanson (1974) for each that is left, one
         after the other from z = 0; None: 10 K.
+    roots: of A, where the caller has them.
     """
     matrix_KK = quadratic_KK + RIDGE * len(quadratic_KK) * np.eye(len(quadratic_KK))
     values_NK = np.zeros_like(linear_NK)
     free_NK = linear_NK > 0 if free_NK is None else free_NK.copy()
     open_N = np.flatnonzero((linear_NK > 0).any(axis=1))  # the others: z = 0
-    for _ in range(exchanges if len(open_N) <= 1 or _mostly_independent(quadratic_KK) else 0):
+    if roots is None and len(open_N) > 1:
+        roots = rooted(quadratic_KK)
+    for _ in range(exchanges if roots is None or roots.mostly_independent() else 0):
         if not len(open_N):
             break
         trial_NK = _on_free(matrix_KK, linear_NK[open_N], free_NK[open_N])
@@ -84,16 +88,33 @@ def nonnegative(
         free_NK[open_N] ^= wrong_NK[~done_N]
     if not len(open_N):
         return Solution(values_NK)
-    values_NK[open_N], settled = _by_additions(quadratic_KK, linear_NK[open_N], additions)
+    roots = roots or rooted(quadratic_KK)
+    values_NK[open_N], settled = _by_additions(roots, linear_NK[open_N], additions)
     if settled:
         return Solution(values_NK)
     return Solution(values_NK, "the active set did not settle; used the point it started from")
 
 
-def _mostly_independent(quadratic_KK: Floats) -> bool:
-    """Return whether nine in ten gradients have a part of their own that float32 would not lose."""
-    values_K = np.linalg.eigvalsh(quadratic_KK)
-    return bool((values_K > 1e-5 * values_K[-1]).mean() >= 0.9)
+class Roots(NamedTuple):
+    """R with A = R'R, of as many rows as there are independent gradients, and its inverse's rows.
+
+    What rounding left of the others, or made negative, is no part of it.
+    """
+
+    values_K: Floats  # A's eigenvalues, ascending
+    rows_RK: Floats
+    inverse_KR: Floats
+
+    def mostly_independent(self) -> bool:
+        """Return whether nine in ten gradients have a part that float32 would not lose."""
+        return bool((self.values_K > 1e-5 * self.values_K[-1]).mean() >= 0.9)
+
+
+def rooted(quadratic_KK: Floats) -> Roots:
+    values_K, basis_KK = np.linalg.eigh(quadratic_KK)
+    kept_K = values_K > RIDGE * len(values_K) * values_K[-1]
+    roots_R, basis_KR = np.sqrt(values_K[kept_K]), basis_KK[:, kept_K]
+    return Roots(values_K, np.ascontiguousarray((basis_KR * roots_R).T), basis_KR / roots_R)
 
 
 def _allowed(values_NK: Floats) -> Floats:
@@ -103,26 +124,18 @@ def _allowed(values_NK: Floats) -> Floats:
     return allowed_N1
 
 
-def _by_additions(
-    quadratic_KK: Floats, linear_NK: Floats, rounds: int | None
-) -> tuple[Floats, bool]:
+def _by_additions(roots: Roots, linear_NK: Floats, rounds: int | None) -> tuple[Floats, bool]:
     """Return the minima, 0 for those not found within the rounds, and whether all were.
 
-    With A = R'R and b = R'c it is the least-squares problem |R z - c|, R of as many rows as
-    there are independent gradients. What rounding left of the others, or made negative, is no part.
+    With A = R'R and b = R'c it is the least-squares problem |R z - c|.
     """
     from scipy.optimize import nnls  # 0.3 s to import, and most runs never come here
 
-    values_K, basis_KK = np.linalg.eigh(quadratic_KK)
-    kept_K = values_K > RIDGE * len(values_K) * values_K[-1]
-    roots_R, basis_KR = np.sqrt(values_K[kept_K]), basis_KK[:, kept_K]
-    rows_RK = np.ascontiguousarray((basis_KR * roots_R).T)
-    goals_NR = linear_NK @ basis_KR / roots_R
-    rounds = 10 * len(values_K) if rounds is None else rounds
+    rounds = 10 * len(roots.values_K) if rounds is None else rounds
     solved_NK, settled = np.zeros_like(linear_NK), True
-    for solved_K, goal_R in zip(solved_NK, goals_NR, strict=True):
+    for solved_K, goal_R in zip(solved_NK, linear_NK @ roots.inverse_KR, strict=True):
         try:
-            solved_K[:] = nnls(rows_RK, goal_R, maxiter=rounds)[0]
+            solved_K[:] = nnls(roots.rows_RK, goal_R, maxiter=rounds)[0]
         except RuntimeError:  # out of rounds: the caller says so
             settled = False
     return solved_NK, settled
@@ -190,8 +203,28 @@ def into_dual_cone(cosines_KK: Floats, given_NK: Floats) -> Solution:
     J'v is the projection of J'u onto the vectors that conflict with no row (Quinton & Rey 2024,
     proposition 1).
     """
-    solved = nonnegative(cosines_KK, -given_NK @ cosines_KK)
+    roots = rooted(cosines_KK) if len(given_NK) > 1 else None
+    cancelling_K = None if roots is None else _cancelling(roots)
+    if cancelling_K is not None:  # a multiple of it is above any u
+        times_N1 = (given_NK / cancelling_K).max(axis=1, keepdims=True)
+        return Solution(np.maximum(given_NK, times_N1 * cancelling_K))
+    solved = nonnegative(cosines_KK, -given_NK @ cosines_KK, roots=roots)
     return Solution(given_NK + solved.values, solved.trouble)
+
+
+def _cancelling(roots: Roots) -> Floats | None:
+    """Return weights >= 1 with which the unit gradients add up to 0; None where there are none.
+
+    There are where every update but 0 conflicts with a gradient (Stiemke's lemma).
+    """
+    rows_RK = roots.rows_RK
+    rank, tasks = rows_RK.shape
+    if not 0 < rank < tasks:
+        return None
+    added_1K, settled = _by_additions(roots, -(rows_RK.T @ rows_RK.sum(axis=1))[None], None)
+    weights_K: Floats = 1.0 + added_1K[0]
+    left = float(np.linalg.norm(rows_RK @ weights_K))
+    return weights_K if settled and left <= 1e-13 * weights_K.sum() else None
 
 
 def equilibrium(gram_KK: Floats, power: float, rounds: int = 200) -> Solution:
