@@ -104,6 +104,9 @@ def parse(text: str) -> Recipe:
     Wrappers follow the method they stand around, the innermost first: `pcgrad+every-n:n=5`,
     `mgda+feature-level+every-n`. A method of the losses before one of the gradients weighs the
     losses for it: `igb-v1+cagrad`.
+
+    Every architecture takes `on`: `mmoe:on=fields` stands on a table's embedded and standardised
+    columns, `on=features` on the suite's own encoder.
     """
     chosen = {
         "share": Choice(method("hard")),
