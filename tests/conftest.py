@@ -1,6 +1,11 @@
-"""Fixtures every test may use: real data found or skipped, and one thread per worker."""
+"""Fixtures every test may use: real data found or skipped, two processes, one thread per worker."""
 
+import contextlib
+import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,3 +53,40 @@ def _absent(reason: str) -> None:
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         pytest.fail(f"{reason} (CI is set: skipping is not allowed)", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def run_pair() -> Callable[..., list[dict]]:
+    """A function (program, folder) -> what two processes of it, one group, printed as JSON.
+
+    folder: where they run; None: where the tests do.
+    """
+
+    def run(program: str, folder: Path | None = None) -> list[dict]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        common |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        results = []
+        with contextlib.ExitStack() as stack:
+            pair = []
+            for rank in (0, 1):
+                process = subprocess.Popen(
+                    [sys.executable, program],
+                    env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    cwd=folder,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                stack.enter_context(process)  # closes its pipes
+                stack.callback(process.kill)
+                pair.append(process)
+            for process in pair:
+                out, errors = process.communicate(timeout=120)
+                assert process.returncode == 0, errors
+                results.append(json.loads(out))
+        return results
+
+    return run

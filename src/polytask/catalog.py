@@ -106,6 +106,36 @@ METHODS: tuple[Method, ...] = (
         "Liu et al., CIKM 2023, arXiv:2308.05996",
     ),
     Method(
+        "sparse-moe", "share", "polytask.share.sparse_moe:SparseMoE",
+        "a gate sends every row to a few experts; the others do not run",
+        "Fedus, Zoph & Shazeer, JMLR 2022, arXiv:2101.03961; Qiu et al., arXiv:2501.11873",
+    ),
+    Method(
+        "task-gating", "share", "polytask.share.task_gating:TaskGating",
+        "sparse experts, chosen by task: fixed, by gates of its own, or by its embedding",
+        "Gupta et al. 2022, arXiv:2204.07689",
+    ),
+    Method(
+        "skillnet", "share", "polytask.share.skillnet:SkillNet",
+        "modules for skills; those a task lists run, and a generic one",
+        "Zhang et al. 2022, arXiv:2203.03312",
+    ),
+    Method(
+        "learning-to-branch", "share", "polytask.share.learning_to_branch:LearningToBranch",
+        "a tree of layers, found by drawing every node's parent",
+        "Guo, Lee & Ulbricht, ICML 2020, arXiv:2006.01895",
+    ),
+    Method(
+        "dsmtl", "share", "polytask.share.dsmtl:DSMTL",
+        "a shared model and one of each task's own, mixed by a gate per task",
+        "Yue et al. 2021, arXiv:2111.10601",
+    ),
+    Method(
+        "multimodn", "share", "polytask.share.multimodn:MultiModN",
+        "a state through one encoder per modality; missing ones are passed by",
+        "Swamy et al., NeurIPS 2023, arXiv:2309.14118",
+    ),
+    Method(
         "aitm", "share", "polytask.share.aitm:AITM",
         "steps in order: each weighs what the step before hands on",
         "Xi et al., KDD 2021, arXiv:2105.08489",

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 from dataclasses import dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from polytask.catalog import Method, load, method
 from polytask.errors import UsageError, unknown
@@ -202,7 +202,8 @@ _SEVERAL = {tuple[float, ...]: (float, "numbers"), tuple[int, ...]: (int, "whole
 
 def _options(parameter: inspect.Parameter) -> tuple[Any, ...]:
     hint = parameter.annotation
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    # `Literal[...] | None` is a Union, `int | None` a UnionType.
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
 
 
 def _settings(row: Method, rest: str) -> tuple[tuple[str, Any], ...]:

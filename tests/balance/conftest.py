@@ -1,14 +1,7 @@
 """What the balance tests share: a toy model, hard gradients, and signals made from rows."""
 
-import contextlib
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -138,40 +131,3 @@ def toy() -> Callable[..., tuple[Toy, Tensor, dict[str, Tensor]]]:
         return model, inputs, targets
 
     return build
-
-
-@pytest.fixture(scope="session")
-def run_pair() -> Callable[..., list[dict]]:
-    """A function (program, folder) -> what two processes of it, one group, printed as JSON.
-
-    folder: where they run; None: where the tests do.
-    """
-
-    def run(program: str, folder: Path | None = None) -> list[dict]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        common |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        results = []
-        with contextlib.ExitStack() as stack:
-            pair = []
-            for rank in (0, 1):
-                process = subprocess.Popen(
-                    [sys.executable, program],
-                    env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    cwd=folder,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-                stack.enter_context(process)  # closes its pipes
-                stack.callback(process.kill)
-                pair.append(process)
-            for process in pair:
-                out, errors = process.communicate(timeout=120)
-                assert process.returncode == 0, errors
-                results.append(json.loads(out))
-        return results
-
-    return run

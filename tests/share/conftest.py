@@ -33,9 +33,30 @@ SETTINGS = {
     "stem": ("", "levels=2,shared=2,own=2,widths=7/4,gate_widths=none,towers=5", "levels=3,own=2"),
     "apem": ("", "patterns=3,pattern_width=5,reduction=1,widths=9/6,towers=5"),
     "dtrn": ("", "embedding=5,reduction=1,widths=9/6,towers=5"),
+    "sparse-moe": (
+        "",
+        "experts=9,k=2,layers=2,hidden=7,towers=4",
+        "experts=3,k=3,balance=none",
+        "experts=16,k=3,balance=global",
+    ),
+    "task-gating": (
+        "",
+        "form=gates,experts=9,k=2,layers=2,hidden=7,towers=4",
+        "form=embedding,experts=16,k=2",
+        "form=embedding,experts=5,k=2,layers=2,embedding=3,balance=global",
+        "form=fixed,experts=2,layers=2",
+    ),
+    "skillnet": ("", "layers=3,hidden=7,towers=4"),
+    "learning-to-branch": ("", "widths=9/8/12,towers=3"),
     "ple": ("", "levels=1", "levels=3,shared=2,own=2,widths=7/4", "levels=3,widths=5"),
 }
 """Settings every architecture is tried with; the first is its default."""
+
+SEARCHES = ("learning-to-branch",)
+"""Those that draw while they train: `make` gives them in evaluation mode, where they do not."""
+
+APART = ("hard", "esmm", "dsmtl", "multimodn")
+"""Those that are no trunks, with tests of their own."""
 
 RECIPES = [f"{name}:{text}" if text else name for name, texts in SETTINGS.items() for text in texts]
 
@@ -96,7 +117,7 @@ def make(recipe: str, tasks: int | TaskSet = 3, seed: int = 0) -> SharedModel:
     given = binary(tasks) if isinstance(tasks, int) else tasks
     encoder = encoder_for(recipe)
     model = share.method.load().build(encoder, encoder.width, given, **dict(share.settings))
-    return model.double()
+    return model.double().eval() if recipe.startswith(SEARCHES) else model.double()
 
 
 def rows(number: int = 9, seed: int = 1) -> Tensor:

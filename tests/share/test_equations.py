@@ -208,10 +208,72 @@ def home(trunk, x, task):
     return given + home_self(trunk.own[key(task)]["self_gate"], z, own)
 
 
+def feed_forward(experts, e, x):
+    """One expert of a stack: linear, ReLU, linear."""
+    (w1, w2), (b1, b2) = experts.weights, experts.biases
+    return torch.relu(x @ w1[e] + b1[e]) @ w2[e] + b2[e]
+
+
+def sparse_layer(experts, logits_RE, x, k):
+    """Row by row: x + sum of p_e * f_e(x) over the k largest p, p = softmax(logits)."""
+    given = []
+    for r in range(len(x)):
+        p = logits_RE[r].exp() / logits_RE[r].exp().sum()
+        chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[:k]
+        given.append(x[r] + sum(p[e] * feed_forward(experts, e, x[r]) for e in chosen))
+    return torch.stack(given)
+
+
+def sparse_moe(trunk, x, task):
+    for experts, router in zip(trunk.experts, trunk.routers, strict=True):
+        (gate,) = router.gate.linears.values()
+        x = sparse_layer(experts, x @ gate.weight.T, x, len(trunk.choices_K))
+    return x
+
+
+def task_gating(trunk, x, task):
+    for layer, experts in enumerate(trunk.experts):
+        if hasattr(trunk, "assigned"):
+            x = x + feed_forward(experts, trunk.assigned[task], x)
+            continue
+        router = trunk.routers[layer]
+        if hasattr(router, "embeddings"):
+            v = router.embeddings[key(task)].expand(len(x), -1)
+            logits = torch.cat([x, v], 1) @ router.linear.weight.T
+        else:
+            logits = x @ router.gating.linears[key(task)].weight.T
+        x = sparse_layer(experts, logits, x, len(trunk.choices_K))
+    return x
+
+
+def skillnet(trunk, x, task):
+    for layer in range(trunk.layers):
+        skills = ["generic", *trunk.listed[task]]
+        given = [feed_forward(trunk.skills[key(s)][layer], 0, x) for s in skills]
+        x = x + sum(given) / len(skills)
+    return x
+
+
+def learning_to_branch(trunk, x, task):
+    """The likeliest path, from the task down and back up."""
+    path, node = [], task
+    for alpha in reversed(trunk.alpha):
+        node = trunk.tasks[int(alpha[key(node)].argmax())]
+        path.insert(0, node)
+    for layer, node in enumerate(path):
+        network = trunk.networks[key(node)]
+        x = torch.relu(x @ network.weights[layer][0] + network.biases[layer][0])
+    return x
+
+
 LOOPS = {
     "stem": stem,
     "apem": apem,
     "dtrn": dtrn,
+    "learning-to-branch": learning_to_branch,
+    "skillnet": skillnet,
+    "task-gating": task_gating,
+    "sparse-moe": sparse_moe,
     "home": home,
     "mmoe": mmoe,
     "mmoeex": mmoeex,

@@ -14,7 +14,7 @@ from polytask.suites import About, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.tasks import Binary, Task, TaskSet
 
-from .conftest import INPUTS, SETTINGS, WIDTH, Encoder, FieldEncoder
+from .conftest import APART, INPUTS, SETTINGS, WIDTH, Encoder, FieldEncoder
 from .pictures import SETTINGS as OF_PICTURES
 
 NAMES = ("t0", "t1", "t2")
@@ -102,7 +102,7 @@ def test_a_task_without_labels_has_no_penalty_and_no_loss():
 
 
 @pytest.mark.parametrize("balance", ["equal", "pcgrad"])
-@pytest.mark.parametrize("name", [*SETTINGS, "esmm"])
+@pytest.mark.parametrize("name", [*SETTINGS, *APART])
 def test_a_run_learns_and_is_the_same_run_twice(name, balance):
     made, config = suite(missing=0.2), FitConfig(epochs=4, batch_size=32, lr=2e-2, probes=1)
     records = []

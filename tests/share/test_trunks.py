@@ -19,7 +19,18 @@ from polytask.tasks import (
     losses,
 )
 
-from .conftest import INPUTS, SETTINGS, WIDTH, Encoder, binary, count, encoder_for, make, rows
+from .conftest import (
+    INPUTS,
+    SEARCHES,
+    SETTINGS,
+    WIDTH,
+    Encoder,
+    binary,
+    count,
+    encoder_for,
+    make,
+    rows,
+)
 
 
 def reached(model, tasks, inputs=None):
@@ -31,6 +42,8 @@ def reached(model, tasks, inputs=None):
 
 
 def test_shared_parameters_are_those_that_tasks_share_and_the_others_are_one_tasks_own(recipe):
+    if recipe.startswith(SEARCHES):
+        pytest.skip("the likeliest path reaches its own nodes alone")
     model = make(recipe, 3)
     names = {id(p): n for n, p in model.named_parameters()}
     shared = [names[id(p)] for p in model.shared_parameters()]
@@ -100,6 +113,8 @@ def test_a_task_added_leaves_every_other_output_the_same_bits(recipe):
     now = {id(p) for p in model.shared_parameters()}
     # The last of a chain shares what it had alone with the one that comes after it.
     assert now > shared if recipe.startswith("aitm") else now == shared
+    if recipe.startswith(SEARCHES):
+        return  # the likeliest path need not lead through a new task's own nodes
     names = {id(p): n for n, p in model.named_parameters()}
     mine = {names[id(p)] for p in model.task_parameters("new")}
     assert mine <= reached(model, ["new"])
@@ -174,7 +189,7 @@ def test_other_kinds_and_features_of_positions(recipe):
     )
     share = parse(recipe).share
     torch.manual_seed(0)
-    model = share.method.load().build(Everything(), WIDTH, tasks)
+    model = share.method.load().build(Everything(), WIDTH, tasks).eval()
     inputs = rows().float()
     outputs = model(inputs)
     shapes = {t: tuple(o.shape) for t, o in outputs.items()}
@@ -198,7 +213,7 @@ def test_other_kinds_and_features_of_positions(recipe):
 
 
 @pytest.mark.parametrize("balance", ["PCGrad", "MGDA", "Uncertainty", "GradDrop", "GradNorm"])
-@pytest.mark.parametrize("recipe", list(SETTINGS))
+@pytest.mark.parametrize("recipe", sorted(set(SETTINGS) - set(SEARCHES)))
 def test_balance_methods_work_on_it(recipe, balance):
     import polytask.balance as room
 
@@ -219,6 +234,8 @@ def test_balance_methods_work_on_it(recipe, balance):
 
 def test_the_gramian_by_layers_is_that_of_rows(recipe):
     """Over several steps: the engine learns which rows belong to which task, and may take care."""
+    if recipe.startswith(SEARCHES):
+        pytest.skip("nodes off the likeliest paths have no gradients to compare")
     tasks = binary(3)
     models = [make(recipe, 3), make(recipe, 3)]
     balancers = [
@@ -278,6 +295,6 @@ def test_wrong_use_says_what_to_do(recipe):
         return
     silent = nn.Linear(INPUTS, WIDTH)  # tells no width: found out at the first rows
     silent.fields = 7
-    model = share.method.load().build(silent, 7, binary(3), **dict(share.settings))
+    model = share.method.load().build(silent, 7, binary(3), **dict(share.settings)).eval()
     with pytest.raises(UsageError, match=r"width 7, but the encoder gives 'row' of shape \(9, 6\)"):
         model(rows().float())

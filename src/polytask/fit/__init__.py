@@ -12,7 +12,7 @@ from polytask.fit.loop import (
 )
 from polytask.fit.probe import probe
 from polytask.fit.progress import Bar, Log, Progress, Silent
-from polytask.fit.step import step_losses, task_losses, train_step
+from polytask.fit.step import step_losses, task_losses, train_step, update_loads
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, predict, primary, validate
 
@@ -39,5 +39,6 @@ __all__ = [
     "step_losses",
     "task_losses",
     "train_step",
+    "update_loads",
     "validate",
 ]

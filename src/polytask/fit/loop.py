@@ -160,6 +160,7 @@ class _Run:
             begun, waited = time.perf_counter(), self._waited()
             if config.schedule == "cosine":
                 self._set_lr()
+            self.model.at(state.step / self.last_step)
             fed, self.cursors_S = self.feed.step(state.step, self.cursors_S)
             epoch, into = divmod(state.step, self.epoch_steps)
             if into == 0 and epoch in self.probe_epochs:

@@ -16,20 +16,26 @@ from torch.optim import Optimizer
 from polytask.balance import Again, Balancer, Losses, Rows, Weights, sum_gradients
 from polytask.fit import ranks
 from polytask.fit.data import Batch, Step
-from polytask.share import SharedModel, Trace
+from polytask.share import Loads, SharedModel, Trace
 from polytask.tasks import Block
 
 
 def task_losses(
-    model: SharedModel, batches: Sequence[Batch], counts: Mapping[str, float], precision: str
+    model: SharedModel,
+    batches: Sequence[Batch],
+    counts: Mapping[str, float],
+    precision: str,
+    loads: Loads | None = None,
 ) -> tuple[tuple[str, ...], Tensor]:
     """Return the present tasks and their losses (K,): each the sum over its labels here over its
     labels in the update.
 
     One tensor and not K scalars: taking them apart and adding them up again would cost as much
-    as a layer. A model that penalises adds the gradient of its penalty, and not its value.
+    as a layer. A model that penalises adds the gradient of its penalty, and of its further
+    outputs' losses, and not their value.
     batches: one per table; counts: labels per task in the whole update. A task not in `counts` is
     absent: its head does not run and it has no loss.
+    loads: of the whole update, for models that ask for it.
     """
     names: list[str] = []
     sums: list[Tensor] = []
@@ -39,20 +45,18 @@ def task_losses(
             for block, target in zip(batch.blocks, batch.targets, strict=True)
         ]
         asked = [task for block, _ in present for task in block.tasks]
-        trace = Trace() if model.penalises and torch.is_grad_enabled() else None
-        with _autocast(batch.targets[0].device, precision):
-            if trace is None:
-                outputs = model(batch.inputs, tasks=asked)
-            else:
-                outputs = model(batch.inputs, tasks=asked, trace=trace)
+        trace = Trace(loads=loads) if model.penalises and torch.is_grad_enabled() else None
+        outputs = _outputs(model, batch, asked, precision, trace)
         for block, target in present:
             if block.tasks:
                 names += block.tasks
                 sums_K = block.loss_sums(outputs, target)
                 if trace is not None:
-                    penalty_K = _penalty_sums(block, target, trace)
+                    beside_K = _penalty_sums(block, target, trace)
+                    for further in trace.further:
+                        beside_K = beside_K + block.loss_sums(further, target)
                     # It steers and does not count: methods and records see the task's own loss.
-                    sums_K = sums_K + (penalty_K - penalty_K.detach())
+                    sums_K = sums_K + (beside_K - beside_K.detach())
                 sums.append(sums_K)
     if not names:
         return (), torch.empty(0)
@@ -67,6 +71,35 @@ def task_losses(
     # Tables of several batches label the same task: its parts add up.
     at = torch.tensor([tasks.index(task) for task in names], device=losses.device)
     return tasks, losses.new_zeros(len(tasks)).index_add(0, at, losses)
+
+
+def _outputs(
+    model: SharedModel, batch: Batch, asked: Sequence[str], precision: str, trace: Trace | None
+) -> dict[str, Tensor]:
+    with _autocast(batch.targets[0].device, precision):
+        if trace is None:
+            return model(batch.inputs, tasks=asked)  # type: ignore[no-any-return]
+        return model(batch.inputs, tasks=asked, trace=trace)  # type: ignore[no-any-return]
+
+
+def update_loads(model: SharedModel, fed: Step, precision: str) -> Loads | None:
+    """Return what the penalties of a step's passes need of the whole step; None where nothing.
+
+    A step of one pass learns it on the way. One of several makes them all once before, without
+    gradients and with the random numbers they will draw again: a third of the step's cost.
+    """
+    if not (model.loads and model.penalises):
+        return None
+    loads = Loads()
+    if sum(map(len, fed.micros)) == 1:
+        return loads
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices), _buffers_kept(model):
+        for batch in (batch for batches in fed.micros for batch in batches):
+            asked = [task for task in batch.tasks if task in fed.counts]
+            _outputs(model, batch, asked, precision, Trace(loads=loads))
+    loads.close()
+    return loads
 
 
 def _penalty_sums(block: Block, target: Tensor, trace: Trace) -> Tensor:
@@ -178,8 +211,9 @@ def train_step(
     """
     optimiser.zero_grad(set_to_none=True)
     weights: Weights | None = None
+    loads = update_loads(model, fed, precision)
     for m, batches in enumerate(fed.micros):
-        tasks, losses_K = task_losses(model, batches, fed.counts, precision)
+        tasks, losses_K = task_losses(model, batches, fed.counts, precision, loads)
         last = m == len(fed.micros) - 1
         again = None
         if balancer.looks_again and len(fed.micros) == 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace
 from polytask.share.hard import HardSharing
+from polytask.share.loads import Loads
 
 if TYPE_CHECKING:
     from polytask.share.aitm import AITM
@@ -15,16 +16,22 @@ if TYPE_CHECKING:
     from polytask.share.cgc import CGC
     from polytask.share.cross_stitch import CrossStitch
     from polytask.share.dselect_k import DSelectK
+    from polytask.share.dsmtl import DSMTL
     from polytask.share.dtrn import DTRN
     from polytask.share.esmm import ESMM
     from polytask.share.experts import Experts, Gates
     from polytask.share.home import HoME
+    from polytask.share.learning_to_branch import Branched, LearningToBranch
     from polytask.share.mmoe import MMoE
     from polytask.share.mmoeex import MMoEEx
     from polytask.share.mtan import MTAN
+    from polytask.share.multimodn import MultiModN
     from polytask.share.ple import PLE
+    from polytask.share.skillnet import SkillNet
     from polytask.share.sluice import Sluice
+    from polytask.share.sparse_moe import SparseMoE
     from polytask.share.stem import STEM
+    from polytask.share.task_gating import TaskGating
     from polytask.share.trunk import Trunk, TrunkModel
     from polytask.share.use import ExpertUse, GateUse, UseMeter, expert_use
 
@@ -32,7 +39,9 @@ _WHERE = {
     "AITM": "aitm",
     "APEM": "apem",
     "CGC": "cgc",
+    "Branched": "learning_to_branch",
     "CrossStitch": "cross_stitch",
+    "DSMTL": "dsmtl",
     "DSelectK": "dselect_k",
     "DTRN": "dtrn",
     "ESMM": "esmm",
@@ -41,12 +50,17 @@ _WHERE = {
     "GateUse": "use",
     "Gates": "experts",
     "HoME": "home",
+    "LearningToBranch": "learning_to_branch",
     "MMoE": "mmoe",
+    "MultiModN": "multimodn",
     "MMoEEx": "mmoeex",
     "MTAN": "mtan",
     "PLE": "ple",
     "STEM": "stem",
+    "SkillNet": "skillnet",
     "Sluice": "sluice",
+    "SparseMoE": "sparse_moe",
+    "TaskGating": "task_gating",
     "Trunk": "trunk",
     "TrunkModel": "trunk",
     "UseMeter": "use",
@@ -69,11 +83,13 @@ __all__ = [
     "AITM",
     "APEM",
     "CGC",
+    "DSMTL",
     "DTRN",
     "ESMM",
     "MTAN",
     "PLE",
     "STEM",
+    "Branched",
     "CrossStitch",
     "DSelectK",
     "ExpertUse",
@@ -85,10 +101,16 @@ __all__ = [
     "HardSharing",
     "HoME",
     "Inputs",
+    "LearningToBranch",
+    "Loads",
     "MMoE",
     "MMoEEx",
+    "MultiModN",
     "SharedModel",
+    "SkillNet",
     "Sluice",
+    "SparseMoE",
+    "TaskGating",
     "Trace",
     "Trunk",
     "TrunkModel",

@@ -9,12 +9,15 @@ Shapes: R = rows, G = readers, E = what they read.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from polytask.errors import UsageError, unknown
+from polytask.share.loads import Loads
 
 Inputs = Tensor | Mapping[str, Tensor]
 Features = Tensor | Mapping[str, Tensor]
@@ -43,17 +46,25 @@ class Trace:
     penalties: task -> a scalar, with its graph, that belongs to the task's mean loss: a mean over
         this batch's rows, or a term of the parameters alone. Tasks without one are left out.
     gates: of every level, the first one first.
+    further: more outputs of every asked task, each time of the form of the outputs themselves:
+        their losses are trained beside the outputs' losses.
+    loads: handed in, one for a whole update, where penalties are to know how the rows of all its
+        processes and micro-batches were spread; None: they know these rows alone.
     """
 
     penalties: dict[str, Tensor] = field(default_factory=dict)
     gates: list[Gate] = field(default_factory=list)
+    further: list[dict[str, Tensor]] = field(default_factory=list)
+    loads: Loads | None = None
 
 
 class SharedModel(nn.Module):
     """A model of several tasks.
 
     traces: whether it takes `model(inputs, tasks, trace=Trace())`.
-    penalises: whether training needs the gradients of such a trace's penalties beside the losses'.
+    penalises: whether training needs the gradients of such a trace's penalties, and of its further
+        outputs' losses, beside the losses'.
+    loads: whether its penalties are those of a whole update only with the trace's `loads`.
     stands_on: which encoder of a suite it is built on unless a recipe says otherwise: "features",
         the suite's own, or "fields", the one that only embeds and standardises.
     """
@@ -61,6 +72,7 @@ class SharedModel(nn.Module):
     traces: bool = False
     penalises: bool = False
     stands_on: str = "features"
+    loads: bool = False
 
     @property
     @abstractmethod
@@ -81,6 +93,9 @@ class SharedModel(nn.Module):
     @abstractmethod
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Return the parameters only this task reaches."""
+
+    def at(self, part: float) -> None:  # most models need not know
+        """Take note that this part of the training is done, 0 to 1; told before every update."""
 
     def branches(self) -> dict[str, list[nn.Parameter]]:
         """Return the shared parameters that one modality alone goes through, by its name.
@@ -122,3 +137,16 @@ def branches_of(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     if not isinstance(parts, nn.ModuleDict):
         return {}
     return {name: list(part.parameters()) for name, part in parts.items()}
+
+
+@contextmanager
+def looking(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -13,11 +13,10 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from polytask.errors import UsageError, unknown
-from polytask.share.base import Features, Gate, SharedModel, branches_of, key
+from polytask.share.base import Features, Gate, SharedModel, Trace, branches_of, key, looking
 from polytask.share.experts import Stacked
 from polytask.tasks import Task
 
@@ -61,6 +60,14 @@ class Between(nn.Module):
     def penalises(self) -> bool:
         """Whether training needs what `penalties` returns."""
         return False
+
+    @property
+    def loads(self) -> tuple[str, ...]:
+        """The names in `seen` of counts that `penalties` needs of a whole update; see `Loads`."""
+        return ()
+
+    def at(self, part: float) -> None:  # most parts need not know
+        """Take note that this part of the training is done, 0 to 1."""
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:
         """Return what a pass saw of the use of experts; empty where there are none."""
@@ -119,6 +126,14 @@ class BetweenModel(SharedModel):
     def penalises(self) -> bool:  # type: ignore[override]  # a fact of the trunk
         return self.trunk.penalises
 
+    @property
+    def loads(self) -> bool:  # type: ignore[override]  # a fact of the trunk
+        return bool(self.trunk.loads)
+
+    def at(self, part: float) -> None:
+        """Tell the part between how far the training is."""
+        self.trunk.at(part)
+
     def head(self, task: str) -> nn.Module:
         """Return the head of one task."""
         return self.heads[key(self._asked((task,))[0])]
@@ -127,7 +142,8 @@ class BetweenModel(SharedModel):
     def extract(self, task: str) -> nn.Module:
         """Return a model of one task alone, inputs -> its output, with copies of the weights.
 
-        It holds what the task needs and nothing else, and computes the same bits.
+        It holds what the task needs and nothing else, and computes the same bits as this model in
+        evaluation mode.
         """
 
     def shared_parameters(self) -> list[nn.Parameter]:
@@ -158,6 +174,12 @@ class BetweenModel(SharedModel):
         for module in (self.trunk, made):
             module.to(like.device, like.dtype)
 
+    def share_loads(self, trace: Trace, seen: Seen, read: str) -> None:
+        """Put the counts of the whole update where the pass left its own, if the trace has them."""
+        if trace.loads is not None:
+            for name in self.trunk.loads:
+                seen[name] = trace.loads.add(f"{read} {name}", seen[name])
+
     def _readers(self, asked: Sequence[str]) -> dict[str, list[str]]:
         """Return the asked tasks by the feature they read."""
         readers: dict[str, list[str]] = {}
@@ -171,7 +193,7 @@ class Alone(nn.Module):
 
     def __init__(self, model: BetweenModel, task: str) -> None:
         super().__init__()
-        with torch.no_grad():
+        with looking(model.trunk):
             stacked = {n: v.clone() for n, v in model.trunk.stack([task]).items()}
         self.encoder = copy.deepcopy(model.encoder)
         self.head = copy.deepcopy(model.head(task))

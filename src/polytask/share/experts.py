@@ -33,18 +33,21 @@ class Experts(nn.Module):
 
     widths: of each layer, at least one; a layer is linear with a bias, then ReLU. The first
     weights are those of `nn.Linear`.
+    out: width of one more layer, without the ReLU; None for none.
     """
 
-    def __init__(self, number: int, inputs: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self, number: int, inputs: int, widths: Sequence[int], out: int | None = None
+    ) -> None:
         super().__init__()
-        if number < 1 or inputs < 1 or not widths or min(widths) < 1:
+        every = (*widths, *(() if out is None else (out,)))
+        if number < 1 or inputs < 1 or not widths or min(every) < 1:
             raise UsageError(
                 "Experts: their number, the inputs and every width must be at least 1; got "
-                f"{number} experts of {inputs} inputs and widths {tuple(widths)}."
+                f"{number} experts of {inputs} inputs and widths {every}."
             )
-        self.number, self.inputs, self.widths = number, inputs, tuple(widths)
-        sizes = list(zip((inputs, *widths), widths, strict=False))
-        for layer, (i, o) in enumerate(sizes):
+        self.number, self.inputs, self.widths, self.out = number, inputs, tuple(widths), out
+        for layer, i, o in zip(self.layers, (inputs, *every), every, strict=False):
             bound = 1 / math.sqrt(i)
             weight = torch.empty(number, i, o).uniform_(-bound, bound)
             bias = torch.empty(number, o).uniform_(-bound, bound)
@@ -52,25 +55,36 @@ class Experts(nn.Module):
             self.register_parameter(f"bias_{layer}", nn.Parameter(bias))
 
     @property
+    def layers(self) -> list[str]:
+        """The layers' names: "0", "1", ..., and "out" for one without ReLU."""
+        return [*map(str, range(len(self.widths))), *(() if self.out is None else ("out",))]
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What networks have in common that can run side by side."""
+        return (self.inputs, self.widths, self.out)
+
+    @property
     def weights(self) -> list[Tensor]:
         """Each layer's weights (S, I, O)."""
-        return [own(self, f"weight_{layer}") for layer in range(len(self.widths))]
+        return [own(self, f"weight_{layer}") for layer in self.layers]
 
     @property
     def biases(self) -> list[Tensor]:
         """Each layer's biases (S, O)."""
-        return [own(self, f"bias_{layer}") for layer in range(len(self.widths))]
+        return [own(self, f"bias_{layer}") for layer in self.layers]
 
     @property
     def width(self) -> int:
         """W."""
-        return self.widths[-1]
+        return self.widths[-1] if self.out is None else self.out
 
     def forward(self, rows: Tensor) -> Tensor:
         return run(stack("experts", [self]), "experts", rows)
 
     def extra_repr(self) -> str:
-        return f"{self.number} x {' -> '.join(map(str, (self.inputs, *self.widths)))}"
+        last = () if self.out is None else (f"{self.out} linear",)
+        return f"{self.number} x {' -> '.join(map(str, (self.inputs, *self.widths, *last)))}"
 
 
 def own(module: nn.Module, name: str) -> Tensor:
@@ -91,13 +105,13 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
     """
     first = groups[0]
     for group in groups:
-        if (group.inputs, group.widths) != (first.inputs, first.widths):
+        if group.form != first.form:
             raise UsageError(
                 "Experts that run side by side need one form; got "
                 f"{first.extra_repr()} and {group.extra_repr()}."
             )
     stacked: Stacked = {}
-    for layer in range(len(first.widths)):
+    for layer in first.layers:
         for part in ("weight", "bias"):
             every = [own(group, f"{part}_{layer}") for group in groups]
             stacked[f"{name}_{layer}_{part}"] = joined(every)
@@ -113,6 +127,8 @@ def run(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
         # In place: what a product gives is needed by nobody before the ReLU.
         rows = product(rows, weight_SIO, bias_SO).relu_()
         layer += 1
+    if f"{name}_out_weight" in stacked:
+        rows = product(rows, stacked[f"{name}_out_weight"], stacked[f"{name}_out_bias"])
     return rows
 
 
@@ -223,13 +239,20 @@ class Gates(nn.Module):
 
 
 def opened(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
-    """Return the gates' weights (R, G, E); see `Gates`."""
+    """Return the gates' weights (R, G, E); see `Gates`.
+
+    Gates of one weight (E, 1, D) and several biases `{name}_bias` (G, E) are G gates.
+    """
     weight_EGD = stacked[f"{name}_weight"]
     if rows.ndim == 2:  # one product for all gates, which are too narrow to be quick one by one
         logits_RX = functional.linear(rows, weight_EGD.flatten(0, 1))
         logits_REG = logits_RX.view(-1, *weight_EGD.shape[:2])
     else:
-        logits_REG = torch.bmm(rows, weight_EGD.permute(1, 2, 0)).permute(1, 2, 0)
+        weight_GDE = weight_EGD.permute(1, 2, 0).expand(len(rows), -1, -1)
+        logits_REG = torch.bmm(rows, weight_GDE).permute(1, 2, 0)
+    bias_GE = stacked.get(f"{name}_bias")
+    if bias_GE is not None:
+        logits_REG = logits_REG + bias_GE.mT
     closed_GE = stacked.get(f"{name}_closed")
     if closed_GE is not None:
         logits_REG = logits_REG.masked_fill(closed_GE.mT, -math.inf)

@@ -73,13 +73,14 @@ class HardSharing(SharedModel):
     def forward(self, inputs: Inputs, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return one output per asked task, in the order asked; no task asked, nothing runs."""
         asked = self._asked(tasks)
-        if not asked:
-            return {}
-        features = self.encoder(inputs)
-        outputs: dict[str, Tensor] = dict.fromkeys(asked, _NOTHING)  # fixes the order
+        return self.read(self.encoder(inputs), asked) if asked else {}
+
+    def read(self, features: Features, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Return what the heads of these tasks make of the encoder's features."""
+        outputs: dict[str, Tensor] = dict.fromkeys(tasks, _NOTHING)  # fixes the order
         linear: dict[tuple[str, bool], dict[str, nn.Linear]] = {}
         heads = self.heads
-        for task in asked:
+        for task in tasks:
             head, read = heads[self._keys[task]], self._reads[task]
             if _is_plain_linear(head):
                 linear.setdefault((read, head._parameters["bias"] is None), {})[task] = head

@@ -122,6 +122,7 @@ class TrunkModel(BetweenModel):
             form = partial(shaped, feature=feature, read=read)
             outputs |= run_heads.each(heads, given_ARW, form, apart=read == "map")
             if trace is not None and seen is not None:
+                self.share_loads(trace, seen, read)
                 trace.gates += self.trunk.gates(names, seen)
                 trace.penalties |= self.trunk.penalties(names, seen, outputs)
         return {task: outputs[task] for task in asked}
@@ -129,7 +130,8 @@ class TrunkModel(BetweenModel):
     def extract(self, task: str) -> nn.Module:
         """Return a model of one task alone, inputs -> its output, with copies of the weights.
 
-        It holds what the task needs and nothing else, and computes the same bits.
+        It holds what the task needs and nothing else, and computes the same bits as this model in
+        evaluation mode.
         """
         (name,) = self._asked((task,))
         return Extracted(self, name)

@@ -10,16 +10,15 @@ Shapes: R = rows, G = readers of a gate, E = experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polytask.errors import UsageError
 from polytask.records import GateUse as GateUse
-from polytask.share.base import Inputs, SharedModel, Trace
+from polytask.share.base import Inputs, SharedModel, Trace, looking
 
 DEAD = 0.01
 """An expert with a mean weight below this is not used by the reader."""
@@ -136,7 +135,7 @@ class UseMeter:
         if not self.model.traces:
             return False
         trace = Trace()
-        with _looking(self.model):
+        with looking(self.model):
             self.model(inputs, tasks=tasks, trace=trace)
         for gate in trace.gates:
             weights_RGE = gate.weights_RGE.double()
@@ -184,16 +183,3 @@ def _named(expert: str, owner: str | None) -> str:
 
 def _place(level: int, expert: str) -> str:
     return f"{expert} (level {level})" if level else expert
-
-
-@contextmanager
-def _looking(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode is put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
