@@ -1,24 +1,28 @@
 """clicks, clicked: impressions that may end in a click, a conversion and a repeat, simulated.
 
 The impressions are the people of `census` with its inputs and splits. What happens to them is
-drawn from probabilities that are functions of these inputs, so the truth of every row is known
+drawn from known probabilities, so the truth of every row given its inputs is known
 (`Stream.truth`), also of the conversions of people who never clicked:
 
 - step s happens to a row that came through the steps before it with probability
-  sigmoid(level_s + SLOPE * score_s);
+  sigmoid(level_s + SLOPE * score_s + HIDDEN * mood);
+- the mood of a row is a normal number that no input tells, the same for all its steps. The truth
+  is the mean over it, so a model of the inputs can know the truth, and no more;
 - score_s = LEAN * common + sqrt(1 - LEAN^2) * own_s: whoever is likely to click is likely to
-  convert, so the rows that clicked are no sample of all rows;
+  convert. So the rows that clicked are no sample of all rows, neither in their inputs nor in their
+  mood, and what is trained on them alone promises too much of all others;
 - common and own_s are tastes: random functions of the inputs, additive in all columns plus a
   product of two such sums; on the training rows they have mean 0, deviation 1 and no correlation.
 
 The two suites are the same rows and the same draws, labelled in the two ways of the field:
 
 - `clicks`: over all impressions. A step's label is 1 where it and all before it happened, and its
-  truth is the product of the steps' probabilities: what ESMM and AITM take.
-- `clicked`: a step is labelled only where the one before it happened, and its truth is its own
-  probability, of every row: what a network for each step is trained on.
+  truth is the probability of that: what ESMM and AITM take.
+- `clicked`: a step is labelled only where the one before it happened, and its truth is the
+  probability of the step of every row, were all to come so far: what a network for each step is
+  trained on, and what it is wanted for.
 
-Shapes: N = people, S = steps, D = numeric columns, F = categorical columns.
+Shapes: N = people, S = steps, D = numeric columns, F = categorical columns, K = moods of a mean.
 """
 
 from __future__ import annotations
@@ -45,7 +49,11 @@ RATES = (0.15, 0.25, 0.4)
 LEAN = 0.8
 """Correlation of a step's score with what all steps have in common, on the training rows."""
 SLOPE = 1.5
-"""Deviation of the logits on the training rows."""
+"""Deviation of what the inputs make of the logits, on the training rows."""
+HIDDEN = 0.7
+"""Deviation of what the mood makes of the logits."""
+MOODS = 12
+"""Points of the Gauss-Hermite means over the mood, which are exact to about 1e-9."""
 PRODUCT = 0.7
 """Weight of the product in a taste, whose additive part has weight 1."""
 CLIP = 3.0
@@ -62,7 +70,8 @@ ABOUT = About(
 NOTES = (
     "Simulated: the true probability of every row is known (Stream.truth), so bias can be measured "
     "over all impressions (polytask.recipes.measure).",
-    "The truth is a function of the inputs: nothing hidden drives both a click and a conversion.",
+    "Something that no input tells drives all steps: those who clicked convert more often than "
+    "others with their inputs would. The true probabilities are means over it.",
 )
 
 Array = npt.NDArray[np.float64]
@@ -70,19 +79,16 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Funnel:
-    """What was drawn: the probability of each step given the step before, and how far rows came.
+    """What was drawn, and the probabilities of it given a row's inputs.
 
-    given_NS: of every row, whether or not it came so far. happened_NS: bool, each step and all
-    before it.
+    given_NS: of each step, of every row, were all rows to come so far.
+    so_far_NS: of each step and all before it.
+    happened_NS: bool, each step and all before it.
     """
 
     given_NS: Tensor
+    so_far_NS: Tensor
     happened_NS: Tensor
-
-    @property
-    def so_far_NS(self) -> Tensor:
-        """The probability of each step and all before it."""
-        return self.given_NS.cumprod(1)
 
 
 def simulate(read: Survey, seed: int = 0) -> Funnel:
@@ -102,16 +108,27 @@ def simulate(read: Survey, seed: int = 0) -> Funnel:
             taste = taste - (taste * other)[train_N].mean() * other
         tastes.append(_standard(taste, train_N))
     common, *own = tastes
-    given, came_N = [], np.ones(len(train_N))
+    mood_K, weight_K = np.polynomial.hermite_e.hermegauss(MOODS)
+    weight_K = weight_K / weight_K.sum()
+    mood_N = random.standard_normal(len(common))
+    came_NK = np.ones((len(common), MOODS))
+    given, so_far, drawn = [], [], []
     for rate, own_N in zip(RATES, own, strict=True):
         logit_N = SLOPE * (LEAN * common + math.sqrt(1 - LEAN**2) * own_N)
-        step_N = _sigmoid(_level(logit_N[train_N], came_N, rate) + logit_N)
-        given.append(step_N)
-        came_N = came_N * step_N[train_N]
-    given_NS = np.stack(given, 1)
-    drawn_NS = random.random(given_NS.shape) < given_NS
-    happened_NS = np.logical_and.accumulate(drawn_NS, axis=1)
-    return Funnel(torch.from_numpy(given_NS), torch.from_numpy(happened_NS))
+        logit_NK = logit_N[:, None] + HIDDEN * mood_K
+        level = _level(logit_NK[train_N], came_NK[train_N] * weight_K, rate)
+        step_NK = _sigmoid(level + logit_NK)
+        came_NK = came_NK * step_NK
+        given.append(step_NK @ weight_K)
+        so_far.append(came_NK @ weight_K)
+        step_N = _sigmoid(level + logit_N + HIDDEN * mood_N)
+        drawn.append(random.random(len(step_N)) < step_N)
+    happened_NS = np.logical_and.accumulate(np.stack(drawn, 1), axis=1)
+    return Funnel(
+        given_NS=torch.from_numpy(np.stack(given, 1)),
+        so_far_NS=torch.from_numpy(np.stack(so_far, 1)),
+        happened_NS=torch.from_numpy(happened_NS),
+    )
 
 
 def clicks() -> Suite:
@@ -176,12 +193,12 @@ def _standard(values: Array, train_N: npt.NDArray[np.int64]) -> Array:
     return standard
 
 
-def _level(logit_N: Array, came_N: Array, rate: float) -> float:
-    """Return the level at which, of rows that came so far with these chances, `rate` go on."""
-    low, high = -50.0, 50.0
-    for _ in range(60):
+def _level(logit: Array, came: Array, rate: float) -> float:
+    """Return the level at which, of rows that came so far with these weights, `rate` go on."""
+    low, high = -20.0, 20.0
+    for _ in range(36):
         level = (low + high) / 2
-        goes_on = float((came_N * _sigmoid(level + logit_N)).sum() / came_N.sum())
+        goes_on = float((came * _sigmoid(level + logit)).sum() / came.sum())
         low, high = (level, high) if goes_on < rate else (low, level)
     return level
 
