@@ -446,13 +446,6 @@ def test_nests_that_make_no_sense_are_refused(build, said):
         build()
 
 
-def test_micro_batches_are_refused_with_what_to_do(toy):
-    model, inputs, targets = toy()
-    balancer = Balancer(FeatureLevel(PCGrad()), model.shared(), model.heads)
-    with pytest.raises(UsageError, match=r"FeatureLevel\(PCGrad\) weighs whole updates"):
-        balancer.backward(model.losses(inputs, targets), accumulate=True)
-
-
 def test_gradnorm_trains_its_own_parameters_inside_a_wrapper(toy):
     model, inputs, targets = toy(dtype=torch.float64)
     balancer = Balancer(EveryN(GradNorm(), n=2), model.shared(), model.heads)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from polytask.balance import saved
+from polytask.balance import gradients, saved
 from polytask.balance.base import Balance, Observed, Observer, State
 from polytask.balance.exact import Exact, GramianBy, Pending
 from polytask.balance.losses import At, Axis, Given, Losses, Weights, detached, names_given, unbound
@@ -180,13 +180,9 @@ class Balancer:
         accumulate: True for a micro-batch that is not the last of its update. The losses of the
             micro-batches add up to the step's (divide by the counts of the whole). The weights
             that come back are then those of this call alone: empty for methods that wait.
-        again: computes the losses again, of the model as it is then, of the rows and for the tasks
-            it is told. Called by methods that look again (`looks_again`) alone, such as
-            SampledRows:
-
-                def again(rows, tasks):
-                    outputs = model(rows(x))
-                    return {task: loss[task](outputs[task], rows(y[task])) for task in tasks}
+        again: computes these losses again, see `wrapper.Again`; asked of each micro-batch. Methods
+            that look again (`looks_again`) need it, such as SampledRows. FeatureLevel takes it
+            where there are micro-batches, to save backward passes.
         scale: of a loss scaler, `scaler.get_scale()`; the losses are given as they are. `.grad`
             gets the scaled gradients that `scaler.step(optimizer)` expects, while the method sees
             losses and gradients without the scale. Where the scaled gradients in the shared
@@ -198,11 +194,10 @@ class Balancer:
         its unweighted loss. Raises Diverged naming the task whose loss is not finite.
         """
         check_observed(self.method, self._unobserved)
-        if not accumulate:  # else a wrapper is refused for that
-            check_again(self.method, again)
+        check_again(self.method, again)
         at, given = self._read(losses, tasks)
         losses_K = detached(given)
-        scaled = LossScale(scale, self._wrappers)
+        scaled = LossScale(scale)
         given = scaled.up(given)
         if self._exact.sharded:
             self._world.check_alike(self._axis, at, self.shared[0].device)
@@ -211,7 +206,7 @@ class Balancer:
         if self._undo is None:
             if accumulate:
                 self._axis.check_finite(at, losses_K, self.step)
-                return self._part(at, given, losses_K, scaled)
+                return self._part(at, given, losses_K, scaled, again)
             return self._whole(at, given, losses_K, scaled, again)
         if scale is not None:
             raise UsageError(
@@ -225,7 +220,7 @@ class Balancer:
                 self._pending = self._pending or Pending()
                 self._pending.add_losses(at, losses_K)
                 return Weights((), losses_K[:0], losses_K[:0])
-            return self._part(at, given, losses_K, scaled)
+            return self._part(at, given, losses_K, scaled, again)
         undo, self._undo = self._undo, Undo()
         return self._whole_or_none(at, given, losses_K, again, undo)
 
@@ -252,7 +247,7 @@ class Balancer:
             self._count(f"{error.what}, as observed; did not look at it", 3)
             return
         if at:
-            turn = self._turn(at, losses_K, at, given, None)
+            turn = self._turn(at, losses_K, at, given)
             own = under(path, self.state) if path else self.state
             found = turn.naming(lambda: method.observe(turn.signal(), own))
             self.state = self.state | (nest(path, found) if path else found)
@@ -278,7 +273,8 @@ class Balancer:
         self._axis.check_finite(at, losses_K, self.step)
         if not at:
             raise UsageError("Balancer: measure() needs the loss of at least one task.")
-        return measure(self._turn(at, losses_K, at, given, None, again), self.method, self.state)
+        turn = self._turn(at, losses_K, at, given, again=again)
+        return measure(turn, self.method, self.state)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that the next step depends on, as a flat dict of tensors."""
@@ -300,24 +296,29 @@ class Balancer:
         if self._undo is not None:
             self._undo = Undo()
 
-    def _part(self, at: At, given: Given, losses_K: Tensor, scaled: LossScale) -> Weights:
+    def _part(
+        self, at: At, given: Given, losses_K: Tensor, scaled: LossScale, again: Again | None
+    ) -> Weights:
         """Take a micro-batch that is not the last of its update."""
-        check_parts(self.method)
-        assert not isinstance(self.method, Wrapper), "refused above"
-        self._pending = pending = self._pending or Pending(scaled.factor)
+        pending = self._pending or Pending(scaled.factor)
         pending.check_scale(scaled.factor)
+        losses_K = losses_K if at else losses_K.to(self._device or losses_K.device)
+        turn = self._turn(at, losses_K, at, given, pending, scaled, again)
+        weights = Weights((), losses_K[:0], losses_K[:0])
+        with explained():
+            if isinstance(self.method, Wrapper) or self.method.needs != "losses":
+                turn.take(self.method, self.state)
+            else:
+                check_parts(self.method)
+                if at:
+                    # The next state is not this one's: it follows from the whole update's losses.
+                    update = turn.ask(self.method, self.state)
+                    turn.add_sum(replace(update, penalty=None))
+                    names = self._axis.names(at)
+                    weights = Weights(names, update.weights_K.detach(), losses_K)
         pending.add_losses(at, losses_K)
-        if not at:
-            return Weights((), losses_K, losses_K)
-        if self.method.needs != "losses":
-            with explained():
-                self._exact.take(pending, at, given, self.method.needs)
-            return Weights((), losses_K[:0], losses_K[:0])
-        # The next state is not taken from here: it follows from the losses of the whole update.
-        turn = self._turn(at, losses_K, at, given, None)
-        update = turn.ask(self.method, self.state)
-        turn.add_sum(replace(update, penalty=None))
-        return Weights(self._axis.names(at), update.weights_K.detach(), losses_K)
+        self._pending = pending
+        return weights
 
     def _whole(
         self, at: At, given: Given, losses_K: Tensor, scaled: LossScale, again: Again | None
@@ -335,10 +336,11 @@ class Balancer:
         if not all_at:
             self.step += 1
             return Weights((), all_K, all_K)
-        turn = replace(self._turn(all_at, all_K, at, given, pending, again), loss_scale=scaled)
+        turn = self._turn(all_at, all_K, at, given, pending, scaled, again)
         with explained():
             update = turn.exact(self.method, self.state)
-        if scaled.overflowed:
+        hidden = scaled.factor is not None and self._wrappers  # not all of them ask for a Gramian
+        if scaled.overflowed or (hidden and self._anywhere(gradients.broken(self.shared))):
             return Weights((), all_K[:0], all_K[:0])
         if update.note is not None:
             self._count(update.note)
@@ -386,7 +388,8 @@ class Balancer:
         losses_K: Tensor,
         at: At,
         given: Given,
-        pending: Pending | None,
+        pending: Pending | None = None,
+        scaled: LossScale | None = None,
         again: Again | None = None,
     ) -> Turn:
         self._place(losses_K.device)
@@ -407,6 +410,7 @@ class Balancer:
             pending=pending,
             again=again,
             branches=self._branches,
+            loss_scale=scaled or LossScale(),
             said=self._said,
         )
 

@@ -38,7 +38,6 @@ class EveryN:
     """
 
     looks_again: ClassVar[bool] = False
-    accumulates: ClassVar[bool] = False
     spans_processes: ClassVar[bool] = True
 
     method: Method
@@ -57,6 +56,15 @@ class EveryN:
         """Return weights of NaN, which stand for none yet, and the method's state."""
         weights_T = torch.full((tasks,), torch.nan, dtype=torch.float64)
         return started(self, tasks, {"weights_T": weights_T})
+
+    def take(self, turn: Turn, state: State) -> None:
+        """Weigh a micro-batch by the weights kept; hold it where this update may be a look."""
+        weights_T = state["weights_T"]
+        # Not of the tasks here alone: a later micro-batch, or process, may have the one without.
+        if turn.number % self.n == 0 or bool(weights_T.isnan().any()):
+            turn.take(self.method, under("method", state))
+        else:
+            turn.add_weighted(weights_T.index_select(0, turn.index_K))
 
     def update(self, turn: Turn, state: State) -> Update:
         """Add the gradients; return the weights used, new or old."""

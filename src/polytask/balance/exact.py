@@ -23,6 +23,7 @@ from polytask.balance.looks import Looks
 from polytask.balance.losses import At, Given, unbound
 from polytask.balance.sharded import check_shards, part_of, whole_rows
 from polytask.balance.world import World
+from polytask.balance.wrapper import Again
 from polytask.errors import UsageError
 
 GramianBy = Literal["auto", "rows"]
@@ -39,6 +40,8 @@ class Pending:
 
     reached: positions of the shared parameters that the rows come from.
     scale: what every one of their losses was scaled by.
+    agains: of micro-batches that are computed again in the end, with their tasks.
+    grams: products of the tasks' gradients at features, (K, K), with their tasks.
     """
 
     scale: float | None = None
@@ -47,6 +50,8 @@ class Pending:
     at: At = ()
     rows_KP: Tensor | None = None
     reached: set[int] = field(default_factory=set)
+    agains: list[tuple[Again, At]] = field(default_factory=list)
+    grams: list[tuple[At, Tensor]] = field(default_factory=list)
 
     def check_scale(self, scale: float | None) -> None:
         """Return nothing, or raise where another scale comes with a later micro-batch."""
@@ -175,17 +180,8 @@ class Exact:
             self._try_backward(given)
         takes = self._per_layer_takes(pending, at, given, needs, more=False)
         if self._world.size > 1 and by_layer:
-            device = self._shared[0].device
-            # Without any loss here the others' products have no terms from here.
-            nothing = not at and pending.rows_KP is None and pending.products is None
-            if nothing:
-                pending.products = Products(device)
-            every = self._world.everywhere(takes or nothing, device)
+            every = self._alike(pending, bool(at), retain)
             if takes and not every:
-                assert pending.products is not None
-                self.said = f"{BY_ROWS} (another process cannot tell them per layer)"
-                pending.products.let_go(retain)
-                pending.form_rows(self._shared)
                 at, given = (), ()
             takes = every
         if not takes:
@@ -200,6 +196,35 @@ class Exact:
         if update.penalty is not None:
             (update.penalty / self._world.size).backward()  # type: ignore[no-untyped-call]
         return update
+
+    def weigh(self, pending: Pending, at: At, weights_K: Tensor) -> None:
+        """Add the weighted gradients of the micro-batches held, and keep them no longer.
+
+        Their products are not formed. Every process adds its own, which the loop sums.
+        """
+        products, pending.products = pending.products, None
+        if products is not None:
+            products.add(at, weights_K, self._shared)
+        if pending.rows_KP is not None:
+            mine = weights_K[[at.index(t) for t in pending.at]]
+            direction_P = mine.to(pending.rows_KP.dtype) @ pending.rows_KP
+            gradients.add_direction(direction_P, self._shared, pending.reached)
+
+    def _alike(self, pending: Pending, there: bool, retain: bool) -> bool:
+        """Return whether every process holds products; where not, hold rows in place of them.
+
+        there: whether this one has losses that are not in `pending`.
+        """
+        # Without any loss here the others' products have no terms from here.
+        if pending.rows_KP is None and pending.products is None and not there:
+            pending.products = Products(self._shared[0].device)
+        products = pending.products
+        every = self._world.everywhere(products is not None, self._shared[0].device)
+        if products is not None and not every:
+            self.said = f"{BY_ROWS} (another process cannot tell them per layer)"
+            products.let_go(retain)
+            pending.form_rows(self._shared)
+        return every
 
     def _try_backward(self, given: Given) -> None:
         """Run one backward pass as any loop would, and put every `.grad` back.
@@ -230,20 +255,39 @@ class Exact:
         self.said += f", across {world.size} processes"
         return across.gram(products, all_at, self._shared, self._world)
 
-    def gramian(self, losses: Sequence[Tensor]) -> Tensor:
-        """Return the Gramian of losses of this process, (K, K), and leave every `.grad` alone.
+    def look(self, pending: Pending, at: At, given: Given, more: bool) -> None:
+        """Take losses for their Gramian alone, and leave every `.grad` as it is.
 
-        Per layer wherever that applies, whatever the Balancer was told: nothing else is taken
-        from these losses.
+        Per layer wherever that applies, whatever the Balancer was told. pending: the losses are
+        added to it. more: whether others will be; the graph is let go then.
         """
-        at = range(len(losses))
-        products = self._per_layer.products(losses, self._shared, at)
-        self.said = self._per_layer.said
+        if not at:
+            return
+        losses, products = unbound(given), None
+        if pending.rows_KP is None:
+            before = pending.products
+            products = self._per_layer.products(losses, self._shared, at, before, more, alone=True)
+            self.said = self._per_layer.said
         if products is not None:
             self.held_bytes = max(self.held_bytes, products.held())
-            return products.gram(at)
-        rows_KP = gradients.rows(losses, self._shared)
+            pending.products = products
+            return
+        pending.form_rows(self._shared)
+        together = tuple(sorted({*pending.at, *at}))
+        rows_KP = pending.spread(together, self._shared)
+        rows_KP[[together.index(t) for t in at]] += gradients.rows(losses, self._shared)
+        pending.at, pending.rows_KP = together, rows_KP
+
+    def gramian(self, pending: Pending, all_at: At) -> Tensor:
+        """Return the Gramian, (K, K), of what `look` took in all processes; at: its tasks."""
+        if self._world.size > 1:
+            self._alike(pending, False, False)
+        if pending.products is not None:
+            return self._gram(pending.products, all_at)
+        rows_KP = pending.spread(all_at, self._shared)
         self.held_bytes = max(self.held_bytes, rows_KP.numel() * rows_KP.element_size())
+        if self._world.size > 1:
+            self._world.add_up(rows_KP)
         return gradients.gram(rows_KP)
 
     def _per_layer_takes(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from polytask.balance import gradients
-from polytask.balance.at_cut import Formed, at_cut
+from polytask.balance.at_cut import AtCut, Formed, at_cut
 from polytask.balance.base import Balance, State, Update
 from polytask.balance.exact import unreached
 from polytask.balance.graph import LEAF, Graph, read
@@ -44,12 +44,16 @@ class FeatureLevel:
     method: any that compares gradients, but MoCo: it averages a task's gradient over the steps,
         and each step's features are those of other rows.
 
-    All tasks must read the features of one forward pass. Several processes: as many rows as they
-    have, for methods that need the Gramian alone.
+    All tasks must read the features of one forward pass. Several processes: methods that need the
+    gradients themselves get those at the features of all.
+
+    Micro-batches, for methods that need the Gramian alone: with `again` (see `wrapper.Again`) those
+    before the last are computed again once the weights are known, for one forward pass each;
+    without it their tasks' gradients are passed through the encoder as they come, which is exact
+    also under dropout, at the exact method's price.
     """
 
     looks_again: ClassVar[bool] = False
-    accumulates: ClassVar[bool] = False
     spans_processes: ClassVar[bool] = True
 
     method: Balance
@@ -71,52 +75,83 @@ class FeatureLevel:
             )
         return state
 
+    def take(self, turn: Turn, state: State) -> None:
+        """Keep the products at the features of a micro-batch, and what its weighing needs."""
+        if self.method.needs == "rows":
+            raise UsageError(
+                f"FeatureLevel({type(self.method).__name__}) passes a direction of its own to the "
+                "features, which are gone when the last micro-batch comes: accumulate=True does "
+                "not work with it. Take a smaller batch without accumulation, or a method that "
+                "needs the Gramian alone."
+            )
+        assert turn.pending is not None, "the engine gives one to every micro-batch"
+        found = at_features(turn)
+        if found is not None:
+            turn.pending.grams.append((turn.mine, found.gram()))
+        turn.hold()
+
     def update(self, turn: Turn, state: State) -> Update:
         """Add the gradients; return the method's weights."""
-        if turn.world.size > 1 and self.method.needs == "rows":
-            raise UsageError(
-                f"FeatureLevel({type(self.method).__name__}) needs the features of all rows in "
-                "one process. Use one process, or a method that needs the Gramian alone."
-            )
-        update, down = balanced(turn, self.method, state)
+        found, device = at_features(turn), turn.losses_K.device
+        grams = [] if turn.pending is None else list(turn.pending.grams)
+        rows_KN, columns = None, slice(None)
+        if self.method.needs == "rows":
+            rows_KN = _rows(turn, found)
+            grams.append((turn.at, gradients.gram(rows_KN)))
+            if turn.world.size > 1:
+                rows_KN, columns = turn.world.side_by_side(rows_KN)
+        elif found is not None:
+            grams.append((turn.mine, found.gram()))
+        gram_KK = torch.zeros(len(turn.at), len(turn.at), dtype=torch.float64, device=device)
+        for tasks, part_KK in grams:  # other rows are other coordinates
+            index = _places(turn, tasks)
+            gram_KK[index[:, None], index] += part_KK.to(device)
+        if turn.world.size > 1:
+            turn.world.add_up(gram_KK)
+        update = turn.ask(self.method, under("method", state), gram_KK, rows_KN)
+        how = Formed.how if found is None else found.how
+        turn.said.how = f"feature level: {how}, one through the encoder{turn.held}"
         with turn.watched():
-            if down is not None:
-                for parameter, grad in passed_down(turn, *down):
-                    parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+            turn.add_held(update.weights_K)
+            if found is not None:
+                if update.direction_P is not None:
+                    direction = update.direction_P[columns]
+                else:
+                    direction = found.weighted(update.weights_K.detach()[_places(turn, turn.mine)])
+                for parameter, grad in passed_down(turn, found.cut, direction):
+                    gradients.add(parameter, grad)
         turn.add_penalty(update)
         return Update(nest("method", update.state), update.weights_K, note=update.note)
 
 
-def balanced(
-    turn: Turn, method: Balance, state: State
-) -> tuple[Update, tuple[Node, Tensor] | None]:
-    """Return the method's answer, and the node of the features with the gradient to pass down.
+def at_features(turn: Turn) -> AtCut | None:
+    """Return this process's gradients at the features; None where it has no loss.
 
-    state: of the wrapper. A process without a loss has nothing to pass. Raises UsageError where
-    the tasks have no features in common.
+    Raises UsageError where the tasks have no features in common.
     """
-    losses, tasks = turn.losses, len(turn.at)
-    mine = torch.tensor([turn.at.index(t) for t in turn.mine], device=turn.losses_K.device)
-    gram_KK = torch.zeros(tasks, tasks, dtype=torch.float64, device=turn.losses_K.device)
-    at = rows_KN = None
-    if losses:
-        graph = read(losses, turn.shared)
-        at = at_cut(features(graph, turn.shared), graph.order, losses)
-        if method.needs == "rows":  # of one process, which has every task
-            rows_KN = at.rows()
-        own_KK = at.gram() if rows_KN is None else gradients.gram(rows_KN)
-        gram_KK[mine[:, None], mine] = own_KK.to(gram_KK.device)
-    if turn.world.size > 1:
-        turn.world.add_up(gram_KK)  # other processes' rows are other coordinates
-    update = turn.ask(method, under("method", state), gram_KK, rows_KN)
-    how = Formed.how if at is None else at.how
-    turn.said.how = f"feature level: {how}, one through the encoder"
-    if at is None:
-        return update, None
-    direction = update.direction_P
-    if direction is None:
-        direction = at.weighted(update.weights_K.detach()[mine])
-    return update, (at.cut, direction)
+    if not turn.mine:
+        return None
+    graph = read(turn.losses, turn.shared)
+    return at_cut(features(graph, turn.shared), graph.order, turn.losses)
+
+
+def _places(turn: Turn, tasks: Sequence[int]) -> Tensor:
+    """Return where the tasks stand among those of the update."""
+    where = [turn.at.index(task) for task in tasks]
+    return torch.tensor(where, dtype=torch.int64, device=turn.losses_K.device)
+
+
+def _rows(turn: Turn, found: AtCut | None) -> Tensor:
+    """Return this process's gradients of all tasks of the update, (K, N), zeros of those it lacks;
+    without any loss here N is 0."""
+    if found is None:
+        like = torch.promote_types(turn.shared[0].dtype, torch.float32)
+        return torch.zeros(len(turn.at), 0, dtype=like, device=turn.shared[0].device)
+    mine_KN = found.rows()
+    if turn.mine == turn.at:
+        return mine_KN
+    rows_KN = mine_KN.new_zeros(len(turn.at), mine_KN.shape[1])
+    return rows_KN.index_copy(0, _places(turn, turn.mine), mine_KN)
 
 
 def passed_down(turn: Turn, cut: Node, direction: Tensor) -> list[tuple[Tensor, Tensor]]:

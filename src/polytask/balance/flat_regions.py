@@ -13,7 +13,7 @@ Shapes: T = tasks of the run, K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from polytask.balance import gradients
 from polytask.balance.base import Balance, State, Update
-from polytask.balance.elsewhere import Slope, add_own, reached, slope, slope_at
+from polytask.balance.elsewhere import Grads, Slopes
 from polytask.balance.turn import Turn
 from polytask.balance.wrapper import Method, Rows, check_wrapped, nest, started, under
 from polytask.errors import UsageError
@@ -41,15 +41,14 @@ class FlatRegions:
     method: any but those that look at losses between updates.
     rho: > 0, the length of the move, of the shared parameters and of a task's own each.
 
-    Needs `again`, see `Balancer.backward`: one forward and two backward passes per task present,
+    Needs `again`, see `wrapper.Again`: one forward and two backward passes per task present,
     and 2 K P numbers. `again` must not change the model: in it, running statistics of batch
     normalisation would be updated K times more (the authors stop them there, and so does `fit`);
-    dropout is drawn anew, as in their code. One process.
+    dropout is drawn anew, as in their code. Micro-batches before the last are computed once more.
     """
 
     looks_again: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
-    spans_processes: ClassVar[bool] = False
+    spans_processes: ClassVar[bool] = True
 
     method: Balance
     rho: float = 0.05
@@ -68,51 +67,70 @@ class FlatRegions:
         flat = {} if self.method.needs == "losses" else nest("flat", self.method.start(tasks))
         return started(self, tasks, flat)
 
+    def take(self, turn: Turn, state: State) -> None:
+        """Keep what computes the micro-batch again: a task moves along its whole gradient."""
+        turn.hold()
+
     def update(self, turn: Turn, state: State) -> Update:
         """Add both parts' gradients; return the weights of the low loss part."""
-        here = [slope(turn, loss, retain=True) for loss in turn.losses]
-        low_KP = torch.stack([found.row(turn.shared) for found in here])
+        here = Slopes(turn)
+        for again, at in turn.before:
+            found, given, _ = turn.look(again, Rows(), turn.at)
+            if found != at:
+                raise turn.not_alike(at, found)
+            here.add(found, given)
+        here.add(turn.mine, turn.given, turn.retain)
+        here.sum()
+        low_KP = here.rows_KP
         low_KK = gradients.gram(low_KP)
+        own = here.own_together()
+        if here.overflow(own):
+            return turn.overflowed(state)
         turn.axis.check_gradients(turn.at, low_KK, turn.number)  # before anything moves along them
-        there: list[Slope] = []
-        for task, low in zip(turn.at, here, strict=True):
-            shifts = [*_uphill(low.shared, self.rho), *_uphill(low.own, self.rho)]
-            found = slope_at(turn, task, shifts, Rows())
-            if found is None:
+        norms_K = low_KK.diagonal().sqrt()
+        there, all_rows = Slopes(turn), [Rows()] * len(turn.every)
+        for task, norm in zip(turn.at, norms_K, strict=True):
+            own_norm = _norm(own[task])
+            shifts = here.shifts(task, self._uphill(norm), own[task], self._uphill(own_norm))
+            labelled = there.look(task, shifts, all_rows)
+            if labelled != [n for n, (_, at) in enumerate(turn.every) if task in at]:
                 raise UsageError(
                     f"FlatRegions: again(...) gave no loss of task {turn.axis.tasks[task]!r}, "
                     "which has one in this step; with all rows it must give the same losses."
                 )
-            there.append(found)
-        flat_KP = torch.stack([found.row(turn.shared) for found in there]) - low_KP
+        turn.together(there.seen)
+        there.sum()
+        there.reached |= here.reached
+        flat_KP = there.rows_KP - low_KP
         turn.said.how = f"flat regions: one forward and two backward per task, rho {self.rho:g}"
         if self.method.needs == "losses":
             update = turn.ask(self.method, under("method", state))
             weights_K = update.weights_K.detach()
             direction_P = weights_K.to(low_KP.dtype) @ (low_KP + flat_KP)
-            add_own(there, weights_K)
+            there.add_own(weights_K)
             states, notes = nest("method", update.state), [update.note]
             turn.add_trained(update)
         else:
             flat = turn.ask(self.method, under("flat", state), gradients.gram(flat_KP), flat_KP)
             update = turn.ask(self.method, under("method", state), low_KK, low_KP)
             direction_P = _direction(update, low_KP) + _direction(flat, flat_KP)
-            add_own(there)
+            there.add_own()
             states = nest("method", update.state) | nest("flat", flat.state)
             notes = [update.note, flat.note]
             turn.add_penalty(update)
-        gradients.add_direction(direction_P, turn.shared, reached(turn, [*here, *there]))
+        there.add_direction(direction_P)
         told = "; ".join(dict.fromkeys(note for note in notes if note is not None))
         return Update(states, update.weights_K.detach(), note=told or None)
 
+    def _uphill(self, norm: Tensor) -> Tensor:
+        """Return what makes a gradient of this norm a move of rho; no move where it is zero."""
+        return torch.where(norm > 0, self.rho / norm, 0.0)
 
-def _uphill(slopes: Sequence[tuple[Tensor, Tensor]], rho: float) -> list[tuple[Tensor, Tensor]]:
-    """Return the move of `rho` along the gradient; no move where it is zero."""
-    if not slopes:
-        return []
-    norm = torch.stack([grad.norm() for _, grad in slopes]).norm()
-    scale = torch.where(norm > 0, rho / norm, 0.0)
-    return [(parameter, scale.to(grad.dtype) * grad) for parameter, grad in slopes]
+
+def _norm(grads: Grads) -> Tensor:
+    """Return the norm of the gradients together; 0 where there are none."""
+    squares = [grad.square().sum(dtype=torch.float64) for _, grad in grads.values()]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
 
 
 def _direction(update: Update, rows_KP: Tensor) -> Tensor:

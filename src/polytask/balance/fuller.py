@@ -7,7 +7,7 @@ Differs from the source: its abstract and the caption of its figure 2 were at ha
     layer, and that the magnitudes in the modality branches are then brought to one level. Chosen
     here: the calibration of the tasks is any method's, on the gradients at the output of the last
     shared layer (see FeatureLevel); the level of the branches is the mean of their norms.
-Shapes: K = tasks present, N = numbers of the features.
+Shapes: as in FeatureLevel.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from polytask.balance import gradients
 from polytask.balance.base import Balance, State, Update
-from polytask.balance.feature_level import FeatureLevel, balanced, passed_down
+from polytask.balance.feature_level import FeatureLevel
 from polytask.balance.turn import Turn
-from polytask.balance.wrapper import Method, check_wrapped, nest
+from polytask.balance.wrapper import Method, check_wrapped
 from polytask.errors import UsageError
 
 Branches = Mapping[str, Sequence[nn.Parameter]]
@@ -41,12 +42,12 @@ class Fuller:
         no parameter in two of them. None: those of `Balancer(..., branches=...)`, which `fit`
         takes from `model.branches()`.
 
-    Costs what FeatureLevel does. One process.
+    Costs what FeatureLevel does; with several processes, a message as long as the branches'
+    parameters more.
     """
 
     looks_again: ClassVar[bool] = False
-    accumulates: ClassVar[bool] = False
-    spans_processes: ClassVar[bool] = False
+    spans_processes: ClassVar[bool] = True
 
     method: Balance
     branches: Branches | None = None
@@ -62,7 +63,11 @@ class Fuller:
 
     def start(self, tasks: int) -> State:
         """Return the method's state; raise where it remembers gradients."""
-        return FeatureLevel(self.method).start(tasks)
+        return self._inner.start(tasks)
+
+    def take(self, turn: Turn, state: State) -> None:
+        """Take a micro-batch as FeatureLevel does: the norms are those of the whole update."""
+        self._inner.take(turn, state)
 
     def update(self, turn: Turn, state: State) -> Update:
         """Add the gradients; return the method's weights."""
@@ -72,40 +77,49 @@ class Fuller:
                 "Fuller needs the model's modality branches; give Fuller(method, branches={name: "
                 "parameters, ...}), or an encoder with a ModuleDict `branches` to fit."
             )
-        update, down = balanced(turn, self.method, state)
-        assert down is not None, "one process has every task present"
-        found = calibrated(passed_down(turn, *down), branches)
-        for parameter, grad in found:
-            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-        turn.add_penalty(update)
+        with gradients.apart(turn.shared) as found:
+            update = self._inner.update(turn, state)
+        scales = levelled(turn, found, branches)
+        for parameter in turn.shared:
+            if id(parameter) in found:
+                grad, scale = found[id(parameter)], scales.get(id(parameter))
+                gradients.add(parameter, grad if scale is None else grad * scale.to(grad.dtype))
         turn.said.how += f"; branches {', '.join(branches)} at one level"
-        return Update(nest("method", update.state), update.weights_K, note=update.note)
+        return update
+
+    @property
+    def _inner(self) -> FeatureLevel:
+        return FeatureLevel(self.method)
 
 
-def calibrated(
-    grads: Sequence[tuple[Tensor, Tensor]], branches: Branches
-) -> list[tuple[Tensor, Tensor]]:
-    """Return the parameters' gradients, those of each branch scaled to the branches' mean norm."""
+def levelled(turn: Turn, found: Mapping[int, Tensor], branches: Branches) -> dict[int, Tensor]:
+    """Return, by the id of a branch's parameter, what brings its gradient to the mean norm.
+
+    found: this process's part of the gradients, by the same id; the norms are those of the sum.
+    """
     of_branch = {id(p): name for name, parameters in branches.items() for p in parameters}
-    squares: dict[str, Tensor] = {}
-    for parameter, grad in grads:
-        name = of_branch.get(id(parameter))
-        if name is not None:
-            square = grad.square().sum(dtype=torch.float64)
-            squares[name] = squares[name] + square if name in squares else square
-    if not squares:
+    ours = [parameter for parameter in turn.shared if id(parameter) in of_branch]
+    reached = {i for i, parameter in enumerate(ours) if id(parameter) in found}
+    grads = [found.get(id(p), p.new_zeros(())).expand(p.shape) for p in ours]
+    if ours and turn.world.size > 1:
+        reached = turn.world.reached_anywhere(reached, ours)
+        whole = torch.cat([grad.flatten() for grad in grads])
+        turn.world.add_up(whole)
+        grads = list(torch.split(whole, [p.numel() for p in ours]))
+    if not reached:
         raise UsageError(
             "Fuller: no loss reaches a parameter of the branches; give those of the model that "
             "Balancer balances."
         )
+    squares: dict[str, Tensor] = {}
+    for i in sorted(reached):
+        name, square = of_branch[id(ours[i])], grads[i].square().sum(dtype=torch.float64)
+        squares[name] = squares[name] + square if name in squares else square
     norms = {name: square.sqrt() for name, square in squares.items()}
     there = torch.stack(list(norms.values()))
     level = there.sum() / (there > 0).sum().clamp(min=1)
     scales = {name: torch.where(norm > 0, level / norm, 1.0) for name, norm in norms.items()}
-    return [
-        (p, grad * scales[of_branch[id(p)]].to(grad.dtype) if id(p) in of_branch else grad)
-        for p, grad in grads
-    ]
+    return {id(ours[i]): scales[of_branch[id(ours[i])]] for i in reached}
 
 
 def check_branches(branches: Branches) -> None:

@@ -9,7 +9,8 @@ sharded, the numbers of them that this process holds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -174,6 +175,38 @@ def add_weighted(
         losses_K.backward(ones_K, inputs=others, retain_graph=retain or bool(reached))  # type: ignore[no-untyped-call]
     if reached:
         losses_K.backward(weights_K.to(losses_K.dtype), inputs=reached, retain_graph=retain)  # type: ignore[no-untyped-call]
+
+
+def broken(parameters: Iterable[Tensor]) -> Tensor:
+    """Return 1.0 where a parameter's gradient is not finite, else 0.0."""
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    finite = torch.stack([grad.isfinite().all() for grad in grads]).all()
+    return 1.0 - finite.to(torch.float32)
+
+
+@contextlib.contextmanager
+def apart(parameters: Sequence[Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Put what is added to a `.grad` inside into the mapping, by the id of the parameter.
+
+    It is filled when the block ends; every `.grad` is then what it was before.
+    """
+    before = [parameter.grad for parameter in parameters]
+    found: dict[int, Tensor] = {}
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        yield found
+        found |= {id(p): p.grad for p in parameters if p.grad is not None}
+    finally:
+        for parameter, grad in zip(parameters, before, strict=True):
+            parameter.grad = grad
+
+
+def add(parameter: Tensor, grad: Tensor) -> None:
+    """Add to the parameter's `.grad`."""
+    parameter.grad = grad if parameter.grad is None else parameter.grad + grad
 
 
 def marks(shared: Sequence[Tensor]) -> Tensor:

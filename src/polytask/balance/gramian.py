@@ -151,11 +151,13 @@ class PerLayer:
         at: Sequence[int],
         before: Products | None = None,
         more: bool = False,
+        alone: bool = False,
     ) -> Products | None:
         """Return the products of the losses' gradients; None where this cannot tell them.
 
         at: the tasks' positions. before: of the micro-batches that came before in the update; what
         comes back is the same object, added to. more: another micro-batch will come.
+        alone: no other parameter is to get its gradient.
         """
         why = _refusal(losses, shared)
         graph = None if why else read(losses, shared)
@@ -174,7 +176,7 @@ class PerLayer:
         products = before or Products(shared[0].device)
         with torch.no_grad():
             self._take(products, graph, losses, shared, at, more or before is not None)
-        products.expect(losses, graph.others)
+        products.expect(losses, [] if alone else graph.others)
         if more:
             products.let_go()
         return products

@@ -22,9 +22,9 @@ import torch
 
 from polytask.balance import gradients
 from polytask.balance.base import Balance, State, Update
-from polytask.balance.elsewhere import Slope, add_own, reached, slope, slope_at
+from polytask.balance.elsewhere import Slopes
 from polytask.balance.turn import Turn
-from polytask.balance.wrapper import Method, Rows, check_wrapped, nest, started, under
+from polytask.balance.wrapper import Method, check_wrapped, nest, started, under
 from polytask.errors import UsageError
 
 
@@ -42,15 +42,14 @@ class LookAhead:
     inner: in (0, 1), the part of the rows that the inner step is made on.
     seed: >= 0; of the split, drawn anew at every step.
 
-    Needs `again`, see `Balancer.backward`: one forward pass for the inner rows, one per task for
+    Needs `again`, see `wrapper.Again`: one forward pass for the inner rows, one per task for
     the outer, and two backward passes per task. The losses given to `backward` are told to the
     method and reported; their graph is not used. Running statistics and dropout: as in
-    FlatRegions. One process.
+    FlatRegions. Every micro-batch and process splits its own rows.
     """
 
     looks_again: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
-    spans_processes: ClassVar[bool] = False
+    spans_processes: ClassVar[bool] = True
 
     method: Balance
     lr: float = 1e-3
@@ -77,34 +76,39 @@ class LookAhead:
         """Return the method's state."""
         return started(self, tasks, {})
 
+    def take(self, turn: Turn, state: State) -> None:
+        """Keep what computes the micro-batch again: a task steps along its whole gradient."""
+        turn.hold()
+
     def update(self, turn: Turn, state: State) -> Update:
         """Add the outer gradients; return the weights of all tasks present."""
-        draw = (self.seed, turn.number)
-        at, given = turn.look_again(Rows(draw, 0.0, self.inner), turn.at)
-        steps = {
-            task: [
-                (parameter, -self.lr * grad)
-                for found in [slope(turn, loss, retain=True)]
-                for parameter, grad in (*found.shared, *found.own)
-            ]
-            for task, loss in zip(at, given, strict=True)
-        }
-        outer: dict[int, Slope] = {}
+        inner, parts = Slopes(turn), range(len(turn.every))
+        for n, (again, _) in enumerate(turn.every):
+            rows = turn.rows(self.seed, n, 0.0, self.inner)
+            at, given, losses_K = turn.look(again, rows, turn.at)
+            inner.seen.add_losses(at, losses_K)
+            inner.add(at, given)
+        turn.together(inner.seen)
+        inner.sum()
+        own = inner.own_together()
+        if inner.overflow(own):
+            return turn.overflowed(state)
+        outer, step = Slopes(turn), -self.lr / turn.loss_scale.times
+        kept_back = [turn.rows(self.seed, n, self.inner, 1.0) for n in parts]
         for task in turn.at:
-            found = slope_at(turn, task, steps.get(task, []), Rows(draw, self.inner, 1.0))
-            if found is not None:
-                outer[task] = found
+            outer.look(task, inner.shifts(task, step, own[task], step), kept_back)
+        at, _ = turn.together(outer.seen)
+        outer.sum()
         turn.said.how = (
             f"look-ahead: one forward and two backward per task, inner lr {self.lr:g} on "
             f"{self.inner:g} of the rows"
         )
         weights_K = torch.zeros(len(turn.at), dtype=torch.float64, device=turn.losses_K.device)
-        if not outer:
+        if not at:
             return Update(state, weights_K)
-        slopes = list(outer.values())
-        index_S = torch.tensor([turn.at.index(task) for task in outer], device=weights_K.device)
-        seen = replace(turn, at=tuple(outer), losses_K=turn.losses_K[index_S])
-        rows_SP = torch.stack([found.row(turn.shared) for found in slopes])
+        index_S = torch.tensor([turn.at.index(task) for task in at], device=weights_K.device)
+        seen = replace(turn, at=at, losses_K=turn.losses_K[index_S])
+        rows_SP = outer.rows_KP[index_S]
         by_losses = self.method.needs == "losses"
         gram_SS = None if by_losses else gradients.gram(rows_SP)
         update = seen.ask(self.method, under("method", state), gram_SS, rows_SP)
@@ -112,11 +116,11 @@ class LookAhead:
         direction_P = update.direction_P
         if direction_P is None:
             direction_P = weights_S.to(rows_SP.dtype) @ rows_SP
-        gradients.add_direction(direction_P, turn.shared, reached(turn, slopes))
-        add_own(slopes, weights_S if by_losses else None)
+        weights_K = weights_K.index_copy(0, index_S, weights_S.to(weights_K))
+        outer.add_direction(direction_P)
+        outer.add_own(weights_K if by_losses else None)
         if by_losses:
             seen.add_trained(update)
         else:
             seen.add_penalty(update)
-        weights_K = weights_K.index_copy(0, index_S, weights_S.to(weights_K))
         return Update(nest("method", update.state), weights_K, note=update.note)

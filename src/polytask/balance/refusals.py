@@ -46,14 +46,8 @@ def check_settings(
         raise UsageError(f"Balancer: nonfinite is {nonfinite!r}; give 'stop' or 'skip'.")
 
 
-def check_parts(method: Balance | Wrapper) -> None:
-    """Refuse micro-batches where the method cannot weigh them."""
-    if isinstance(method, Wrapper):
-        raise UsageError(
-            f"{label(method)} weighs whole updates, no micro-batches: accumulate=True "
-            "does not work with it. Take a smaller batch without accumulation, or the method "
-            "without the wrapper."
-        )
+def check_parts(method: Balance) -> None:
+    """Refuse micro-batches where a method of the losses cannot weigh them as they come."""
     if method.needs == "losses" and not method.foresees:
         raise UsageError(
             f"{label(method)} weighs by the whole step's losses, so it cannot "

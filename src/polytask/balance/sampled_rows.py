@@ -18,9 +18,9 @@ from typing import ClassVar
 import torch
 
 from polytask.balance.base import Balance, State, Update
-from polytask.balance.losses import detached
+from polytask.balance.exact import Pending
 from polytask.balance.turn import Turn
-from polytask.balance.wrapper import Method, Rows, check_wrapped, nest, started, under
+from polytask.balance.wrapper import Method, check_wrapped, nest, started, under
 from polytask.errors import UsageError
 
 
@@ -37,13 +37,14 @@ class SampledRows:
     The sample's Gramian is formed per layer where that applies; `Balancer` says of its `gramian`
     what that means for a run that is taken up again.
 
-    Needs `again`, see `Balancer.backward`. The second forward pass updates the running statistics
-    of batch normalisation, unless `again` keeps them; `fit` does. One process.
+    Needs `again`, see `wrapper.Again`. The second forward pass updates the running statistics of
+    batch normalisation, unless `again` keeps them; `fit` does. Every micro-batch and process draws
+    of its own rows; micro-batches before the last are passed backward when the weights are known,
+    after one forward pass more.
     """
 
     looks_again: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
-    spans_processes: ClassVar[bool] = False
+    spans_processes: ClassVar[bool] = True
 
     method: Balance
     fraction: float = 0.125
@@ -68,15 +69,25 @@ class SampledRows:
         weights_T = torch.full((tasks,), torch.nan, dtype=torch.float64)
         return started(self, tasks, {"weights_T": weights_T})
 
+    def take(self, turn: Turn, state: State) -> None:
+        """Keep what computes the micro-batch again: its weights follow from the whole sample."""
+        turn.hold()
+
     def update(self, turn: Turn, state: State) -> Update:
         """Add the gradients of the whole batch; return the weights."""
-        rows = Rows((self.seed, turn.number), 0.0, self.fraction)
-        at, given = turn.look_again(rows, turn.at)
+        seen, parts = Pending(), turn.every
+        for n, (again, _) in enumerate(parts):
+            rows = turn.rows(self.seed, n, 0.0, self.fraction)
+            mine, given, losses_K = turn.look(again, rows, turn.at)
+            seen.add_losses(mine, losses_K)
+            turn.engine.look(seen, mine, given, more=n + 1 < len(parts))
+        at, losses_S = turn.together(seen)
         weights_T = state["weights_T"]
         method_state, note = under("method", state), None
         if at:
-            sample = replace(turn, at=at, mine=at, given=given, losses_K=detached(given))
-            gram_SS = turn.engine.gramian(sample.losses)
+            gram_SS = turn.engine.gramian(seen, at)
+            how = f"a sample of {self.fraction:g} of the rows: {turn.engine.said}{turn.held}"
+            sample = replace(turn, at=at, losses_K=losses_S)
             found = sample.ask(self.method, method_state, gram_SS)
             sample.add_penalty(found)
             method_state, note = found.state, found.note
@@ -84,9 +95,10 @@ class SampledRows:
             weights_T = weights_T.index_copy(0, sample.index_K, new_S)
             mean = new_S.mean()
         else:
+            how = f"a sample of {self.fraction:g} of the rows, without a label"
             mean = weights_T.nanmean().nan_to_num(nan=1.0)
         weights_K = weights_T.index_select(0, turn.index_K)
         weights_K = torch.where(weights_K.isnan(), mean, weights_K)
         turn.add_weighted(weights_K)
-        turn.said.how = f"a sample of {self.fraction:g} of the rows: {turn.engine.said}"
+        turn.said.how = how
         return Update({"weights_T": weights_T} | nest("method", method_state), weights_K, note=note)

@@ -10,7 +10,6 @@ Shapes: K = tasks present, P = shared parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -23,23 +22,23 @@ from polytask.errors import UsageError
 class LossScale:
     """The scale of one call's losses. None: there is no scaler.
 
-    around: the wrappers of the method; there must be none, for their ways are not all linear.
-    overflowed: whether scaled gradients were not finite, so that the method was not asked.
+    overflowed: whether scaled gradients were not finite, so that the method was not asked, or its
+        answer is not to be used.
     """
 
-    def __init__(self, factor: float | None = None, around: Sequence[object] = ()) -> None:
+    def __init__(self, factor: float | None = None) -> None:
         if factor is not None and not 0 < factor < math.inf:
             raise UsageError(
                 f"Balancer: scale is {factor}; give a number > 0, scaler.get_scale(), or leave it "
                 "out."
             )
-        if factor is not None and around:
-            raise UsageError(
-                f"{type(around[0]).__name__} does not work with a loss scaler; use bfloat16, which "
-                "needs none, or the method without the wrapper."
-            )
         self.factor = factor
         self.overflowed = False
+
+    @property
+    def times(self) -> float:
+        """Return what the losses are multiplied by; 1 without a scaler."""
+        return 1.0 if self.factor is None else self.factor
 
     def up(self, given: Given) -> Given:
         """Return the losses times the scale."""
@@ -49,9 +48,9 @@ class LossScale:
             return given * self.factor
         return [loss * self.factor for loss in given]
 
-    def overflows(self, gram_KK: Tensor) -> bool:
-        """Return whether there is a scaler, and scaled gradients that are not finite."""
-        if self.factor is not None and not bool(gram_KK.diagonal().isfinite().all()):
+    def overflows(self, values: Tensor) -> bool:
+        """Return whether there is a scaler, and scaled values that are not finite."""
+        if self.factor is not None and not bool(values.isfinite().all()):
             self.overflowed = True
         return self.overflowed
 

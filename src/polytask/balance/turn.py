@@ -29,6 +29,7 @@ from polytask.balance.losses import (
 from polytask.balance.scaled import LossScale
 from polytask.balance.world import World
 from polytask.balance.wrapper import Again, Method, Rows, Wrapper
+from polytask.errors import UsageError
 
 Answer = TypeVar("Answer")
 
@@ -49,7 +50,8 @@ class Turn:
 
     axis: the run's tasks. at: the tasks present anywhere; losses_K: their losses, detached, summed
         over the processes. mine, given: the tasks and losses, with graphs, of this process.
-    pending: what the micro-batches before the last left. again: see `wrapper.Again`.
+    pending: what the micro-batches before this one left; `take` adds to it. again: see
+        `wrapper.Again`, of this micro-batch.
     branches: the shared parameters of each modality branch, by name.
     number: updates before this one. epoch: whole epochs before, None where nobody tells.
     shared: the shared parameters. retain: whether the losses' graph must outlive the update.
@@ -102,7 +104,7 @@ class Turn:
         """
         scaled = self.loss_scale
         if gram_KK is not None:
-            if scaled.overflows(gram_KK):
+            if scaled.overflows(gram_KK.diagonal()):
                 return Update(state, torch.full_like(self.losses_K, torch.nan))
             self.axis.check_gradients(self.at, gram_KK, self.number)
         self.said.gram_KK = gram_KK = scaled.down(gram_KK, 2)
@@ -143,6 +145,47 @@ class Turn:
         self.said.how = self.engine.said
         return update
 
+    # -- micro-batches ---------------------------------------------------------------------------
+
+    def take(self, method: Method, state: State) -> None:
+        """Take a micro-batch that others follow, as without the wrapper."""
+        if isinstance(method, Wrapper):
+            method.take(self, state)
+        elif self.mine:
+            assert self.pending is not None, "the engine gives one to every micro-batch"
+            self.engine.take(self.pending, self.mine, self.given, method.needs)
+
+    def hold(self) -> None:
+        """Keep of a micro-batch that others follow what `add_weighted` needs in the end.
+
+        Where it can be computed again, that is the function which does; else its tasks' gradients.
+        """
+        assert self.pending is not None, "the engine gives one to every micro-batch"
+        if self.again is not None:
+            self.pending.agains.append((self.again, self.mine))
+        elif self.mine:
+            self.engine.take(self.pending, self.mine, self.given, "gramian")
+
+    @property
+    def before(self) -> Sequence[tuple[Again, At]]:
+        """The micro-batches that are to be computed again, and this process's tasks in each."""
+        return () if self.pending is None else self.pending.agains
+
+    @property
+    def every(self) -> Sequence[tuple[Again, At]]:
+        """Every micro-batch of the update, for wrappers that compute all of them again."""
+        assert self.again is not None, "the engine has checked it"
+        return (*self.before, (self.again, self.mine))
+
+    @property
+    def held(self) -> str:
+        """Return what became of the micro-batches before this one, in words that end a sentence."""
+        if self.before:
+            return "; micro-batches before the last computed again"
+        if self.pending is not None and self.pending.losses:
+            return f"; micro-batches before the last: {self.engine.said}"
+        return ""
+
     # -- gradients -------------------------------------------------------------------------------
 
     def add_sum(self, update: Update) -> None:
@@ -165,6 +208,7 @@ class Turn:
             self.add_penalty(update)
             return
         own = (update.weights_K * self.losses_K.to(update.weights_K.dtype)).sum()
+        own = own * self.loss_scale.times
         if update.penalty is not None:
             own = own + update.penalty
         self.add_penalty(replace(update, penalty=own))
@@ -178,11 +222,34 @@ class Turn:
     def add_weighted(self, weights_K: Tensor) -> None:
         """Add the weighted sum to the shared `.grad`, and to every other its unweighted gradient.
 
-        About the price of one backward pass: each pass goes only where it is needed.
+        About the price of one backward pass: each pass goes only where it is needed. Of the
+        micro-batches before this one too, where they are held.
         """
-        if self.mine:
-            weights_K = self._of_mine(weights_K.detach())
-            gradients.add_weighted(stacked(self.given), weights_K, self.shared, self.retain)
+        with self.watched():
+            self.add_held(weights_K)
+            if self.mine:
+                mine_K = self._of_mine(weights_K.detach())
+                gradients.add_weighted(stacked(self.given), mine_K, self.shared, self.retain)
+
+    def add_held(self, weights_K: Tensor) -> None:
+        """Do what `add_weighted` does, of the micro-batches before this one alone."""
+        if self.pending is None:
+            return
+        self.engine.weigh(self.pending, self.at, weights_K.detach())
+        for again, at in self.before:
+            found, given, _ = self.look(again, Rows(), self.at)
+            if found != at:
+                raise self.not_alike(at, found)
+            if at:
+                mine_K = self._of(at, given, weights_K.detach())
+                gradients.add_weighted(stacked(given), mine_K, self.shared)
+
+    def overflowed(self, state: State) -> Update:
+        """Add gradients that are not finite, so that a loss scaler passes over the update."""
+        for parameter in self.shared:
+            if parameter.requires_grad:
+                gradients.add(parameter, torch.full_like(parameter, torch.nan))
+        return Update(state, torch.full_like(self.losses_K, torch.nan))
 
     def add_penalty(self, update: Update) -> None:
         """Add the gradient of the method's own penalty, where it has one."""
@@ -190,24 +257,57 @@ class Turn:
             (update.penalty / self.world.size).backward()  # type: ignore[no-untyped-call]
 
     def _of_mine(self, weights_K: Tensor) -> Tensor:
-        if self.mine != self.at:
-            weights_K = weights_K[[self.at.index(t) for t in self.mine]]
-        given = self.given if isinstance(self.given, Tensor) else self.given[0]
-        return weights_K.to(given.dtype)
+        return self._of(self.mine, self.given, weights_K)
+
+    def _of(self, at: At, given: Given, weights_K: Tensor) -> Tensor:
+        """Return the weights of some tasks, in the dtype of their losses."""
+        if at != self.at:
+            weights_K = weights_K[[self.at.index(t) for t in at]]
+        return weights_K.to((given if isinstance(given, Tensor) else given[0]).dtype)
 
     # -- the step again --------------------------------------------------------------------------
 
-    def look_again(self, rows: Rows, tasks: At) -> tuple[At, Given]:
-        """Return the tasks present in these rows and their losses, from the model as it is now."""
-        assert self.again is not None, "the engine has checked it"
+    def rows(self, seed: int, part: int, start: float, stop: float) -> Rows:
+        """Return rows drawn for this update, others in every micro-batch and process.
+
+        part: number of the micro-batch. start, stop: see `Rows`.
+        """
+        alone = not part and not self.world.rank
+        draw = () if alone else (part, self.world.rank)
+        return Rows((seed, self.number, *draw), start, stop)
+
+    def look(self, again: Again, rows: Rows, tasks: At) -> tuple[At, Given, Tensor]:
+        """Return the tasks present in these rows, and their losses, with graphs and without.
+
+        They are this process's, of one micro-batch, from the model as it is now; only those with
+        graphs are scaled for half precision.
+        """
         asked = self.axis.names(tasks)
-        losses = self.again(rows, asked)
+        losses = again(rows, asked)
         at, given = self.axis.read(names_given(losses, None, asked), losses)
-        self.axis.check_finite(at, detached(given), self.number)
         if self.scale_T is not None and at:
             scale_K = self.scale_T[self.axis.index(at, self.scale_T.device)]
             given = multiplied(given, scale_K)
-        return at, given
+        return at, self.loss_scale.up(given), detached(given)
+
+    def together(self, seen: Pending) -> tuple[At, Tensor]:
+        """Return the tasks present anywhere in what was seen, and their losses, summed over all.
+
+        Raises Diverged, in every process, naming the tasks whose sum is not finite.
+        """
+        at, losses_K = seen.all_losses()
+        if self.world.size > 1:
+            at, losses_K = self.world.exchange(self.axis, at, losses_K, self.shared[0].device)
+        self.axis.check_finite(at, losses_K, self.number)
+        return at, losses_K
+
+    def not_alike(self, given: At, found: At) -> UsageError:
+        """Return the error for losses that, computed again, are of other tasks."""
+        tasks, others = (", ".join(self.axis.names(at)) or "none" for at in (given, found))
+        return UsageError(
+            f"Balancer: again(...) with all rows gave losses of {others}; those given to backward "
+            f"were of {tasks}. With all rows it must give the same losses."
+        )
 
     def weighed(self, weights_K: Tensor) -> Turn:
         """Return this update with every loss times a number."""

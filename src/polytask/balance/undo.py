@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from polytask.balance import gradients
-from polytask.balance.sharded import local
 from polytask.errors import UsageError
 
 REENTRANT = "CheckpointFunctionBackward"
@@ -42,8 +40,4 @@ class Undo:
 
     def broken(self) -> Tensor:
         """Return 1.0 where a gradient is not finite now, else 0.0."""
-        grads = [local(p.grad) for p, _ in self._before.values() if p.grad is not None]
-        if not grads:
-            return torch.zeros(())
-        finite = torch.stack([grad.isfinite().all() for grad in grads]).all()
-        return 1.0 - finite.to(torch.float32)
+        return gradients.broken(parameter for parameter, _ in self._before.values())

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from polytask.balance.base import Balance, State, Update
+from polytask.balance.refusals import check_parts
 from polytask.balance.turn import Turn
 from polytask.balance.wrapper import Method, Wrapper, label, nest, started, under, wrappers
 from polytask.errors import UsageError
@@ -29,10 +30,10 @@ class Weighed:
     diag(w) G diag(w). Every task's own parameters get the gradient of w_k L_k.
 
     method: one that compares gradients, or a wrapper around one.
-    by: one that needs losses alone. It may look at losses between updates (FAMO, CoBa).
+    by: one that needs losses alone. It may look at losses between updates (FAMO, CoBa). For
+        micro-batches one with foresees = True.
     """
 
-    accumulates: ClassVar[bool] = False
     spans_processes: ClassVar[bool] = True
     looks_again: ClassVar[bool] = False
 
@@ -62,6 +63,14 @@ class Weighed:
     def start(self, tasks: int) -> State:
         """Return the states of both."""
         return started(self, tasks, {})
+
+    def take(self, turn: Turn, state: State) -> None:
+        """Weigh a micro-batch, which needs a `by` that foresees, and hand it to the method."""
+        check_parts(self.by)
+        if turn.mine:
+            first = turn.ask(self.by, under("by", state))
+            turn = turn.weighed(first.weights_K.detach())
+        turn.take(self.method, under("method", state))
 
     def update(self, turn: Turn, state: State) -> Update:
         """Add the gradients; return the products of the weights."""

@@ -52,6 +52,18 @@ class World:
         """Replace the tensor by its sum over the processes, in place."""
         dist.all_reduce(tensor, group=self._group)
 
+    def side_by_side(self, rows_KN: Tensor) -> tuple[Tensor, slice]:
+        """Return every process's columns, in the order of the processes, and which are this one's.
+
+        rows_KN: as many rows in every process, of one dtype; any number of columns.
+        """
+        columns = rows_KN.shape[1]
+        counts = self.gather(torch.tensor([columns], device=rows_KN.device)).flatten().tolist()
+        padded = torch.nn.functional.pad(rows_KN, (0, max(counts) - columns))
+        found = [part[:, :count] for part, count in zip(self.gather(padded), counts, strict=True)]
+        start = sum(counts[: self.rank])
+        return torch.cat(found, dim=1), slice(start, start + columns)
+
     def add_up_rows(self, rows_KL: Tensor, shared: Sequence[Tensor]) -> None:
         """Sum rows over the processes in place, save the columns of sharded parameters."""
         if not any(map(is_sharded, shared)):

@@ -102,11 +102,16 @@ _ADVICE = (
 
 _TWICE = {
     "mark a variable ready only once": _ADVICE,
+    "Expected to have finished reduction in the prior iteration": (
+        "Balancer: DistributedDataParallel was to average gradients in the backward pass, and the "
+        "losses are computed again before. Run every forward pass under `with model.no_sync():`, "
+        "that of again(...) too, and call sum_gradients(parameters) after balancer.backward(...)."
+    ),
     "donated_buffer=False": (
         "Balancer: the compiled model lets go in a backward pass of what the next task's needs, "
         "since its first one was for a single loss. Set torch._functorch.config.donated_buffer = "
         "False before the first forward pass, or compile the model anew."
     ),
 }
-"""What torch says of a second backward pass over one forward pass: DistributedDataParallel, and
-torch.compile."""
+"""What torch says of a second backward pass over one forward pass, or a second forward pass before
+any: DistributedDataParallel, and torch.compile."""

@@ -29,12 +29,10 @@ class Wrapper(Protocol):
     """The contract of what stands around a method. Settings are frozen, state goes in and out.
 
     looks_again: whether it needs the step's losses computed again, see `Again`.
-    accumulates: whether it can take the micro-batches of an update one by one.
     spans_processes: whether it can share a batch with other processes.
     """
 
     looks_again: ClassVar[bool]
-    accumulates: ClassVar[bool]
     spans_processes: ClassVar[bool]
 
     def methods(self) -> Mapping[str, Balance | Wrapper]:
@@ -43,6 +41,14 @@ class Wrapper(Protocol):
 
     def start(self, tasks: int) -> State:
         """Return its state before the first step, with those of the wrapped under their names."""
+        ...
+
+    def take(self, turn: Turn, state: State) -> None:
+        """Take a micro-batch that others follow; keep no more of it than `update` must have.
+
+        `turn` tells of this micro-batch alone, save `pending`, where what is kept is left. Raises
+        UsageError where micro-batches cannot be told from each other's losses.
+        """
         ...
 
     def update(self, turn: Turn, state: State) -> Update:
@@ -83,13 +89,22 @@ class Rows:
 
 
 Again = Callable[[Rows, Sequence[str]], Losses]
-"""The step's losses, computed again from the model as it is now: of some rows, for some tasks.
+"""The losses given to `backward`, computed again from the model as it is then: of some rows, for
+some tasks.
 
     def again(rows, tasks):
         outputs = model(rows(x))
         return {task: loss_of[task](outputs[task], rows(y[task])) for task in tasks}
 
-A task without a label in those rows is left out or None. Losses are means over the rows taken.
+A task without a label in those rows is left out or None. Losses are means over the rows taken; of
+all rows they are those that were given.
+
+Micro-batches and processes: each has its own, for its own rows, and what they return adds up as the
+losses given do. Where all have as many rows that is the mean over the rows taken, divided by the
+number of parts; else the sum over the rows taken, divided by the labels in the rows taken anywhere
+(every process is asked equally often, for the same tasks, so they can be counted), or by those of
+the whole update times the part of the rows that is taken. It is kept until the update is done, and
+so is the batch it holds.
 """
 
 
