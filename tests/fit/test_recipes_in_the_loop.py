@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from polytask.balance import Balancer, PCGrad, Rows, SampledRows
-from polytask.errors import UsageError
 from polytask.fit import Feed, FitConfig, build_optimiser, fit, task_losses, train_step
 from polytask.fit.step import losses_again
 from polytask.mix import Proportional, Schedule, Uniform
@@ -137,12 +136,51 @@ def test_looking_again_leaves_the_running_statistics_alone(tiny: ModuleType) -> 
     assert tracked == [n for n in before if "num_batches" in n]
 
 
-def test_micro_batches_are_refused_before_anything_is_trained(tiny: ModuleType) -> None:
-    suite = tiny.shared()
-    model, fed = tiny.model(suite), fed_of(suite, accumulate=2)
-    balancer = Balancer(SampledRows(PCGrad()), model.shared_parameters(), suite.tasks.names)
-    optimiser = build_optimiser(model, balancer, FitConfig())
-    before = nn.utils.parameters_to_vector(model.parameters()).clone()
-    with pytest.raises(UsageError, match=r"SampledRows\(PCGrad\) weighs whole updates"):
-        train_step(model, balancer, optimiser, fed)
-    assert torch.equal(nn.utils.parameters_to_vector(model.parameters()), before)
+IN_PARTS = (
+    "pcgrad+every-n:n=2",
+    "aligned-mtl+feature-level",
+    "upgrad+sampled-rows:fraction=1.0",
+    "uncertainty+cagrad",
+    "equal+flat-regions",
+    "pcgrad+flat-regions",
+)
+
+
+@pytest.mark.parametrize("streams", ["shared", "apart"])
+@pytest.mark.parametrize("text", IN_PARTS)
+def test_micro_batches_make_the_updates_of_the_whole_batch(
+    tiny: ModuleType, float64: None, text: str, streams: str
+) -> None:
+    found = []
+    for parts in (1, 3):
+        suite = getattr(tiny, streams)()
+        torch.manual_seed(0)
+        model = tiny.model(suite)
+        balancer = Balancer(
+            parse(text).build_balance(0), model.shared_parameters(), suite.tasks.names
+        )
+        optimiser = build_optimiser(model, balancer, FitConfig(lr=0.01))
+        for _ in range(3):
+            train_step(model, balancer, optimiser, fed_of(suite, 20, parts))
+        found.append(nn.utils.parameters_to_vector(model.parameters()))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("streams", ["shared", "apart", "ragged"])
+def test_what_the_parts_of_an_update_draw_is_its_loss_on_average(
+    tiny: ModuleType, float64: None, streams: str
+) -> None:
+    suite = getattr(tiny, streams)()
+    model, fed = tiny.model(suite), fed_of(suite, 20, 2)
+    names = suite.tasks.names
+    for m in range(2):
+        again = losses_again(model, fed, "float32", m)
+        whole = again(Rows(), names)
+        # Two halves of every table, each divided by its part of the rows.
+        halves = [again(Rows((5,), 0.0, 0.5), names), again(Rows((5,), 0.5, 1.0), names)]
+        for task, loss in whole.items():
+            batch = next(b for b in fed.micros[m] if task in b.tasks)
+            rows, first = len(batch.targets[0]), round(0.5 * len(batch.targets[0]))
+            shares = (first / rows, 1 - first / rows)
+            parts = [s * h[task] for s, h in zip(shares, halves, strict=True) if task in h]
+            torch.testing.assert_close(sum(parts, torch.zeros_like(loss)), loss)

@@ -215,7 +215,7 @@ class Balancer:
             )
         self._undo.note(unbound(given), (*self.shared, *self.parameters()))
         if accumulate:
-            if self._anywhere(1.0 - losses_K.isfinite().all().to(torch.float32)):
+            if self._world.anywhere(1.0 - losses_K.isfinite().all().float(), self.shared):
                 # It makes the sum so: the last call leaves the update out, in all processes.
                 self._pending = self._pending or Pending()
                 self._pending.add_losses(at, losses_K)
@@ -339,8 +339,9 @@ class Balancer:
         turn = self._turn(all_at, all_K, at, given, pending, scaled, again)
         with explained():
             update = turn.exact(self.method, self.state)
-        hidden = scaled.factor is not None and self._wrappers  # not all of them ask for a Gramian
-        if scaled.overflowed or (hidden and self._anywhere(gradients.broken(self.shared))):
+        if self._wrappers and scaled.factor is not None:  # not all of them ask for a Gramian
+            scaled.overflowed |= self._world.anywhere(gradients.broken(self.shared), self.shared)
+        if scaled.overflowed:
             return Weights((), all_K[:0], all_K[:0])
         if update.note is not None:
             self._count(update.note)
@@ -356,7 +357,7 @@ class Balancer:
         state, step, unobserved = self.state, self.step, self._unobserved
         try:
             weights = self._whole(at, given, losses_K, LossScale(), again)
-            if not self._anywhere(undo.broken()):
+            if not self._world.anywhere(undo.broken(), self.shared):
                 return weights
             why = "a gradient is not finite"
         except Diverged as error:
@@ -366,13 +367,6 @@ class Balancer:
         self._count(f"{why}; left the whole update out")
         self.step += 1
         return Weights((), losses_K[:0], losses_K[:0])
-
-    def _anywhere(self, flag: Tensor) -> bool:
-        """Return whether the flag is not 0 in any process."""
-        if self._world.size > 1:
-            flag = flag.to(self.shared[0].device if self.shared else flag.device)
-            self._world.add_up(flag)
-        return bool(flag)
 
     def _count(self, note: str, depth: int = 4) -> None:
         """Add to `notes`; warn the caller of `backward`, `depth` calls up, of a new one."""

@@ -48,6 +48,13 @@ class World:
         self.add_up(count)
         return int(count) == self.size
 
+    def anywhere(self, flag: Tensor, shared: Sequence[Tensor]) -> bool:
+        """Return whether the number is not 0 in any process. shared: on devices that can talk."""
+        if self.size > 1:
+            flag = flag.to(shared[0].device if shared else flag.device)
+            self.add_up(flag)
+        return bool(flag)
+
     def add_up(self, tensor: Tensor) -> None:
         """Replace the tensor by its sum over the processes, in place."""
         dist.all_reduce(tensor, group=self._group)

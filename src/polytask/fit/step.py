@@ -146,30 +146,54 @@ def _present(block: Block, target: Tensor, counts: Mapping[str, float]) -> tuple
     return left, target[:, columns] if block.kind.stacks else target
 
 
-def losses_again(model: SharedModel, fed: Step, precision: str) -> Again:
-    """Return the function that computes a step's losses again, for methods that look again.
+def losses_again(model: SharedModel, fed: Step, precision: str, micro: int = 0) -> Again:
+    """Return the function that computes a micro-batch's losses again, for methods that look again.
 
-    Every loss is the mean over the labels in the rows taken; each table of the step loses rows of
-    its own. Buffers (running statistics of batch normalisation) stay as they are; dropout is drawn
-    anew. The step must be of one process and one micro-batch.
+    Of all rows they are those of `task_losses`. Of some rows, each table of the step loses rows of
+    its own, and every loss is the mean over the labels in the rows taken. Where the update has
+    other micro-batches or processes, whose labels are not known here, it is the sum over those
+    labels, divided by the labels of the update times the part of the rows that is taken. Buffers
+    (running statistics of batch normalisation) stay as they are; dropout is drawn anew.
     """
-    (batches,) = fed.micros
+    batches = fed.micros[micro]
+    alone = len(fed.micros) == 1 and ranks.world() == 1
 
     def again(rows: Rows, tasks: Sequence[str]) -> Losses:
-        taken = [_taken(batch, rows) for batch in batches]
-        counts: dict[str, float] = {}
-        for batch in taken:
-            for block, target in zip(batch.blocks, batch.targets, strict=True):
-                present = block.kind.present(target)
-                labels = present.sum(0) if block.kind.stacks else present.sum().reshape(1)
-                for task, count in zip(block.tasks, labels.tolist(), strict=True):
-                    if task in tasks and task in fed.counts and count:
-                        counts[task] = counts.get(task, 0.0) + count
+        counts = {task: fed.counts[task] for task in tasks if task in fed.counts}
         with _buffers_kept(model):
-            names, losses_K = task_losses(model, taken, counts, precision)
-        return dict(zip(names, losses_K.unbind(), strict=True))
+            if rows == Rows():
+                names, losses_K = task_losses(model, batches, counts, precision)
+                return dict(zip(names, losses_K.unbind(), strict=True))
+            taken = [_taken(batch, rows) for batch in batches]
+            labels = [_labels(batch) for batch in taken]
+            if alone:
+                present = {task: sum(found.get(task, 0.0) for found in labels) for task in counts}
+                there = {task: count for task, count in present.items() if count}
+                names, losses_K = task_losses(model, taken, there, precision)
+                return dict(zip(names, losses_K.unbind(), strict=True))
+            losses: dict[str, Tensor] = {}
+            for batch, part, found in zip(batches, taken, labels, strict=True):
+                there = {task: count for task, count in counts.items() if found.get(task)}
+                if not there:
+                    continue
+                share = len(part.targets[0]) / len(batch.targets[0])
+                there = {task: count * share for task, count in there.items()}
+                names, losses_K = task_losses(model, [part], there, precision)
+                for task, loss in zip(names, losses_K.unbind(), strict=True):
+                    losses[task] = losses[task] + loss if task in losses else loss
+            return losses
 
     return again
+
+
+def _labels(batch: Batch) -> dict[str, float]:
+    """Return how many labels every task has in the batch."""
+    counts: dict[str, float] = {}
+    for block, target in zip(batch.blocks, batch.targets, strict=True):
+        present = block.kind.present(target)
+        labels = present.sum(0) if block.kind.stacks else present.sum().reshape(1)
+        counts |= dict(zip(block.tasks, labels.tolist(), strict=True))
+    return counts
 
 
 def _taken(batch: Batch, rows: Rows) -> Batch:
@@ -216,8 +240,8 @@ def train_step(
         tasks, losses_K = task_losses(model, batches, fed.counts, precision, loads)
         last = m == len(fed.micros) - 1
         again = None
-        if balancer.looks_again and len(fed.micros) == 1:
-            again = losses_again(model, fed, precision)
+        if balancer.looks_again or len(fed.micros) > 1:
+            again = losses_again(model, fed, precision, m)
         weights = balancer.backward(losses_K, tasks=tasks, accumulate=not last, again=again)
     if clip is not None or ranks.world() > 1:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
