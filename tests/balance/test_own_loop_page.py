@@ -75,5 +75,6 @@ def test_the_page_covers_every_way_to_train():
         "torch.compile",
         "Several processes",
         "FSDP2",
+        "Wrappers",
     ]
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 10

@@ -279,7 +279,44 @@ def test_a_micro_batch_that_is_computed_again_with_other_tasks_is_refused(build)
     fewer = lambda rows, tasks: {t: v for t, v in again(rows, tasks).items() if t != "a"}  # noqa: E731
     balancer.backward(given, accumulate=True, again=fewer)
     with pytest.raises(UsageError, match=r"with all rows gave losses of b; those given .* a, b\."):
-        balancer.backward(one_batch()[1], again=again)
+        balancer.backward(again(Rows(), TASKS), again=again)
+
+
+@pytest.mark.parametrize("name", ["every-n", "flat regions", "look-ahead", "sampled rows"])
+def test_losses_that_nobody_asked_for_count_nothing(name):
+    """An `again` that gives the losses of all tasks, whatever it is asked for."""
+    found = []
+    for whole in (False, True):
+        model, given, again = one_batch()
+        balancer = Balancer(METHODS[name](), model.shared(), TASKS)
+        given.pop("b")
+        balancer.backward(
+            given, again=lambda rows, tasks, w=whole, a=again: a(rows, TASKS if w else tasks)
+        )
+        found.append([None if p.grad is None else p.grad for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["every-n", "feature level", "sampled rows", "weighed"])
+def test_an_update_that_is_left_out_leaves_nothing_of_its_micro_batches(name):
+    model, _, again = one_batch()
+    balancer = Balancer(METHODS[name](), model.shared(), TASKS, nonfinite="skip")
+    for broken in (1.0, torch.nan, 1.0):  # of every-n the second is between two looks
+        model.zero_grad()
+        state = {n: v.clone() for n, v in balancer.state.items()}
+        balancer.backward(again(Rows(), TASKS), accumulate=True, again=again)
+        last = {t: loss * broken for t, loss in again(Rows(), TASKS).items()}
+        if broken != broken:
+            with pytest.warns(RuntimeWarning, match="left the whole update out"):
+                assert not balancer.backward(last, again=again)
+            assert all(p.grad is None for p in model.parameters())
+            assert all(torch.equal(v.nan_to_num(), balancer.state[n].nan_to_num())
+                       for n, v in state.items())  # fmt: skip
+        else:
+            assert balancer.backward(last, again=again)
+            assert all(bool(p.grad.isfinite().all()) for p in model.shared())
 
 
 def test_without_again_a_micro_batch_is_refused_as_a_batch_is():

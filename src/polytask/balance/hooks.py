@@ -55,16 +55,6 @@ def shares(losses: ByTask, parts: int) -> ByTask:
     return {name: None if loss is None else loss / parts for name, loss in losses.items()}
 
 
-def check_parts(balancer: Balancer, parts: int) -> None:
-    """Raise UsageError where an update of several micro-batches would have to be computed again."""
-    if balancer.looks_again and parts > 1:
-        raise UsageError(
-            f"{label(balancer.method)} computes the update's losses again, which are those of "
-            f"{parts} micro-batches here, of which the hook keeps the last alone; do without "
-            "gradient accumulation, or take another method."
-        )
-
-
 def of_tasks(losses: ByTask, tasks: Sequence[str]) -> ByTask:
     """Return the losses of these tasks alone."""
     return {task: losses[task] for task in tasks if task in losses}

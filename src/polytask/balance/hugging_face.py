@@ -154,7 +154,6 @@ class BalanceMixin:
         with replicas.unaveraged(wrapper), self.compute_loss_context_manager():
             losses = self._losses(model, inputs)
         micros = self.current_gradient_accumulation_steps
-        hooks.check_parts(balancer, micros)
         parts = micros * balancer.processes
         last = self.accelerator.sync_gradients
         if balancer.observes == "after":

@@ -228,7 +228,6 @@ class BalanceCallback(Callback):
         if not self._last and not self._open:
             self._finished = self.balancer.state_dict()
         self._open = not self._last
-        hooks.check_parts(self.balancer, trainer.accumulate_grad_batches)
         parts = trainer.accumulate_grad_batches * self.balancer.processes
         batch, self._batch = self._batch, None
 

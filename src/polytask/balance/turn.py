@@ -285,6 +285,9 @@ class Turn:
         asked = self.axis.names(tasks)
         losses = again(rows, asked)
         at, given = self.axis.read(names_given(losses, None, asked), losses)
+        if not set(at) <= set(tasks):  # a function that always gives all
+            kept = [(t, loss) for t, loss in zip(at, unbound(given), strict=True) if t in tasks]
+            at, given = tuple(t for t, _ in kept), [loss for _, loss in kept]
         if self.scale_T is not None and at:
             scale_K = self.scale_T[self.axis.index(at, self.scale_T.device)]
             given = multiplied(given, scale_K)
