@@ -39,6 +39,8 @@ METHODS: dict[str, Callable[[], Any]] = {
     "uncertainty": balance.Uncertainty,
     "dwa": balance.DWA,
     "pcgrad": balance.PCGrad,
+    "pcgrad+flat-regions": lambda: balance.FlatRegions(balance.PCGrad()),
+    "pcgrad+sampled-rows:fraction=1.0": lambda: balance.SampledRows(balance.PCGrad(), 1.0),
 }
 
 ABOUT = About("tiny", "drawn for the tests", "none", "none", "at random")
@@ -377,6 +379,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "accumulate": {"rows": 41, "method": "pcgrad", "batch_size": 8, "accumulate": 3, "clip": 0.5},
     "apart": {"suite": "apart", "method": "equal", "batch_size": 5},
     "ragged": {"suite": "ragged", "method": "pcgrad", "batch_size": 3},
+    "flat": {"rows": 41, "method": "pcgrad+flat-regions", "batch_size": 4},
+    "sampled": {
+        "suite": "apart",
+        "method": "pcgrad+sampled-rows:fraction=1.0",
+        "batch_size": 6,
+        "accumulate": 2,
+    },
 }
 """Runs in float64 without dropout, each to be equal whatever the number of processes."""
 
