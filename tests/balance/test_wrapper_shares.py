@@ -223,7 +223,20 @@ def test_micro_batches_that_cannot_be_computed_again_are_the_whole_batch_too(nam
     check(train(name, 1, 3, 0, looks=False), name, 1, 3)
 
 
-RUNS = [*((name, 2) for name in METHODS), *((name, 1) for name in WHOLE)]
+ALONE = (
+    "every-n, feature level",
+    "sampled rows, all",
+    "flat regions, losses",
+    "weighed, rows",
+    "weighed, sampled rows",
+    "weighed, every-n",
+)
+"""Those that two processes need not be started for: made of parts that others have."""
+
+RUNS = [
+    *((name, 2) for name in METHODS if name not in ALONE),
+    *((name, 1) for name in WHOLE),
+]
 DDP = ("every-n", "feature level", "sampled rows", "flat regions", "look-ahead", "fuller")
 """Those whose processes wrap the model in DistributedDataParallel."""
 
