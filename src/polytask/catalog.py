@@ -151,6 +151,21 @@ METHODS: tuple[Method, ...] = (
         "Liu, Johns & Davison, CVPR 2019, arXiv:1803.10704",
     ),
     Method(
+        "m3vit", "share", "polytask.share.m3vit:M3ViT",
+        "pictures: a transformer whose odd blocks choose a few of many experts per task and token",
+        "Liang et al., NeurIPS 2022, arXiv:2210.14793",
+    ),
+    Method(
+        "medusa", "share", "polytask.share.medusa:Medusa",
+        "pictures: heads that attend to the scales of a generic network",
+        "Spencer, Bowden & Hadfield, CVPR Workshops 2022, arXiv:2204.05698",
+    ),
+    Method(
+        "task-expert", "share", "polytask.share.task_expert:TaskExpert",
+        "pictures: experts at several layers, mixed per task, with a memory as one more",
+        "Ye & Xu, ICCV 2023, arXiv:2307.15324",
+    ),
+    Method(
         "equal", "balance", "polytask.balance.equal:Equal",
         "the sum of the losses, every weight 1",
         "the baseline; no source",

@@ -62,7 +62,7 @@ class Recipe:
 
     @property
     def stands_on(self) -> str:
-        """Which of a suite's encoders the architecture is built on: "features" or "fields"."""
+        """Which of a suite's encoders it is built on: "features", "fields" or "tokens"."""
         on: str = dict(self.share.settings).get("on", self.share.method.load().stands_on)
         return on
 
@@ -191,7 +191,7 @@ ON = inspect.Parameter(
     "on",
     inspect.Parameter.KEYWORD_ONLY,
     default="features",
-    annotation=Literal["features", "fields"],
+    annotation=Literal["features", "fields", "tokens"],
 )
 """The setting that every architecture has: which of the suite's encoders it is built on."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,6 +14,7 @@ from polytask.suites import About, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.suites.dense_encoders import UNet
 from polytask.suites.encoders import ConvNet
+from polytask.suites.vit import ViT
 from polytask.tasks import (
     Binary,
     DenseLabels,
@@ -22,11 +25,14 @@ from polytask.tasks import (
     TaskSet,
 )
 
-SIZE = (9, 14)
-"""Odd, so that halves are rounded."""
+SIZE = (6, 10)
+"""No multiple of three, so that thirds are rounded."""
 
 SETTINGS = {
+    "medusa": ("", "reduction=2"),
+    "task-expert": ("", "experts=1,memory=5"),
     "mtan": ("", "reduction=3"),
+    "m3vit": ("", "experts=3,k=3,balance=0", "experts=5,k=2,ratio=2"),
 }
 """Settings every architecture for pictures is tried with; the first is its default."""
 
@@ -34,7 +40,7 @@ RECIPES = [f"{name}:{text}" if text else name for name, texts in SETTINGS.items(
 
 
 class Steps(nn.Module):
-    """Two steps down and one up, with features of pixels ("map") and of pictures ("row")."""
+    """A step down to a third and one up; features of pixels ("map") and of pictures ("row")."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +49,7 @@ class Steps(nn.Module):
         self.scales = (1, 2)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride=stride, padding=1)
-            for i, o, stride in ((2, 8, 1), (8, 8, 1), (8, 16, 2), (16, 12, 1), (20, 8, 1))
+            for i, o, stride in ((2, 8, 1), (8, 8, 1), (8, 16, 3), (16, 12, 1), (20, 8, 1))
         )
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -63,6 +69,22 @@ class Steps(nn.Module):
         return {"map": last * 2, "row": last.mean((2, 3))}
 
 
+class Patches(ViT):
+    """A transformer of five blocks with features of pixels and of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__((0.1, 0.2), (1.0, 2.0), SIZE, patch=2, dim=12, depth=5, heads=3, width=8)
+        self.row = nn.Linear(12, 8)
+
+    def end(self, tokens_BND: Tensor, size) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+        return {**super().end(tokens_BND, size), "row": self.row(tokens_BND.square().mean(1))}
+
+
+def encoder(recipe: str) -> nn.Module:
+    """Return an encoder of the kind the recipe's sharing needs."""
+    return Patches() if parse(recipe).stands_on == "tokens" else Steps()
+
+
 def tasks(number: int = 4) -> TaskSet:
     """Return tasks of pixels and of pictures, in turn."""
     kinds = (DenseLabels(3), Binary(), DenseRegression(), Multiclass(4))
@@ -74,8 +96,8 @@ def make(recipe: str, given: int | TaskSet = 4, seed: int = 0) -> SharedModel:
     share = parse(recipe).share
     torch.manual_seed(seed)
     names = tasks(given) if isinstance(given, int) else given
-    settings = dict(share.settings)
-    return share.method.load().build(Steps(), 8, names, **settings).double()
+    settings = {n: v for n, v in share.settings if n != "on"}
+    return share.method.load().build(encoder(recipe), 8, names, **settings).double()
 
 
 def pictures(number: int = 3, seed: int = 1) -> Tensor:
@@ -109,7 +131,12 @@ def suite(of: str) -> Suite:
         test=[stream(16)],
         encoder=lambda: UNet((0.0,), (1.0,), (8, 16)) if dense else ConvNet(1, 12, 16, maps=(8, 8)),
         width=8 if dense else 128,
+        tokens=lambda: _vit("map", 8) if dense else _vit("row", 128),
         about=About("", "", "", "", ""),
         batch_size=16,
         epochs=2,
     )
+
+
+def _vit(ends: Literal["map", "row"], width: int) -> ViT:
+    return ViT((0.0,), (1.0,), (12, 16), patch=4, dim=24, depth=2, heads=2, width=width, ends=ends)

@@ -175,7 +175,7 @@ def test_wrong_use_says_what_to_do(recipe):
     with pytest.raises(UsageError, match="reads pictures, one tensor; got a mapping of 'numeric'"):
         model({"numeric": rows()})
     sharing = type(model.trunk)
-    with pytest.raises(UsageError, match="and Encoder shows none; give one with"):
+    with pytest.raises(UsageError, match=r"(and Encoder shows none|and Encoder is none); give"):
         sharing.build(Encoder(), 6, tasks())
     with pytest.raises(UsageError, match="one head per task"):
         type(model)(model.encoder, model.trunk, {"t0": nn.Conv2d(8, 3, 1)})
@@ -183,19 +183,19 @@ def test_wrong_use_says_what_to_do(recipe):
 
 def test_a_decoder_made_for_another_encoder_is_refused():
     from polytask.share.mtan import MTAN
-    from polytask.share.staged import StagedModel
+    from polytask.share.pictures import PictureModel
 
     from .pictures import Steps
 
     head = {"a": nn.Linear(8, 1)}
     with pytest.raises(UsageError, match=r"made for stages of the channels \(\(8, 8\), .* have"):
-        StagedModel(Steps(), MTAN(["a"], ((8, 8), (16, 12), (20, 7))), head)
+        PictureModel(Steps(), MTAN(["a"], ((8, 8), (16, 12), (20, 7))), head)
     with pytest.raises(UsageError, match="ends with stage 2; let it read that one last"):
-        StagedModel(Steps(), MTAN(["a"], ((8, 8), (16, 12))), head)
+        PictureModel(Steps(), MTAN(["a"], ((8, 8), (16, 12))), head)
     with pytest.raises(UsageError, match="at least one task and a reduction of at least 1"):
         MTAN(["a"], ((8, 8),), reduction=0)
     with pytest.raises(UsageError, match="Unknown task 'b'"):
-        StagedModel(Steps(), MTAN(["a"], Steps().stage_channels), head, {"b": "map"})
+        PictureModel(Steps(), MTAN(["a"], Steps().stage_channels), head, {"b": "map"})
     model = make("mtan", TaskSet([Task("a", Multiclass(3))]))
     model._reads["a"] = "sequence"
     with pytest.raises(UsageError, match="reads the feature 'sequence', but the encoder Steps"):
@@ -217,7 +217,8 @@ def test_it_learns_on_the_encoders_of_the_suites(recipe, of):
     assert first == second
     for task in made.tasks:
         values = [val[task.name][task.primary.name] for val in first]
-        if task.primary.direction == "max":
-            assert max(values) > values[0] + 0.05, f"{task.name}: {values}"
+        if task.primary.direction == "max":  # mean IoU and accuracy of two classes
+            assert max(values) > 0.65, f"{task.name}: {values}"
         else:
-            assert min(values) < 0.8 * values[0], f"{task.name}: {values}"
+            spread = float(made.val[0].targets[task.name].std())
+            assert min(values) < 0.8 * spread, f"{task.name}: {values}, spread {spread}"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from polytask.share.experts import Experts, Gates
     from polytask.share.home import HoME
     from polytask.share.learning_to_branch import Branched, LearningToBranch
+    from polytask.share.m3vit import M3ViT
+    from polytask.share.medusa import Medusa
     from polytask.share.mmoe import MMoE
     from polytask.share.mmoeex import MMoEEx
     from polytask.share.mtan import MTAN
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from polytask.share.sluice import Sluice
     from polytask.share.sparse_moe import SparseMoE
     from polytask.share.stem import STEM
+    from polytask.share.task_expert import TaskExpert
     from polytask.share.task_gating import TaskGating
     from polytask.share.trunk import Trunk, TrunkModel
     from polytask.share.use import ExpertUse, GateUse, UseMeter, expert_use
@@ -53,6 +56,8 @@ _WHERE = {
     "LearningToBranch": "learning_to_branch",
     "MMoE": "mmoe",
     "MultiModN": "multimodn",
+    "M3ViT": "m3vit",
+    "Medusa": "medusa",
     "MMoEEx": "mmoeex",
     "MTAN": "mtan",
     "PLE": "ple",
@@ -61,6 +66,7 @@ _WHERE = {
     "Sluice": "sluice",
     "SparseMoE": "sparse_moe",
     "TaskGating": "task_gating",
+    "TaskExpert": "task_expert",
     "Trunk": "trunk",
     "TrunkModel": "trunk",
     "UseMeter": "use",
@@ -103,13 +109,16 @@ __all__ = [
     "Inputs",
     "LearningToBranch",
     "Loads",
+    "M3ViT",
     "MMoE",
     "MMoEEx",
+    "Medusa",
     "MultiModN",
     "SharedModel",
     "SkillNet",
     "Sluice",
     "SparseMoE",
+    "TaskExpert",
     "TaskGating",
     "Trace",
     "Trunk",

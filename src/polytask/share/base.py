@@ -66,7 +66,8 @@ class SharedModel(nn.Module):
         outputs' losses, beside the losses'.
     loads: whether its penalties are those of a whole update only with the trace's `loads`.
     stands_on: which encoder of a suite it is built on unless a recipe says otherwise: "features",
-        the suite's own, or "fields", the one that only embeds and standardises.
+        the suite's own, "fields", the one that only embeds and standardises, or "tokens", a
+        transformer of pictures.
     """
 
     traces: bool = False

@@ -22,11 +22,11 @@ from polytask.errors import UsageError
 from polytask.share.between import Seen
 from polytask.share.experts import Stacked
 from polytask.share.masks import Masks, group_norm, groups_of, mask
+from polytask.share.pictures import PictureModel
 from polytask.share.staged import (
     Channels,
     Decoder,
     Stage,
-    StagedModel,
     picture,
     positions,
     resized,
@@ -65,13 +65,15 @@ class MTAN(Decoder):
             self.add_task(task)
 
     @staticmethod
-    def build(encoder: nn.Module, width: int, tasks: TaskSet, *, reduction: int = 1) -> StagedModel:
+    def build(
+        encoder: nn.Module, width: int, tasks: TaskSet, *, reduction: int = 1
+    ) -> PictureModel:
         """Return the model on an encoder of pictures that shows its stages.
 
         reduction: a mask has this many times fewer channels between its layers.
         """
         channels = staged(encoder, "MTAN").stage_channels
-        return StagedModel.build(encoder, MTAN(tasks.names, channels, reduction=reduction), tasks)
+        return PictureModel.build(encoder, MTAN(tasks.names, channels, reduction=reduction), tasks)
 
     @property
     def tasks(self) -> tuple[str, ...]:

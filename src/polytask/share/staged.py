@@ -1,8 +1,7 @@
-"""Decoders: what stands between the stages of an encoder of pictures and the tasks' heads.
+"""Decoders: trunks that read the stages of an encoder of pictures.
 
-A trunk sees the features an encoder ends with; a decoder sees them on the way as well. What it
-gives each task has the shape of the encoder's last stage, and the encoder finishes it as it
-finishes its own: so a decoder works for heads of pixels and of rows alike.
+What a decoder gives each task has the shape of the encoder's last stage, and the encoder finishes
+it as it finishes its own.
 
 An encoder shows its stages by four names (see `Staged`); `UNet`, `ConvNet` and `ViT` of the suites
 do.
@@ -14,19 +13,19 @@ positions, A = asked tasks.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Protocol, Self, runtime_checkable
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import UsageError
-from polytask.share import heads as run_heads
-from polytask.share.base import Features, Inputs, Trace, key
-from polytask.share.between import Alone, Between, BetweenModel, Seen, pick
+from polytask.share.base import Features
+from polytask.share.between import Seen
 from polytask.share.experts import Stacked, own
-from polytask.tasks import TaskSet
+from polytask.share.pictures import PictureTrunk, Run
 
 Stage = tuple[Tensor, Tensor]
 """A stage's features before its last block and after it, of one height and width."""
@@ -66,7 +65,7 @@ def staged(encoder: nn.Module, reader: str) -> Staged:
     )
 
 
-class Decoder(Between):
+class Decoder(PictureTrunk):
     """Stages of a picture -> (A, R, C): the last stage's features for each asked task.
 
     positions: which of the encoder's stages it reads, in running order, the last one included.
@@ -97,98 +96,25 @@ class Decoder(Between):
         seen: takes what `gates` and `penalties` need, where somebody asks for it.
         """
 
+    @property
+    def run(self) -> Run:
+        return partial(_run, mix=self.mix, at=self.positions)
 
-class StagedModel(BetweenModel):
-    """A model of a staged encoder, a decoder, and one head per task.
-
-    heads: task -> module that takes features as the encoder's own. Their order is axis T, and
-        they are the decoder's tasks. reads: task -> the name of the feature it reads, where the
-        encoder gives a mapping; a task not named reads "row".
-
-    Raises UsageError where encoder, decoder and heads do not fit.
-    """
-
-    trunk: Decoder
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        trunk: Decoder,
-        heads: Mapping[str, nn.Module],
-        reads: Mapping[str, str] | None = None,
-    ) -> None:
-        name = type(trunk).__name__
-        told = staged(encoder, name)
-        super().__init__(encoder, trunk, heads, reads, told.width)
+    def fit_to(self, encoder: nn.Module) -> int:
+        name, told = type(self).__name__, staged(encoder, type(self).__name__)
         last = len(told.stage_channels) - 1
-        if trunk.positions[-1] != last:
+        if self.positions[-1] != last:
             raise UsageError(
-                f"{name} reads the stages {trunk.positions}, but {type(encoder).__name__} ends "
+                f"{name} reads the stages {self.positions}, but {type(encoder).__name__} ends "
                 f"with stage {last}; let it read that one last."
             )
-        there = tuple(told.stage_channels[at] for at in trunk.positions)
-        if there != trunk.channels:
+        there = tuple(told.stage_channels[at] for at in self.positions)
+        if there != self.channels:
             raise UsageError(
-                f"{name} was made for stages of the channels {trunk.channels}, but those of "
+                f"{name} was made for stages of the channels {self.channels}, but those of "
                 f"{type(encoder).__name__} have {there}."
             )
-
-    @classmethod
-    def build(cls, encoder: nn.Module, trunk: Decoder, tasks: TaskSet) -> Self:
-        """Return the model whose heads are those of the tasks' kinds."""
-        width = staged(encoder, type(trunk).__name__).width
-        heads = {task.name: task.kind.head(width) for task in tasks}
-        return cls(encoder, trunk, heads, {task.name: task.kind.reads for task in tasks})
-
-    def forward(
-        self, inputs: Inputs, tasks: Sequence[str] | None = None, trace: Trace | None = None
-    ) -> dict[str, Tensor]:
-        """Return one output per asked task, in the order asked; no task asked, nothing runs.
-
-        trace: takes the penalties and the use of experts.
-        """
-        asked = tuple(dict.fromkeys(self._asked(tasks)))
-        if not asked:
-            return {}
-        seen: Seen | None = None if trace is None else {}
-        features = decoded(
-            self.encoder,
-            self.trunk.mix,
-            self.trunk.positions,
-            self.trunk.stack(asked),
-            inputs,
-            seen,
-        )
-        outputs: dict[str, Tensor] = {}
-        for read, names in self._readers(asked).items():
-            at = [asked.index(task) for task in names]
-            heads = {task: self.heads[key(task)] for task in names}
-            outputs |= finished(heads, features, read, at, len(asked), self.encoder)
-        outputs = {task: outputs[task] for task in asked}
-        if trace is not None and seen is not None:
-            trace.gates += self.trunk.gates(asked, seen)
-            trace.penalties |= self.trunk.penalties(asked, seen, outputs)
-        return outputs
-
-    def extract(self, task: str) -> nn.Module:
-        """Return a model of one task alone, inputs -> its output, with copies of the weights.
-
-        It holds what the task needs and nothing else, and computes the same bits.
-        """
-        (name,) = self._asked((task,))
-        return Extracted(self, name)
-
-
-class Extracted(Alone):
-    """One task's part of a `StagedModel`: inputs -> the task's output."""
-
-    def __init__(self, model: StagedModel, task: str) -> None:
-        super().__init__(model, task)
-        self._mix, self._positions = type(model.trunk).mix, model.trunk.positions
-
-    def forward(self, inputs: Inputs) -> Tensor:
-        features = decoded(self.encoder, self._mix, self._positions, self.stacked, inputs, None)
-        return finished({"": self.head}, features, self._read, [0], 1, self.encoder)[""]
+        return told.width
 
 
 class Mix(Protocol):
@@ -199,44 +125,20 @@ class Mix(Protocol):
     ) -> Tensor: ...
 
 
-def decoded(
+def _run(
     encoder: nn.Module,
-    mix: Mix,
-    positions: Sequence[int],
     stacked: Stacked,
-    inputs: Inputs,
+    pictures: Tensor,
     seen: Seen | None,
-) -> Features:
-    """Return the encoder's features, made from what the decoder gives each task, (A * B, ...)."""
-    assert isinstance(encoder, Staged)
-    if not isinstance(inputs, Tensor):
-        raise UsageError(
-            f"{type(encoder).__name__} reads pictures, one tensor; got a mapping of "
-            f"{', '.join(map(repr, inputs))}."
-        )
-    every = encoder.stages(inputs)
-    stages = [every[at] for at in positions]
-    given_ARC = mix(stacked, stages, seen)
-    return encoder.finish(picture(given_ARC, stages[-1][1]), inputs.shape[-2:])
-
-
-def finished(
-    heads: Mapping[str, nn.Module],
-    features: Features,
-    read: str,
+    *,
+    mix: Mix,
     at: Sequence[int],
-    tasks: int,
-    encoder: nn.Module,
-) -> dict[str, Tensor]:
-    """Return the heads' outputs. at: where each head's task stands among the `tasks` that ran."""
-    feature = pick(features, read, next(iter(heads)), encoder)
-    every = feature.reshape(tasks, -1, *feature.shape[1:])
-    mine = every if len(at) == tasks else every[list(at)]
-    return run_heads.each(heads, mine, _as_it_is, apart=mine.ndim != 3)
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
+) -> Features:
+    assert isinstance(encoder, Staged)
+    every = encoder.stages(pictures)
+    stages = [every[position] for position in at]
+    given_ARC = mix(stacked, stages, seen)
+    return encoder.finish(picture(given_ARC, stages[-1][1]), pictures.shape[-2:])
 
 
 def positions(x_BCHW: Tensor) -> Tensor:

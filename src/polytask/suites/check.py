@@ -34,6 +34,7 @@ def make_suite(
     epochs: int = 50,
     notes: tuple[str, ...] = (),
     fields: Callable[[], nn.Module] | None = None,
+    tokens: Callable[[], nn.Module] | None = None,
 ) -> Suite:
     """Return the Suite of these parts, checked, with its tasks fitted on the training labels.
 
@@ -50,6 +51,7 @@ def make_suite(
         epochs=epochs,
         notes=notes,
         fields=fields,
+        tokens=tokens,
         **splits,
     )
 

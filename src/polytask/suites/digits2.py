@@ -33,6 +33,7 @@ from polytask.suites.base import About, Split, Stream, Suite
 from polytask.suites.check import make_suite
 from polytask.suites.encoders import ConvNet
 from polytask.suites.splits import frozen_random, random_split
+from polytask.suites.vit import ViT
 from polytask.tasks import Multiclass, Regression, Task, TaskSet
 
 SIDE = 8
@@ -126,6 +127,7 @@ def digits2() -> Suite:
         test=[streams["test"]],
         encoder=_encoder,
         width=128,
+        tokens=_tokens,
         about=ABOUT,
         batch_size=128,
         epochs=15,
@@ -138,3 +140,8 @@ def digits2() -> Suite:
 
 def _encoder() -> nn.Module:
     return ConvNet(1, HEIGHT, WIDTH, maps=(16, 32, 48), features=128, dropout=0.2)
+
+
+def _tokens() -> nn.Module:
+    size = (HEIGHT, WIDTH)
+    return ViT((0.0,), (1.0,), size, patch=2, dim=48, depth=4, width=128, ends="row")

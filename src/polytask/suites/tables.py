@@ -38,6 +38,9 @@ def load_yaml(path: str | Path) -> Suite:
     return make_suite(
         name=declared.name,
         tasks=tasks,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         encoder=inputs.encoder,
         width=declared.encoder.width,
         about=_about(declared),
@@ -45,7 +48,6 @@ def load_yaml(path: str | Path) -> Suite:
         epochs=declared.epochs,
         notes=(*notes, *inputs.notes),
         fields=inputs.fields if inputs.vocabulary is None else None,
-        **splits,
     )
 
 
