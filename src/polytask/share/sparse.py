@@ -65,14 +65,16 @@ def run_chosen(stacked: Stacked, name: str, rows_XD: Tensor, chosen_XJ: Tensor) 
     block = block_of(chosen_XJ.numel(), experts)
     slot_Y, expert_N = slots(chosen_XJ.flatten(), experts, block)
     row_Y = torch.arange(chosen_XJ.numel(), device=rows_XD.device) // chosen_XJ.shape[1]
-    blocks = expert_N.shape[0]  # and not len, which would fix it while a model is exported
-    filled = rows_XD.new_zeros(blocks * block, rows_XD.shape[1])
-    filled = filled.index_copy(0, slot_Y, rows_XD[row_Y])
+    # Blocks are a dimension from the start, and their number is not taken by len: while a model
+    # is exported neither splitting a dimension nor len would leave the number of rows open.
+    place = (slot_Y // block, slot_Y % block)
+    empty_NSD = rows_XD.new_zeros(expert_N.shape[0], block, rows_XD.shape[1])
+    filled_NSD = empty_NSD.index_put(place, rows_XD[row_Y])
     parts = [stacked[f"{name}_{part}"][expert_N] for part in ("weight_0", "bias_0")]
-    hidden_NSH = functional.gelu(product(filled.view(blocks, block, rows_XD.shape[1]), *parts))
+    hidden_NSH = functional.gelu(product(filled_NSD, *parts))
     parts = [stacked[f"{name}_{part}"][expert_N] for part in ("weight_1", "bias_1")]
     given_NSD = product(hidden_NSH, *parts)
-    return given_NSD.flatten(0, 1)[slot_Y].view(*chosen_XJ.shape, -1)
+    return given_NSD[place].view(*chosen_XJ.shape, -1)
 
 
 def run_all(stacked: Stacked, name: str, rows_XD: Tensor) -> Tensor:
