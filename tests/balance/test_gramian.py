@@ -417,6 +417,22 @@ def test_hooks_on_shared_parameters_are_obeyed():
         assert len(seen) >= 2, register
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["dense", "few"])
+@pytest.mark.parametrize("linear", [True, False], ids=["linear heads", "others"])
+def test_a_hook_on_the_features_changes_their_gradient_once(linear, few):
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(7, 12), nn.Tanh(), nn.Linear(12, 16)).double()
+    heads = nn.ModuleList(nn.Linear(16, 1) for _ in range(3)).double()
+    features = encoder(torch.randn(24, 7, dtype=torch.float64))
+    features.register_hook(lambda d: d * torch.linspace(0.5, 2, 16))
+    losses = []
+    for k, head in enumerate(heads):
+        mine = features[k::3] if few else features
+        given = head(mine) if linear else head(mine.exp())
+        losses.append((given - k).square().mean())
+    compare(losses, list(encoder.parameters()), heads, torch.float64, 1e-10)
+
+
 def test_reentrant_checkpointing_takes_one_backward_per_task(caplog):
     torch.manual_seed(0)
     encoder, x = mlp()

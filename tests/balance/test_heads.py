@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from polytask.balance import MGDA, Balancer, FeatureLevel, GradDrop
 from polytask.balance.at_cut import ByHeads, Formed, at_cut
 from polytask.balance.graph import read
+from polytask.errors import UsageError
 from polytask.share import HardSharing
 
 TASKS, ROWS, WIDTH = 4, 24, 16
@@ -250,3 +251,19 @@ def test_feature_level_passes_the_heads_as_often_with_two_tasks_as_with_forty(me
         losses = [out.square().mean() for out in model(x).values()]
         counts.append(passes_of(model, method, losses, monkeypatch))
     assert counts == [3, 3]  # to the heads, to their own parameters, through the encoder
+
+
+def test_a_hook_that_changes_the_features_gradient_is_refused_at_feature_level():
+    """It would be passed twice where the gradients are formed there; one that only looks is not."""
+    body = encoder()
+    for hook, refused in ((lambda d: d / 2, True), (lambda d: None, False)):
+        features = body(torch.randn(ROWS, 5).double())
+        features.register_hook(hook)
+        losses = [(linear(1)(features.exp()) - k).square().mean() for k in range(TASKS)]
+        balancer = Balancer(FeatureLevel(MGDA()), body.parameters())
+        if refused:
+            with pytest.raises(UsageError, match="hook on the features"):
+                balancer.backward(losses)
+        else:
+            balancer.backward(losses)
+            assert all(p.grad is not None for p in body.parameters())

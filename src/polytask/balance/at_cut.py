@@ -72,6 +72,10 @@ class AtCut(ABC):
         """Return the products of the gradients, (K, K), float64, exactly symmetric."""
         return gradients.gram(self.rows())
 
+    def hooked(self) -> bool:
+        """Return whether a hook on the cut's output has changed the gradients, and would again."""
+        return False
+
 
 class Formed(AtCut):
     """Gradients from one backward pass per loss."""
@@ -101,6 +105,14 @@ class Formed(AtCut):
         for k, d in enumerate(self._each):
             total += d if where_KN is None else d * where_KN[k].view(-1, *(1,) * (d.dim() - 1))
         return total
+
+    def hooked(self) -> bool:
+        edge: Any = GradientEdge(self.cut, 0)
+        given = self.only()
+        (passed,) = torch.autograd.grad([edge], [edge], grad_outputs=[given], retain_graph=True)
+        # By its place in memory, so that nobody waits for a device: a hook that changes gradients
+        # returns another tensor.
+        return passed.data_ptr() != given.data_ptr()
 
     def weighted(self, weights_K: Tensor) -> Tensor:
         total = self._zeros().to(self.wide)

@@ -132,7 +132,13 @@ def at_features(turn: Turn) -> AtCut | None:
     if not turn.mine:
         return None
     graph = read(turn.losses, turn.shared)
-    return at_cut(features(graph, turn.shared), graph.order, turn.losses)
+    found = at_cut(features(graph, turn.shared), graph.order, turn.losses)
+    if found.hooked():
+        raise UsageError(
+            "A hook on the features changes their gradient, and feature level would pass it twice. "
+            "Put the hook on a tensor before the last layer, or use the exact method."
+        )
+    return found
 
 
 def _places(turn: Turn, tasks: Sequence[int]) -> Tensor:

@@ -140,6 +140,8 @@ class Packer:
             if verdict.mixes:
                 continue
             at = Formed(cut, entering) if by_heads is None or cut is not by_heads.cut else by_heads
+            if at.hooked():
+                continue
             start = start or at
             rows = shape_of(cut)[0]
             if rows < 2:  # a process's share of a short batch may be no row at all
