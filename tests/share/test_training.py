@@ -101,6 +101,19 @@ def test_a_task_without_labels_has_no_penalty_and_no_loss():
     assert all(p.grad is None for p in model.task_parameters("t1"))
 
 
+@pytest.mark.parametrize("recipe", [*PENALISED, "sparse-moe", "task-gating", "multimodn"])
+def test_a_process_that_has_no_row_adds_nothing(recipe):
+    made = suite()
+    model, _, _ = build(made, parse(recipe), 0)
+    table = Feed(made.train, made.tasks, Schedule(Proportional(), [256], 32, 0)).tables[0]
+    nobody = table.batch(torch.arange(0))
+    tasks, losses_K = task_losses(model, [nobody], dict.fromkeys(NAMES, 5.0), "float32")
+    assert tasks == NAMES
+    assert losses_K.tolist() == [0.0, 0.0, 0.0]
+    losses_K.sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("balance", ["equal", "pcgrad"])
 @pytest.mark.parametrize("name", [*SETTINGS, *APART])
 def test_a_run_learns_and_is_the_same_run_twice(name, balance):

@@ -110,7 +110,9 @@ def _penalty_sums(block: Block, target: Tensor, trace: Trace) -> Tensor:
     there = block.kind.present(target)
     labels_K = there.sum(0) if block.kind.stacks else there.sum().reshape(1)
     none = torch.zeros((), device=labels_K.device)
-    return labels_K * torch.stack([trace.penalties.get(task, none) for task in block.tasks])
+    penalty_K = torch.stack([trace.penalties.get(task, none) for task in block.tasks])
+    # The mean over no rows, which a process may have of a short batch, is NaN and belongs to none.
+    return torch.where(labels_K > 0, labels_K * penalty_K, 0.0)
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:

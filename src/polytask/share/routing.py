@@ -3,7 +3,8 @@
 The rows of every expert are laid into blocks of one size, a block for one expert: about four
 blocks per expert, and no more than one of them partly empty for each. So the cost is that of the
 rows chosen and at most a quarter more, however unevenly they fall, in a number of operators that
-depends neither on experts nor on readers; nothing waits for numbers on the device.
+depends neither on experts nor on readers; nothing waits for numbers on the device. Where an expert
+has few rows its blocks are fewer, and more of their places may be empty.
 
 Shapes: R = rows, G = readers (gates), K = experts chosen for a row by a reader, E = experts,
 X = G * K, P = R * X, choices, N = blocks, D = width of the rows, W = width of an expert's output.
@@ -17,7 +18,10 @@ from torch import Tensor
 from polytask.share.experts import Stacked, mixed, run
 
 PARTS = 4
-"""Blocks per expert. More waste fewer places on rows that are not there, and copy more weights."""
+"""Most blocks per expert. More waste fewer places on rows that are not there, and copy weights
+once each: worth it for blocks of `ROWS` rows or more (measured, 2 products of 256 x 256)."""
+
+ROWS = 32
 
 
 def routed(
@@ -81,17 +85,17 @@ def _laid(expert_P: Tensor, experts: int) -> tuple[Tensor, Tensor, int]:
     """Return the place of every choice, the expert of every block, and the rows of a block."""
     turn_P, counts_E = _turns(expert_P, experts)
     choices = expert_P.shape[0]  # and not len, which under export is a number
-    # More than a 1 / PARTS of an even share, so that no more blocks are begun than there are.
-    block = choices // (PARTS * experts) + 1
-    number = (PARTS + 1) * experts
-    if torch.compiler.is_compiling():
-        block = block + 1  # the number of rows is a symbol, and sizes must not depend on a 1
+    if torch.compiler.is_compiling():  # the number of rows is a symbol: no size may depend on it
+        parts, least, most = PARTS, 2, (PARTS + 1) * experts
     else:
-        number = min(number, choices)  # few choices begin a block each
+        parts, least = max(1, min(PARTS, choices // (ROWS * experts))), 1
+        most = min((parts + 1) * experts, choices)  # few choices begin a block each
+    # More than a 1 / parts of an even share, so that no more blocks are begun than there are.
+    block = choices // (parts * experts) + least
     blocks_E = (counts_E + (block - 1)) // block
     ends_E = blocks_E.cumsum(0)
     slot_P = (ends_E - blocks_E)[expert_P] * block + turn_P
-    at_N = torch.arange(number, device=expert_P.device)
+    at_N = torch.arange(most, device=expert_P.device)
     expert_N = (at_N[:, None] >= ends_E).sum(1).clamp(max=experts - 1)
     return slot_P, expert_N, block
 

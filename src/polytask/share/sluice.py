@@ -125,7 +125,7 @@ class Sluice(Trunk):
         for layer in range(layers):
             weight, bias = (stacked[f"networks_{layer}_{n}"] for n in ("weight", "bias"))
             own_NRW = product(rows, weight, bias).relu_()
-            half_NR2H = own_NRW.view(*own_NRW.shape[:2], 2, -1)
+            half_NR2H = own_NRW.view(*own_NRW.shape[:2], 2, own_NRW.shape[2] // 2)
             part_AN22 = stacked[f"exchange_{layer}"]  # to subspace i, from task n's subspace j
             rows = torch.einsum("anij,nrjh->arih", part_AN22, half_NR2H).flatten(2)
             given.append(rows if layer == layers - 1 else rows.index_select(0, stacked["asked"]))
