@@ -12,7 +12,8 @@ heads, of the width that makes its multiply-adds per row those of the whole mode
 for one task, too, it runs all of its bottom.
 Workload: 256 inputs; 8 experts 256-128 (MMoE), or 2 levels of 1 shared and 1 own expert per task
 256-128 (PLE); a linear head per task. Training is forward and backward of the sum of the outputs.
-Operators are those a forward pass dispatches, views left out.
+Operators are those a forward pass dispatches, views left out. Multiply-adds of M3ViT for one task
+are those torch counts, attention included, against the dense transformer's, on camvid's size.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import share_peers
-from polytask.share import PLE, Experts, Gates, HardSharing, MMoE, SharedModel, TrunkModel
+from polytask.share import PLE, Experts, Gates, HardSharing, M3ViT, MMoE, SharedModel, TrunkModel
+from polytask.suites.vit import ViT
+from polytask.tasks import DenseLabels, DenseRegression, Task, TaskSet
 
 INPUTS, WIDTHS, EXPERTS, ROWS = 256, (256, 128), 8, 1024
 TRAINING = {
@@ -43,6 +48,7 @@ TRAINING = {
     ("PLE", 8): 1.10,
     ("PLE", 32): 1.10,
 }
+TRANSFORMER = 1.15
 ONE_TASK = {("MMoE", ROWS): 1.0, ("MMoE", 1): 1.0, ("PLE", ROWS): None, ("PLE", 1): 1.5}
 VIEWS = {
     "t", "transpose", "view", "_unsafe_view", "expand", "unbind", "detach", "slice", "select",
@@ -194,6 +200,21 @@ def operators(made: SharedModel, inputs: Tensor) -> int:
     return count.number
 
 
+def transformers() -> tuple[HardSharing, SharedModel]:
+    """Return the dense transformer of camvid and M3ViT on one like it, both with its two tasks."""
+    tasks = TaskSet([Task("segments", DenseLabels(11)), Task("distance", DenseRegression())])
+    dense, taken_over = (ViT((0.0,) * 3, (1.0,) * 3, (96, 128)) for _ in range(2))
+    return HardSharing.build(dense, 16, tasks), M3ViT.build(taken_over, 16, tasks)
+
+
+def flops(made: SharedModel, pictures: Tensor, task: str) -> int:
+    # Kernels that fuse attention are not counted; the plain one is.
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        made(pictures, tasks=(task,))
+    return counter.get_total_flops()
+
+
 def peak_megabytes(step: Callable[[], object]) -> float:
     """Return what torch's allocator held at most during the step, above what it held before."""
     step()
@@ -266,6 +287,13 @@ def main() -> None:
         for tasks in (2, 32):
             made = model(kind, tasks).to(device)
             tell(f"operators, T = {tasks}", kind, operators(made, inputs), None, "a forward pass")
+    dense, sparse = (made.to(device).eval() for made in transformers())
+    for rows in (1, 8):
+        pictures = torch.randn(rows, 3, 96, 128, device=device)
+        counts = [flops(made, pictures, "segments") for made in (dense, sparse)]
+        note = f"{counts[1]:,} FLOPs, the dense transformer {counts[0]:,}"
+        figure = counts[1] / counts[0]
+        tell(f"FLOPs, one task, batch {rows}", "M3ViT", figure, TRANSFORMER, note)
     for tasks in (2, 10, 100, 1000):
         made = model("MMoE", tasks).to(device)
         step = training(made, inputs[:256])
