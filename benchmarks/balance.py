@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three rounds instead of fifteen")
     parser.add_argument("--peers", action="store_true", help="TorchJD and LibMTL beside them")
     parser.add_argument("--json", action="store_true", help="one JSON line per figure")
+    parser.add_argument("--only", default="", help="workloads with this in their name")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rounds = 3 if options.quick else 15
@@ -285,6 +286,8 @@ def main() -> None:
             f"medians of {rounds} rounds"
         )
     for name, bounds in BOUNDS.items():
+        if options.only not in name:
+            continue
         work = Workload(name)
         steps, balancers = ours(work)
         peers = balance_peers.steps(work) if options.peers and not work.apart else {}

@@ -114,7 +114,11 @@ PLANNED = (
 def write(tables: Tables, path: Path) -> None:
     """Decide the claims on all tables with three seeds and write their records."""
     seeded = {name: table for name, table in tables.items() if len(table["seeds"]) >= 3}
-    made = [] if not seeded else [_pair(seeded, *pair) for pair in PAIRS]
+    made = []
+    for winner, loser, words in PAIRS:
+        both = {n: t for n, t in seeded.items() if {winner, loser} <= set(t["methods"])}
+        if both:
+            made.append(_pair(both, winner, loser, words))
     for planned in PLANNED:
         used = {
             name: seeded[name]

@@ -49,8 +49,9 @@ full report. All figures are on the test split, which the final runs read once.
 - Every method and every single-task model tried the same settings on the validation split (see
   `--tune`), stopped by the same rule and used the same encoder.
 
-Four suites were compared with every balance method, the others with five. The more methods, the
-more of the distance between the first and the last is chance: read intervals, not ranks.
+Four suites were compared with every balance method, the others with five, and four with
+architectures. The more methods, the more of the distance between the first and the last is chance:
+read intervals, not ranks.
 
 What these figures are not blind to:
 
@@ -86,9 +87,16 @@ MOST = 20
 def markdown(tables: Mapping[str, Table], cost: Mapping[str, Any]) -> str:
     """Return the page. cost: what `../balance/cost.json` holds, empty where nothing is known."""
     full = {name: table for name, table in tables.items() if is_full(table)}
-    parts = [HEAD, _every(full, cost), _overview(tables), _linear(tables)]
-    parts += [_section(table) for table in tables.values()]
+    sharing = {name: table for name, table in tables.items() if is_of_sharing(table)}
+    balance = {name: table for name, table in tables.items() if name not in sharing}
+    parts = [HEAD, _every(full, cost), _overview(balance), _architectures(sharing)]
+    parts += [_linear(balance), *(_section(name, table) for name, table in tables.items())]
     return "\n".join(parts)
+
+
+def is_of_sharing(table: Table) -> bool:
+    """Return whether the comparison is one of architectures."""
+    return "hard" in table["methods"]
 
 
 def is_full(table: Table) -> bool:
@@ -177,10 +185,27 @@ def _overview(tables: Mapping[str, Table]) -> str:
     return "## Every suite: delta-m in % of five methods\n\n" + grid(head, rows)
 
 
-def _section(table: Table) -> str:
+def _architectures(sharing: Mapping[str, Table]) -> str:
+    """Return the table of every architecture on the suites that were compared with them."""
+    if not sharing:
+        return ""
+    names = dict.fromkeys(m for t in sharing.values() for m in (*t["methods"], *t["failed"]))
+    rows = [[n, *[cell(t, n) for t in sharing.values()]] for n in names if n != "single"]
+    head = ["architecture", *(f"[{t['suite']}](#{name})" for name, t in sharing.items())]
+    text = (
+        "## Architectures: delta-m in %\n\nEqual weights, one model for all tasks; `hard` is one "
+        "encoder with a head per task. Empty: not compared there. Each has its default sizes, so "
+        "that they differ in parameters and time: see the sections. `learning-to-branch` is the "
+        "model of the search, trained on drawn trees; the tree it finds is to be trained after "
+        "it.\n\n"
+    )
+    return text + grid(head, rows)
+
+
+def _section(name: str, table: Table) -> str:
     about, tuning = table["about"], table["tuning"]
     lines = [
-        f"## {table['suite']}\n",
+        f"## {name}\n",
         f"{about['title']}. {about['protocol']}\n",
         f"```\n{_folded(table['command'])}\n```\n",
         f"Python {table['versions']['python']}, torch {table['versions']['torch']}, "
