@@ -267,3 +267,30 @@ def test_a_hook_that_changes_the_features_gradient_is_refused_at_feature_level()
         else:
             balancer.backward(losses)
             assert all(p.grad is not None for p in body.parameters())
+
+
+def test_losses_from_elsewhere_than_the_graph_read_are_never_nobodys():
+    """Unbinding once more makes other nodes: what reads the heads then is unknown, not nothing."""
+    body = encoder()
+    together_K = torch.stack(one_by_one(body(torch.randn(ROWS, 5).double())))
+    graph = read(together_K.unbind(), list(body.parameters()))
+    cut = graph.parts[0].cuts[-1]
+    found = at_cut(cut, graph.order, together_K.unbind())
+    assert isinstance(found, Formed)
+    assert bool((found.gram().diagonal() > 0).all())
+
+
+def test_feature_level_of_losses_as_one_tensor_is_that_of_losses_one_by_one():
+    grams = []
+    for as_one in (True, False):
+        torch.manual_seed(0)
+        body = encoder()
+        losses = one_by_one(body(torch.randn(ROWS, 5).double()))
+        balancer = Balancer(FeatureLevel(MGDA()), body.parameters(), [f"{k}" for k in range(TASKS)])
+        if as_one:
+            balancer.backward(torch.stack(losses), tasks=balancer.tasks)
+        else:
+            balancer.backward(dict(zip(balancer.tasks, losses, strict=True)))
+        grams.append(nn.utils.parameters_to_vector([p.grad for p in body.parameters()]))
+    assert bool(grams[0].any())
+    torch.testing.assert_close(*grams, rtol=1e-10, atol=1e-14)

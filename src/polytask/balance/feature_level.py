@@ -131,8 +131,9 @@ def at_features(turn: Turn) -> AtCut | None:
     """
     if not turn.mine:
         return None
-    graph = read(turn.losses, turn.shared)
-    found = at_cut(features(graph, turn.shared), graph.order, turn.losses)
+    losses = turn.losses  # asked once: what parts them is a node of the graph
+    graph = read(losses, turn.shared)
+    found = at_cut(features(graph, turn.shared), graph.order, losses)
     if found.hooked():
         raise UsageError(
             "A hook on the features changes their gradient, and feature level would pass it twice. "

@@ -31,8 +31,8 @@ def find_heads(
 ) -> Heads | None:
     """Return the linear layers that alone read one of the cuts, the first that has any.
 
-    cuts, order: consumers before what they consume. None where each cut has another reader, or
-    where a number that a layer returns is read by several losses.
+    cuts, order: consumers before what they consume. None where each cut has another reader, where
+    a number that a layer returns is read by several losses, or where a loss is not in `order`.
     """
     readers: dict[Node, list[tuple[Node, int]]] = {cut: [] for cut in cuts}
     above: list[Node] = []
@@ -62,7 +62,10 @@ def _linear(node: Node, argument: int) -> bool:
 def _owners(
     nodes: Sequence[Node], above: Sequence[Node], losses: Sequence[Tensor]
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the loss of each output of the layers, -1 where there is none; None: of several."""
+    """Return the loss of each output of the layers, -1 where there is none; None: of several, or a
+    loss is not above."""
+    if not {loss.grad_fn for loss in losses} <= set(above):
+        return None
     by: dict[tuple[Node, int], int] = {}  # an output -> the losses that read it, as bits
     readers: dict[Node, list[Node]] = {}
     for k, loss in enumerate(losses):
