@@ -14,16 +14,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polytask.errors import UsageError
 from polytask.share.base import key
 from polytask.share.experts import Experts, Stacked, product, stack
-from polytask.share.trunk import Seen, Trunk, TrunkModel
+from polytask.share.per_task import PerTask, among, dicts, with_founders
+from polytask.share.trunk import Seen, TrunkModel
 from polytask.tasks import TaskSet
 
 
-class CrossStitch(Trunk):
+class CrossStitch(PerTask):
     """After every layer, task t goes on with sum_j a_tj * h_j, with a trained a per channel.
 
     All tasks' networks run for one task: it reads them all. A task added later reads those that
@@ -69,8 +69,8 @@ class CrossStitch(Trunk):
         return TrunkModel.build(encoder, trunk, tasks, towers)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._tasks
+    def parts(self) -> nn.ModuleList:
+        return self.stitches
 
     def stack(self, tasks: Sequence[str]) -> Stacked:
         runs = with_founders(tasks, self._founders)
@@ -95,39 +95,11 @@ class CrossStitch(Trunk):
             layer += 1
         return rows
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return every network of the beginning, and its exchanges but the last."""
-        networks = [p for task in self._founders for p in self._network(task).parameters()]
-        inner = dicts(self.stitches)[:-1]
-        return networks + [stitch[key(task)] for stitch in inner for task in self._founders]
-
-    def task_parameters(self, task: str) -> list[nn.Parameter]:
-        """Return the task's last exchange, and all that is its own where it came later."""
-        stitches = [stitch[key(task)] for stitch in dicts(self.stitches)]
-        if task in self._founders:
-            return stitches[-1:]
-        return [*self._network(task).parameters(), *stitches]
-
     def add_task(self, task: str) -> None:
         self.networks[key(task)] = Experts(1, self.inputs, self._widths)
         for stitch, width in zip(dicts(self.stitches), self._widths, strict=True):
             stitch[key(task)] = nn.Parameter(first_part(task, self._founders, width, self._own))
         self._tasks = (*self._tasks, task)
-
-    def _network(self, task: str) -> Experts:
-        network = self.networks[key(task)]
-        assert isinstance(network, Experts)
-        return network
-
-
-def dicts(layers: nn.ModuleList) -> list[nn.ParameterDict]:
-    """Return the layers' parameters by task."""
-    return [layer for layer in layers if isinstance(layer, nn.ParameterDict)]
-
-
-def with_founders(tasks: Sequence[str], founders: tuple[str, ...]) -> tuple[str, ...]:
-    """Return who runs for these tasks: all of the beginning, and those asked that came later."""
-    return (*founders, *(task for task in tasks if task not in founders))
 
 
 def first_part(task: str, founders: Sequence[str], width: int, own: float) -> Tensor:
@@ -137,18 +109,3 @@ def first_part(task: str, founders: Sequence[str], width: int, own: float) -> Te
     part = torch.full((others + 1, width), (1 - own) / others if others else 0.0)
     part[founders.index(task) if task in founders else -1] = own if others else 1.0
     return part
-
-
-def among(part: Tensor, founders: int, at: int, runs: int) -> Tensor:
-    """Return a task's part of everybody that runs, 0 of those it does not read.
-
-    part: of the tasks of the beginning, and last of itself where the task came later. at: where
-    the task runs.
-    """
-    if len(part) == runs:
-        return part
-    above = [0, 0] * (part.ndim - 1)
-    if len(part) == founders:
-        return functional.pad(part, (*above, 0, runs - founders))
-    mine = functional.pad(part[founders:], (*above, at - founders, runs - at - 1))
-    return torch.cat([part[:founders], mine])

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from polytask.errors import UsageError
 from polytask.share.base import Gate, key
 from polytask.share.choice import Cooling, drawn, likeliest
-from polytask.share.cross_stitch import among, dicts, with_founders
 from polytask.share.experts import Experts, Stacked, product, stack
+from polytask.share.per_task import PerTask, among, dicts, with_founders
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -31,7 +31,7 @@ Path = tuple[str, ...]
 """A task's nodes, first layer first; a node bears the name of the task it was made for."""
 
 
-class LearningToBranch(Trunk):
+class LearningToBranch(PerTask):
     """h_{l,t} = relu(layer_{l,t}(h_{l-1,p})), its parent p drawn with probability softmax(alpha).
 
     In training all nodes run, and a hard Gumbel-softmax draws one parent for each in every pass;
@@ -88,8 +88,8 @@ class LearningToBranch(Trunk):
         return TrunkModel.build(encoder, trunk, tasks, towers)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._tasks
+    def parts(self) -> nn.ModuleList:
+        return self.alpha
 
     def at(self, part: float) -> None:
         self._cooling.at(part)
@@ -167,19 +167,6 @@ class LearningToBranch(Trunk):
             found.append(Gate(layer, tuple(tasks), names, owners, weights_RAN))
         return found[::-1]
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return every node of the beginning, and its choices but the last."""
-        nodes = [p for task in self._founders for p in self._network(task).parameters()]
-        inner = dicts(self.alpha)[:-1]
-        return nodes + [alpha[key(task)] for alpha in inner for task in self._founders]
-
-    def task_parameters(self, task: str) -> list[nn.Parameter]:
-        """Return the task's last choice, and all that is its own where it came later."""
-        choices = [alpha[key(task)] for alpha in dicts(self.alpha)]
-        if task in self._founders:
-            return choices[-1:]
-        return [*self._network(task).parameters(), *choices]
-
     def add_task(self, task: str) -> None:
         self.networks[key(task)] = Experts(1, self.inputs, self._widths)
         for alpha in dicts(self.alpha):
@@ -204,11 +191,6 @@ class LearningToBranch(Trunk):
     def _node(self, layer: int, task: str) -> tuple[Tensor, Tensor]:
         network = self._network(task)
         return network.weights[layer][0], network.biases[layer][0]
-
-    def _network(self, task: str) -> Experts:
-        network = self.networks[key(task)]
-        assert isinstance(network, Experts)
-        return network
 
 
 class Branched(Trunk):

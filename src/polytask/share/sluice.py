@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.share.base import key
-from polytask.share.cross_stitch import among, dicts, with_founders
 from polytask.share.experts import Experts, Stacked, product, stack
-from polytask.share.trunk import Seen, Trunk, TrunkModel
+from polytask.share.per_task import PerTask, among, dicts, with_founders
+from polytask.share.trunk import Seen, TrunkModel
 from polytask.tasks import TaskSet
 
 
-class Sluice(Trunk):
+class Sluice(PerTask):
     """Subspace i of task t goes on with the sum of alpha * subspace over all tasks' subspaces;
     the task's features are the sum over layers of beta_tl * h_tl.
 
@@ -95,8 +95,8 @@ class Sluice(Trunk):
         return TrunkModel.build(encoder, trunk, tasks, towers)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        return self._tasks
+    def parts(self) -> nn.ModuleList:
+        return self.exchanges
 
     @property
     def penalises(self) -> bool:
@@ -144,20 +144,10 @@ class Sluice(Trunk):
             total_A = total_A.to(products_AHH) + products_AHH.square().sum((1, 2))
         return dict(zip(tasks, (self.orthogonality * total_A).unbind(), strict=True))
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """Return every network of the beginning, and its exchanges but the last."""
-        networks = [p for task in self._founders for p in self._network(task).parameters()]
-        inner = dicts(self.exchanges)[:-1]
-        return networks + [exchange[key(task)] for exchange in inner for task in self._founders]
-
     def task_parameters(self, task: str) -> list[nn.Parameter]:
         """Return the task's last exchange and its mixture of layers, and all that is its own where
         it came later."""
-        exchanges = [exchange[key(task)] for exchange in dicts(self.exchanges)]
-        mixture = self.mixtures[key(task)]
-        if task in self._founders:
-            return [exchanges[-1], mixture]
-        return [*self._network(task).parameters(), *exchanges, mixture]
+        return [*super().task_parameters(task), self.mixtures[key(task)]]
 
     def add_task(self, task: str) -> None:
         self.networks[key(task)] = Experts(1, self.inputs, (self.width,) * self.layers)
@@ -171,11 +161,6 @@ class Sluice(Trunk):
             exchange[key(task)] = nn.Parameter(part_N22)
         self.mixtures[key(task)] = nn.Parameter(_mostly_last(self.layers))
         self._tasks = (*self._tasks, task)
-
-    def _network(self, task: str) -> Experts:
-        network = self.networks[key(task)]
-        assert isinstance(network, Experts)
-        return network
 
 
 def _mostly_last(layers: int) -> Tensor:
