@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Set before torch is loaded, and inherited by the processes that tests start: several workers
 # with a thread pool each only get in each other's way.
@@ -55,14 +56,26 @@ def _absent(reason: str) -> None:
     pytest.skip(reason)
 
 
+START = """
+import os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+runpy.run_path(sys.argv[1], run_name="__main__")
+sys.stdout.flush()
+# What torch keeps of a process group to the end (the defaults of functions it loads late, device
+# meshes) can abort the process while it ends: gloo's threads are then still running. The program
+# is over by now and has left its group; an error in it has ended the process with 1 before.
+os._exit(0)
+"""
+
+
 @pytest.fixture(scope="session")
-def run_pair() -> Callable[..., list[dict]]:
+def run_pair() -> Callable[..., list[Any]]:
     """A function (program, folder) -> what two processes of it, one group, printed as JSON.
 
     folder: where they run; None: where the tests do.
     """
 
-    def run(program: str, folder: Path | None = None) -> list[dict]:
+    def run(program: str | Path, folder: Path | None = None) -> list[Any]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -73,7 +86,7 @@ def run_pair() -> Callable[..., list[dict]]:
             pair = []
             for rank in (0, 1):
                 process = subprocess.Popen(
-                    [sys.executable, program],
+                    [sys.executable, "-c", START, program],
                     env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                     cwd=folder,
                     stdout=subprocess.PIPE,

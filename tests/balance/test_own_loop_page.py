@@ -1,10 +1,6 @@
 """The snippets of docs/own-loop.md run as they stand, each after the preamble."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +23,7 @@ def test_a_snippet_runs_and_leaves_gradients(snippet, capsys):
 
 
 @pytest.mark.parametrize("snippet", [code for processes, code in SNIPPETS if processes])
-def test_a_snippet_leaves_two_processes_with_the_same_weights(snippet, tmp_path):
+def test_a_snippet_leaves_two_processes_with_the_same_weights(snippet, tmp_path, run_pair):
     """Each draws its own rows; only what is summed over them can be alike."""
     program = tmp_path / "snippet.py"
     rank = "import os\nimport torch\nRANK = int(os.environ['RANK'])\ntorch.set_num_threads(1)\n"
@@ -41,29 +37,8 @@ def test_a_snippet_leaves_two_processes_with_the_same_weights(snippet, tmp_path)
         "for x, y in batches():", "torch.manual_seed(RANK)\nfor x, y in batches():"
     )
     program.write_text(rank + PREAMBLE[1] + seeds + loop + ends)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    common |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, program],
-            env=os.environ | common | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        told = [process.communicate(timeout=120) for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in pair] == [0, 0], told
-    assert told[0][0] == told[1][0] != ""
+    first, second = run_pair(program)
+    assert first == second > 0
 
 
 def test_the_page_covers_every_way_to_train():
