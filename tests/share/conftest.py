@@ -83,8 +83,8 @@ class Columns(nn.Module):
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         code = (inputs[:, 3:] > -0.5).long() + (inputs[:, 3:] > 0.5).long()
-        numbers = torch.arange(3).expand(inputs.shape[0], -1)
-        index = torch.cat([numbers, code + torch.tensor([3, 6])], 1)
+        numbers = torch.arange(3, device=inputs.device).expand(inputs.shape[0], -1)
+        index = torch.cat([numbers, code + torch.tensor([3, 6], device=inputs.device)], 1)
         return {"index": index, "row": torch.cat([inputs[:, :3], torch.ones_like(code)], 1)}
 
 

@@ -1,6 +1,8 @@
 """On a CUDA device: every architecture's outputs and gradients are those of the CPU."""
 
 import copy
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +16,15 @@ from .pictures import make as make_of_pictures
 from .pictures import pictures
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> Iterator[None]:
+    """As torch can be set: without, sums over rows taken more than once come in any order."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def same_on_both(model: SharedModel, inputs: Tensor) -> None:

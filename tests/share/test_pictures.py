@@ -1,5 +1,7 @@
 """What every architecture for pictures keeps, on an encoder whose stages can be seen."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -11,11 +13,14 @@ from polytask.fit import FitConfig, fit
 from polytask.parsing import parse
 from polytask.recipes.train import build, score_for
 from polytask.share import Trace
+from polytask.share.base import shows
+from polytask.share.m3vit import TOKENS
+from polytask.share.staged import STAGED
 from polytask.tasks import Binary, DenseLabels, Multiclass, Task, TaskSet, losses
 
 from .conftest import APART, Encoder, count, rows
 from .conftest import SETTINGS as OF_ROWS
-from .pictures import RECIPES, SETTINGS, SIZE, make, pictures, suite, tasks
+from .pictures import RECIPES, SETTINGS, SIZE, Patches, Steps, make, pictures, suite, tasks
 
 
 @pytest.fixture(params=RECIPES)
@@ -222,3 +227,33 @@ def test_it_learns_on_the_encoders_of_the_suites(recipe, of):
         else:
             spread = float(made.val[0].targets[task.name].std())
             assert min(values) < 0.8 * spread, f"{task.name}: {values}, spread {spread}"
+
+
+class Passes(nn.Module):
+    """An encoder inside another module, which passes on what it is asked, as torch.compile's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs):
+        return self.inner(inputs)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+@pytest.mark.parametrize(
+    ("names", "has", "lacks"), [(STAGED, Steps, Encoder), (TOKENS, Patches, Steps)]
+)
+def test_an_encoder_shows_what_it_has_by_any_means(names, has, lacks):
+    """A look that finds attributes of the object and its class alone misses parts of modules."""
+    with pytest.raises(AttributeError):
+        inspect.getattr_static(Patches(), "blocks")
+    assert shows(has(), names)
+    assert shows(Passes(has()), names)
+    assert not shows(lacks(), names)
+    assert not shows(nn.Linear(2, 2), names)

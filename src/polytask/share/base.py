@@ -140,6 +140,15 @@ def branches_of(encoder: nn.Module) -> dict[str, list[nn.Parameter]]:
     return {name: list(part.parameters()) for name, part in parts.items()}
 
 
+def shows(encoder: nn.Module, names: Sequence[str]) -> bool:
+    """Return whether the encoder has all attributes and methods of these names.
+
+    Not isinstance of a protocol: from Python 3.12 on it looks past `__getattr__`, so that it sees
+    neither the parts of a module nor what a compiled module passes on.
+    """
+    return all(hasattr(encoder, name) for name in names)
+
+
 @contextmanager
 def looking(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's mode is put back."""

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from polytask.errors import UsageError
-from polytask.share.base import Features, Gate
+from polytask.share.base import Features, Gate, shows
 from polytask.share.between import Seen
 from polytask.share.experts import Gates, Stacked, opened
 from polytask.share.pictures import PictureModel, PictureTrunk, Run
@@ -39,7 +39,6 @@ class Block(Protocol):
         """Return the tokens after the first half."""
 
 
-@runtime_checkable
 class Tokens(Protocol):
     """A transformer of pictures whose blocks can be run one by one.
 
@@ -208,10 +207,10 @@ def _run(
     encoder: nn.Module, stacked: Stacked, pictures: Tensor, seen: Seen | None, *, k: int
 ) -> Features:
     """Return the encoder's features, of every task."""
-    assert isinstance(encoder, Tokens)
-    tokens = encoder.embed(pictures)  # (B, N, D), from the first experts on (A * B, N, D)
+    transformer = cast(Tokens, encoder)  # `_tokens` has seen to that
+    tokens = transformer.embed(pictures)  # (B, N, D), from the first experts on (A * B, N, D)
     shared = True
-    for at, block in enumerate(_blocks(encoder)):
+    for at, block in enumerate(_blocks(transformer)):
         tokens = block.attend(tokens)
         normed = block.norm(tokens)
         if at % 2 == 0:
@@ -223,7 +222,7 @@ def _run(
             tokens, shared = tokens.flatten(0, 1), False
         else:
             tokens = tokens + given_ARD.reshape(tokens.shape)
-    return encoder.end(tokens, pictures.shape[-2:])
+    return transformer.end(tokens, pictures.shape[-2:])
 
 
 def _experts(
@@ -257,12 +256,15 @@ def _experts(
     return torch.einsum("rak,arkd->ard", weights_RAK, given_ARKD)
 
 
+TOKENS = ("embed", "blocks", "end", "width")
+
+
 def _tokens(encoder: nn.Module) -> Tokens:
-    if isinstance(encoder, Tokens):
-        return encoder
+    if shows(encoder, TOKENS):
+        return cast(Tokens, encoder)
     raise UsageError(
         f"M3ViT needs a transformer of pictures, and {type(encoder).__name__} is none; give an "
-        "encoder with embed, blocks, end and width, such as polytask.suites.vit.ViT."
+        f"encoder with {', '.join(TOKENS)}, such as polytask.suites.vit.ViT."
     )
 
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polytask.errors import UsageError
-from polytask.share.base import Features
+from polytask.share.base import Features, shows
 from polytask.share.between import Seen
 from polytask.share.experts import Stacked, own
 from polytask.share.pictures import PictureTrunk, Run
@@ -34,7 +34,6 @@ Channels = tuple[tuple[int, int], ...]
 """Of each stage, the channels before its last block and after it."""
 
 
-@runtime_checkable
 class Staged(Protocol):
     """An encoder of pictures whose stages can be seen.
 
@@ -54,13 +53,16 @@ class Staged(Protocol):
         """Return the features that a result of the last stage ends as, for pictures of a size."""
 
 
+STAGED = ("stage_channels", "scales", "width", "stages", "finish")
+
+
 def staged(encoder: nn.Module, reader: str) -> Staged:
     """Return the encoder; UsageError where it does not show its stages."""
-    if isinstance(encoder, Staged):
-        return encoder
+    if shows(encoder, STAGED):
+        return cast(Staged, encoder)
     raise UsageError(
         f"{reader} reads the stages of an encoder of pictures, and {type(encoder).__name__} shows "
-        "none; give one with stage_channels, scales, width, stages and finish, such as "
+        f"none; give one with {', '.join(STAGED)}, such as "
         "polytask.suites.dense_encoders.UNet, or take another sharing."
     )
 
@@ -134,11 +136,11 @@ def _run(
     mix: Mix,
     at: Sequence[int],
 ) -> Features:
-    assert isinstance(encoder, Staged)
-    every = encoder.stages(pictures)
+    shown = cast(Staged, encoder)  # `staged` has seen to that
+    every = shown.stages(pictures)
     stages = [every[position] for position in at]
     given_ARC = mix(stacked, stages, seen)
-    return encoder.finish(picture(given_ARC, stages[-1][1]), pictures.shape[-2:])
+    return shown.finish(picture(given_ARC, stages[-1][1]), pictures.shape[-2:])
 
 
 def positions(x_BCHW: Tensor) -> Tensor:
