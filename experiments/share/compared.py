@@ -1,4 +1,4 @@
-"""Comparisons that experiments of this folder stand on: `polytask compare`, and published tables."""
+"""Comparisons that experiments here stand on: `polytask compare`, and published tables."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from polytask.recipes import RESULT
 from polytask.records import read_json, versions
 
 PUBLISHED = KEPT.folder.parent / "compare"
+
+ON_CENSUS = (
+    "mmoe:on=fields", "ple:on=fields", "dsmtl", "dsmtl:scheme=individual", "dsmtl:scheme=light",
+)  # fmt: skip
+"""One comparison for two experiments, so that single-task models are trained once."""
 
 
 def compared(suite: str, methods: Sequence[str], tune: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,13 +72,14 @@ def probabilities(name: str, model: SharedModel) -> tuple[Tensor, dict[str, Tens
 def measured(given_N: Tensor, so_far: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return bias, calibration and ranking of these probabilities of the test rows."""
     (seen,), (told,) = load_suite("clicked").test, load_suite("clicks").test
-    assert seen.truth is not None and told.truth is not None
+    assert seen.truth is not None
+    assert told.truth is not None
     label_N = seen.targets["conversion"]
     found: dict[str, Any] = {"given": _against(given_N, seen.truth["conversion"], label_N)}
     for step, p_N in so_far.items():
         found[step] = _against(p_N, told.truth[step], told.targets[step])
     if so_far:
-        pairs = zip(STEPS, STEPS[1:], strict=False)
+        pairs = pairwise(STEPS)
         wrong_N = torch.stack([so_far[after] > so_far[before] for before, after in pairs]).any(0)
         found["disorder"] = 100 * float(wrong_N.double().mean())
     return found

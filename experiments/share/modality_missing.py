@@ -248,7 +248,7 @@ def claims(table: Table) -> Iterator[Claim]:
                 f"of AUROC lost less than parallel fusion with {words}",
             )  # fmt: skip
         yield claim(
-            table, "multimodn", f"survives missing not at random ({step} step): AUROC does not fall",
+            table, "multimodn", f"survives missing not at random ({step} step): no fall of AUROC",
             f"{setting}, in test of those without", [-drop for drop in mine], "no worse", 0.05,
             "of AUROC, flipped test rows over the same pattern as in training",
         )  # fmt: skip
