@@ -248,7 +248,7 @@ def section(table: Table) -> str:
         "Collapse, degradation and underfitting of experts",
         head,
         rows,
-        "*collapsed*: experts with more than 90 % silent outputs. *of one*: shared experts that one "
+        "*collapsed*: experts with over 90 % silent outputs. *of one*: shared experts that one "
         "reader alone uses. *ignoring*: sparse tasks that hardly use their own experts.",
     )
 
