@@ -1,5 +1,7 @@
 """What the experiments on sharing measure: cases whose answer is known beforehand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -93,11 +95,31 @@ def test_fusion_reads_nothing_of_what_is_missing():
     assert torch.allclose(given_BW[2], typical_1W[0], atol=1e-5)
 
 
-def test_probabilities_that_are_the_truth_have_no_bias_and_keep_the_order():
+def test_bias_is_of_all_impressions_and_ranking_of_those_that_have_a_label(monkeypatch):
     impressions = imported(SHARE, "impressions")
+    click_N = torch.tensor([0.5, 0.5, 0.2, 0.8]).double()
+    given_N = torch.tensor([0.1, 0.4, 0.1, 0.2]).double()
+    truth = {"click": click_N, "conversion": click_N * given_N, "repeat": click_N * given_N / 2}
+    nan = torch.nan
+    every = {step: torch.tensor([1.0, 0.0, 0.0, 1.0]) for step in impressions.STEPS}
+    of_clicks = every | {"conversion": torch.tensor([1.0, nan, nan, 0.0])}
+    streams = {
+        "clicks": Stream("impressions", torch.zeros(4, 1), every, truth=truth),
+        "clicked": Stream(
+            "impressions", torch.zeros(4, 1), of_clicks, truth=truth | {"conversion": given_N}
+        ),
+    }
+    monkeypatch.setattr(
+        impressions, "load_suite", lambda name: SimpleNamespace(test=(streams[name],))
+    )
     limit = impressions.limit()
-    for step in impressions.STEPS:
-        assert limit[step]["ratio"] == pytest.approx(1)
-        assert limit[step]["error"] == pytest.approx(0, abs=1e-12)
+    for place in ("given", *impressions.STEPS):
+        assert limit[place]["ratio"] == pytest.approx(1)
+        assert limit[place]["error"] == pytest.approx(0, abs=1e-12)
+    assert limit["given"]["auroc"] == 0  # of rows 0 and 3 alone: 0.1 converts, 0.2 does not
     assert limit["disorder"] == 0
-    assert limit["given"]["ratio"] == pytest.approx(1.26, abs=0.01)  # the mood of those who click
+    wrong = truth | {"repeat": torch.tensor([0.9, 0.0, 0.0, 0.0]).double()}
+    found = impressions.measured(2 * given_N, wrong)
+    assert found["disorder"] == 25
+    assert found["given"]["ratio"] == pytest.approx(2)
+    assert found["given"]["error"] == pytest.approx(0.2)
