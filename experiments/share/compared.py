@@ -29,7 +29,7 @@ def compared(suite: str, methods: Sequence[str], tune: int) -> dict[str, Any]:
     """
     out = KEPT.runs / "compare" / suite
     command = f"polytask compare {suite} --seeds 3 --tune {tune} --methods {','.join(methods)}"
-    line = [sys.executable, "-m", *command.split(), "--out", str(out)]
+    line = [sys.executable, "-m", *command.split(), "--jobs", "1", "--out", str(out)]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     found = read_json(out / RESULT)
     return {
