@@ -12,12 +12,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
+import ailments
+import alone
+import impressions
+import modality_missing
+import on_fields
+import unbalanced
 from found import KEPT, Table
 
 from polytask.evaluate import Claim
 from polytask.evaluate.claims import save
 
-EXPERIMENTS: tuple[ModuleType, ...] = ()
+EXPERIMENTS: tuple[ModuleType, ...] = (
+    impressions,
+    modality_missing,
+    ailments,
+    unbalanced,
+    alone,
+    on_fields,
+)
 """In the order of the page; the table of each bears its name."""
 
 HEAD = """# What the experiments on sharing found
