@@ -122,3 +122,8 @@ def section(
 def spread(values: Sequence[float]) -> str:
     """Return mean ± standard deviation."""
     return f"{fmean(values):.4g} ± {stdev(values):.1g}"
+
+
+def said(setting: Mapping[str, Any]) -> str:
+    """Return a setting in few words: `lr 0.01, noise True`."""
+    return ", ".join(f"{name} {value}" for name, value in setting.items())

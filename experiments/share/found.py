@@ -9,6 +9,7 @@ from kept import Kept
 from kept import Table as Table
 from kept import claim as claim
 from kept import minus as minus
+from kept import said as said
 from kept import section as section
 from kept import spread as spread
 

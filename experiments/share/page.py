@@ -17,6 +17,7 @@ import alone
 import impressions
 import modality_missing
 import on_fields
+import selecting
 import unbalanced
 from found import KEPT, Table
 
@@ -30,6 +31,7 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
     unbalanced,
     alone,
     on_fields,
+    selecting,
 )
 """In the order of the page; the table of each bears its name."""
 
