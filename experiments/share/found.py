@@ -8,6 +8,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from kept import Kept
 from kept import Table as Table
 from kept import claim as claim
+from kept import claim_against_all as claim_against_all
 from kept import minus as minus
 from kept import said as said
 from kept import section as section

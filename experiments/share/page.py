@@ -18,7 +18,9 @@ import impressions
 import modality_missing
 import on_fields
 import selecting
+import specialising
 import unbalanced
+import unrelated
 from found import KEPT, Table
 
 from polytask.evaluate import Claim
@@ -32,6 +34,8 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
     alone,
     on_fields,
     selecting,
+    unrelated,
+    specialising,
 )
 """In the order of the page; the table of each bears its name."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -42,6 +42,14 @@ class Problem:
     @property
     def inputs(self) -> int:
         return int(self.splits["train"].inputs.shape[1])  # type: ignore[union-attr]
+
+    def only(self, names: Sequence[str]) -> Problem:
+        """Return the problem of the named tasks alone, the same rows."""
+        splits = {
+            split: replace(stream, targets={name: stream.targets[name] for name in names})
+            for split, stream in self.splits.items()
+        }
+        return Problem(self.tasks.only(names), splits)
 
     def fed(self, split: Split) -> Step:
         """Return the whole split as one step."""
