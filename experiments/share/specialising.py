@@ -167,14 +167,14 @@ def claims(table: Table) -> Iterator[Claim]:
         )
         yield claim(
             table, "sparse-moe",
-            f"balance over the update specialises experts more than per micro-batch, weight {weight}",
+            f"specialises experts more balanced over the update than per micro-batch, weight {weight}",
             f"{setting}; information of expert and domain over that of the domain",
             minus(ours["told"], theirs["told"]), "greater", 0.1, "in that share over micro-batches",
         )  # fmt: skip
         fewer = [100 * (b - a) / b for a, b in zip(ours["test"], theirs["test"], strict=True)]
         yield claim(
             table, "sparse-moe",
-            f"balance over the update predicts better than per micro-batch, weight {weight}",
+            f"predicts better balanced over the update than per micro-batch, weight {weight}",
             setting, fewer, "greater", 5.0, "% of the micro-batches' test error saved",
         )  # fmt: skip
 
