@@ -22,13 +22,16 @@ ON_CENSUS = (
 """One comparison for two experiments, so that single-task models are trained once."""
 
 
-def compared(suite: str, methods: Sequence[str], tune: int) -> dict[str, Any]:
+def compared(suite: str, methods: Sequence[str], tune: int, epochs: int = 0) -> dict[str, Any]:
     """Return of each method, and of the single-task models, test values and gains per task.
+
+    epochs: at most this many; 0: those of the suite.
 
     The comparison is made now where it is not there, or goes on where it was stopped.
     """
     out = KEPT.runs / "compare" / suite
     command = f"polytask compare {suite} --seeds 3 --tune {tune} --methods {','.join(methods)}"
+    command += f" --epochs {epochs}" if epochs else ""
     line = [sys.executable, "-m", *command.split(), "--jobs", "1", "--out", str(out)]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     found = read_json(out / RESULT)
