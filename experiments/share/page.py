@@ -14,6 +14,7 @@ from types import ModuleType
 
 import ailments
 import alone
+import branching
 import impressions
 import modality_missing
 import on_fields
@@ -34,6 +35,7 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
     alone,
     on_fields,
     selecting,
+    branching,
     unrelated,
     specialising,
 )

@@ -167,7 +167,7 @@ def claims(table: Table) -> Iterator[Claim]:
         )
         yield claim(
             table, "sparse-moe",
-            f"specialises experts more balanced over the update than per micro-batch, weight {weight}",
+            f"specialises more balanced over the update than per micro-batch, weight {weight}",
             f"{setting}; information of expert and domain over that of the domain",
             minus(ours["told"], theirs["told"]), "greater", 0.1, "in that share over micro-batches",
         )  # fmt: skip
