@@ -14,6 +14,7 @@ from types import ModuleType
 
 import ailments
 import alone
+import branched_digits2
 import branching
 import impressions
 import modality_missing
@@ -36,6 +37,7 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
     on_fields,
     selecting,
     branching,
+    branched_digits2,
     unrelated,
     specialising,
 )
