@@ -50,7 +50,7 @@ class LastTree(Silent):
 
 
 def searched(recipe: str, setting: Setting, seed: int) -> dict[str, Any]:
-    """Train a recipe, a search or hard sharing; return test values, and the tree where it has one."""
+    """Train a search or hard sharing; return test values, and the tree where there is one."""
     model, _, _ = build(load_suite(SUITE), parse(recipe), seed)
     last = LastTree(model)
     return scored(model, recipe, setting, seed, last) | {"tree": last.paths}
@@ -74,7 +74,7 @@ def scored(
     """Train as a comparison does; return the best validation score and the test values."""
     suite = load_suite(SUITE)
     config = FitConfig(
-        epochs=suite.epochs, batch_size=suite.batch_size, probes=0, seed=seed, **setting
+        epochs=suite.epochs, batch_size=suite.batch_size, patience=0, probes=0, seed=seed, **setting
     )
     record: Record = fit(
         suite, model, Equal(), Proportional(), config, score_for(suite.tasks, None),
