@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -49,11 +50,11 @@ class LastTree(Silent):
             self.paths = trunk.paths()
 
 
-def searched(recipe: str, setting: Setting, seed: int) -> dict[str, Any]:
-    """Train a search or hard sharing; return test values, and the tree where there is one."""
-    model, _, _ = build(load_suite(SUITE), parse(recipe), seed)
+def searched(setting: Setting, seed: int) -> dict[str, Any]:
+    """Train the search; return the model's test values, and the tree."""
+    model, _, _ = build(load_suite(SUITE), parse(SEARCH), seed)
     last = LastTree(model)
-    return scored(model, recipe, setting, seed, last) | {"tree": last.paths}
+    return scored(model, SEARCH, setting, seed, last) | {"tree": last.paths}
 
 
 def branched(paths: Mapping[str, list[str]], setting: Setting, seed: int) -> dict[str, Any]:
@@ -90,12 +91,10 @@ def main() -> None:
     compared = json.loads(COMPARED.read_text())
     seeds, picked = compared["seeds"], compared["tuning"]["picked"]
     runs: dict[str, list[dict[str, Any]]] = {}
-    for recipe in (SEARCH, "hard"):
-        setting = picked[recipe]["*"]
-        runs[recipe] = [
-            KEPT.run(f"branched_digits2/{recipe}--s{s}", partial(searched, recipe, setting, s))
-            for s in seeds
-        ]
+    setting = picked[SEARCH]["*"]
+    runs[SEARCH] = [
+        KEPT.run(f"branched_digits2/{SEARCH}--s{s}", partial(searched, setting, s)) for s in seeds
+    ]
     trees = [found["tree"] for found in runs[SEARCH]]
 
     def of_tree(at: int, seed: int) -> dict[str, Any]:
@@ -108,6 +107,7 @@ def main() -> None:
         name: {"test": [found["test"] for found in of], "delta_m": delta_m(compared, of)}
         for name, of in runs.items()
     }
+    models["hard"] = of_comparison(compared, "hard")
     settings = {name: picked[name]["*"] for name in (SEARCH, "hard")} | {"branched": SETTINGS[best]}
     table = {"seeds": seeds, "settings": settings, "trees": trees, "models": models}
     KEPT.write("branched_digits2", table)
@@ -122,8 +122,18 @@ def delta_m(compared: Table, runs: list[dict[str, Any]]) -> list[float]:
             task.primary.gain(run["test"][task.name], single[task.name]["values"][at])
             for task in load_suite(SUITE).tasks
         ]
-        found.append(sum(gains) / len(gains))
+        found.append(fmean(gains))
     return found
+
+
+def of_comparison(compared: Table, name: str) -> dict[str, Any]:
+    """Return a model of the comparison: each seed's test values and mean gain."""
+    tasks = compared["methods"][name]["tasks"]
+    seeds = range(len(compared["seeds"]))
+    return {
+        "test": [{task: tasks[task]["values"][at] for task in tasks} for at in seeds],
+        "delta_m": [fmean(tasks[task]["gains"][at] for task in tasks) for at in seeds],
+    }
 
 
 def claims(table: Table) -> Iterator[Claim]:

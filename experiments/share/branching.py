@@ -30,13 +30,12 @@ INPUTS, WIDTH, HARD_WIDTH = 6, 6, 10
 """Width of the tree's layers, the true one's and the model's; hard sharing of the width that gives
 it the parameters of the true tree."""
 ROWS = {"train": 4000, "val": 1000, "test": 4000}
-NOISE, BATCH, STEPS = 0.3, 125, 3200
+NOISE, BATCH, STEPS = 0.3, 125, 2400
 SEARCHES: list[dict[str, Any]] = [
-    {"lr": 0.01, "alpha_lr": 0.03},
     {"lr": 0.01, "alpha_lr": 0.1},
     {"lr": 0.03, "alpha_lr": 0.1},
 ]
-TRAININGS: list[dict[str, Any]] = [{"lr": lr} for lr in (0.003, 0.01, 0.03)]
+TRAININGS: list[dict[str, Any]] = [{"lr": lr} for lr in (0.01, 0.03)]
 
 Paths = Mapping[str, Sequence[str]]
 """Task -> its nodes, one per layer."""

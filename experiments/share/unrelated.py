@@ -28,7 +28,7 @@ SEEDS = tuple(range(5))
 RELATED, UNRELATED = 4, 12
 INPUTS, UNITS, WIDTH = 10, 16, 24
 ROWS = {"train": 500, "val": 500, "test": 4000}
-NOISE, BATCH, STEPS = 0.3, 125, 800
+NOISE, BATCH, STEPS = 0.3, 125, 400
 SETTINGS: list[dict[str, Any]] = [{"lr": 0.003}, {"lr": 0.01}]
 
 FORMS = {
