@@ -1,6 +1,8 @@
 """The experiments on synthetic tasks: what they draw, train and measure, and the claims' signs."""
 
+import dataclasses
 import itertools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -309,3 +311,42 @@ def test_a_rival_that_is_hard_to_beat_decides(scripts):
     assert rise.outcome == "not seen"
     assert rise.effect.unit.endswith("below ungated")
     assert "seen against 1, not seen against 1" in rise.reason
+
+
+def test_the_tree_of_digits2_is_trained_with_the_encoder_the_search_began_with(
+    scripts, monkeypatch
+):
+    digits = scripts.branched_digits2
+    whole = digits.load_suite("digits2")
+    few = {
+        split: tuple(stream.take(torch.arange(256)) for stream in whole.split(split))
+        for split in ("train", "val", "test")
+    }
+    small = dataclasses.replace(whole, epochs=1, **few)
+    monkeypatch.setattr(digits, "load_suite", lambda name: small)
+    setting = digits.SETTINGS[0]
+    search = digits.searched(setting, 0)
+    assert set(search["tree"]) == set(whole.tasks.names) == set(search["test"])
+    seen = {}
+    scored = digits.scored
+
+    def look(model, *rest):
+        seen["model"] = model
+        seen["encoder"] = [p.clone() for p in model.encoder.parameters()]
+        return scored(model, *rest)
+
+    monkeypatch.setattr(digits, "scored", look)
+    anew = digits.branched(search["tree"], setting, 0)
+    assert seen["model"].trunk.paths() == search["tree"]
+    assert set(anew["test"]) == set(search["test"])
+    began, _, _ = digits.build(small, digits.parse(digits.SEARCH), 0)
+    pairs = zip(began.encoder.parameters(), seen["encoder"], strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    compared = json.loads(digits.COMPARED.read_text())
+    hard = digits.of_comparison(compared, "hard")
+    assert np.mean(hard["delta_m"]) == pytest.approx(
+        compared["methods"]["hard"]["delta_m"], abs=1e-3
+    )
+    # Scored as the comparison scores, its own values give its own gains.
+    again = digits.delta_m(compared, [{"test": test} for test in hard["test"]])
+    assert again == pytest.approx(hard["delta_m"], abs=0.02)
