@@ -275,7 +275,10 @@ LOW, HIGH = [1.0, 1.1, 0.9], [9.0, 9.2, 9.1]
 def test_each_claim_has_its_sign(scripts, claimed, outcome):
     """Tables where every claim is plainly true, and the same with the sides exchanged."""
     down, up = (LOW, HIGH) if claimed else (HIGH, LOW)
-    gates = {"dselect-k": {"test": down, "apart": up}, "top-k": {"test": up, "apart": down}}
+    gates = {
+        "dselect-k": {"test": down, "apart": up, "experts": [2, 2, 2]},
+        "top-k": {"test": up, "apart": down},
+    }
     balance = {"global": {"test": down, "told": up}, "batch": {"test": up, "told": down}}
     trees = {name: {"test": up} for name in ("search", "hard", "shuffled")}
     unrelated = scripts.unrelated
