@@ -111,7 +111,9 @@ class MultiModN(SharedModel):
     In training every head also reads every earlier state, s_0 included, and its losses there are
     trained beside the output's. What no modality tells, the state of the rows before does. A state
     that a row left as it was is trained on once: were it read again, heads would learn from rows
-    that lack a modality more often than from others, and so that its lack tells something.
+    that lack a modality more often than from others, and so that its lack tells something. Later
+    steps still read from the state whether a step was made: where a modality's lack goes with the
+    label, let it come last (experiments/share/results.md).
 
     chain: the encoders. heads: task -> module from (B, S). penalty: >= 0, of the mean squared
     change of the state, summed over steps.
