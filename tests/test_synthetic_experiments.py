@@ -147,9 +147,9 @@ def test_tasks_of_a_cluster_are_mixtures_of_two_functions(scripts):
 @pytest.mark.parametrize("name", ["dselect-k", "top-k"])
 def test_selecting_trains_both_gates(scripts, monkeypatch, name):
     selecting = scripts.selecting
-    monkeypatch.setattr(selecting, "STEPS", 20)
     monkeypatch.setattr(selecting, "ROWS", {"train": 200, "val": 50, "test": 50})
-    found = selecting.attempt(name, 8, selecting.SETTINGS[name][0], 0)
+    case = selecting.Case(8, 20)
+    found = selecting.attempt(name, case, selecting.SETTINGS[name][0], 0)
     assert found["test"] < 3
     assert found["within"] - found["apart"] >= 0
     assert 1 <= found["experts"] <= selecting.EXPERTS
@@ -289,7 +289,7 @@ def test_each_claim_has_its_sign(scripts, claimed, outcome):
     digits = {"learning-to-branch": down, "hard": down, "branched": up}
     agreement = [1.0, 0.98, 0.99] if claimed else [-0.02, 0.0, 0.02]
     tables = {
-        "selecting": {"tasks": {"16": gates, "128": gates}},
+        "selecting": {"cases": {"16 tasks": gates, "128 tasks": gates}},
         "specialising": {"weights": {"0.01": balance}},
         "branching": {
             "models": trees | {"found": {"test": down}},

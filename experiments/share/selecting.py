@@ -10,6 +10,7 @@ Shapes: N = rows, T = tasks, A = asked tasks, R = rows, E = experts, C = cluster
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -29,12 +30,11 @@ from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.share.use import DEAD, expert_use
 
 SEEDS = tuple(range(5))
-SIZES = (16, 64, 128)
 CLUSTERS, INPUTS, EXPERTS, K = 4, 10, 8, 2
 HIDDEN = 8
 """Of a true expert; the model's are as wide."""
 ROWS = {"train": 2000, "val": 1000, "test": 4000}
-NOISE, BATCH, STEPS = 0.3, 128, 800
+NOISE, BATCH = 0.3, 128
 
 
 class TopK(Trunk):
@@ -95,8 +95,28 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "top-k": [{"lr": lr, "noise": noise} for lr in (0.01, 0.03) for noise in (False, True)],
 }
 """Equally many of each, around the best of a pilot."""
-TUNED = {16: 16, 64: 128, 128: 128}
-"""Tasks -> the number of tasks its settings are picked with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tasks, updates, and the case whose settings it takes; "" for its own."""
+
+    tasks: int
+    steps: int = 800
+    like: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Where its runs are kept."""
+        return f"selecting/{self.tasks}" + f"x{self.steps}" * (self.steps != Case.steps)
+
+
+CASES = {
+    "16 tasks": Case(16),
+    "64 tasks": Case(64, like="128 tasks"),
+    "128 tasks": Case(128),
+    "16 tasks, 4000 updates": Case(16, 4000),
+}
 
 
 def drawn(tasks: int, seed: int) -> Problem:
@@ -136,18 +156,18 @@ def build(name: str, given: Problem, setting: Mapping[str, Any]) -> TrunkModel:
     return TrunkModel.build(nn.Identity(), trunk, given.tasks)
 
 
-def attempt(name: str, tasks: int, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def attempt(name: str, case: Case, setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train once; return validation and test loss and what the gates chose."""
-    given = drawn(tasks, seed)
+    given = drawn(case.tasks, seed)
     torch.manual_seed(seed)
     model = build(name, given, setting)
-    looks = train(model, given, given.batches(BATCH, seed), steps=STEPS, lr=setting["lr"])
+    looks = train(model, given, given.batches(BATCH, seed), steps=case.steps, lr=setting["lr"])
     inputs = given.splits["test"].inputs
     chosen = [
         {e for e, weight in enumerate(gate.mean) if weight >= DEAD}
         for gate in expert_use(model, [inputs[:1]]).gates
     ]
-    within, between = overlaps(chosen, clusters(tasks))
+    within, between = overlaps(chosen, clusters(case.tasks))
     return {
         "val": min(looks),
         "test": fmean(losses(model, given.fed("test")).values()),
@@ -168,11 +188,11 @@ def overlaps(chosen: Sequence[set[int]], groups: Sequence[int]) -> tuple[float, 
 
 
 def claims(table: Table) -> Iterator[Claim]:
-    """DSelect-k against top-k gating, for every number of tasks."""
-    for tasks, found in table["tasks"].items():
+    """DSelect-k against top-k gating, in every case."""
+    for title, found in table["cases"].items():
         ours, theirs = found["dselect-k"], found["top-k"]
         setting = (
-            f"{tasks} synthetic regression tasks in {CLUSTERS} clusters, {EXPERTS} experts, k {K}, "
+            f"synthetic regression tasks in {CLUSTERS} clusters, {EXPERTS} experts, k {K}, "
             "static gates"
         )
         taken = fmean(ours["experts"])
@@ -181,11 +201,11 @@ def claims(table: Table) -> Iterator[Claim]:
         )
         fewer = [100 * (b - a) / b for a, b in zip(ours["test"], theirs["test"], strict=True)]
         yield claim(
-            table, "dselect-k", f"predicts better than top-k gating, {tasks} tasks", setting,
+            table, "dselect-k", f"predicts better than top-k gating, {title}", setting,
             fewer, "greater", 5.0, "% of top-k's test error saved", reason=unsettled,
         )  # fmt: skip
         yield claim(
-            table, "dselect-k", f"selects experts better than top-k gating, {tasks} tasks",
+            table, "dselect-k", f"selects experts better than top-k gating, {title}",
             f"{setting}; Jaccard index of the experts of two tasks, within clusters minus between",
             minus(ours["apart"], theirs["apart"]), "greater", 0.1, "in that difference over top-k",
             reason=unsettled,
@@ -202,32 +222,31 @@ COLUMNS = {
 
 def section(table: Table) -> str:
     rows = [
-        [tasks, name, said(run["setting"]), *(spread(run[key]) for key in COLUMNS)]
-        for tasks, found in table["tasks"].items()
+        [title, name, said(run["setting"]), *(spread(run[key]) for key in COLUMNS)]
+        for title, found in table["cases"].items()
         for name, run in found.items()
     ]
-    head = ["tasks", "gates", "picked", *COLUMNS.values()]
+    head = ["case", "gates", "picked", *COLUMNS.values()]
     return grid(table, "DSelect-k and top-k gating: tasks in known clusters", head, rows)
 
 
-def measured(name: str, tasks: int) -> dict[str, Any]:
+def measured(name: str, case: Case) -> dict[str, Any]:
     """Return the picked setting of these gates and what came of it, a column per measure."""
-
-    def tuning(setting: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        return attempt(name, TUNED[tasks], setting, seed)
-
-    setting = picked(f"selecting/{TUNED[tasks]}/{name}", SETTINGS[name], tuning)
+    tuned = CASES.get(case.like, case)
+    setting = picked(f"{tuned.folder}/{name}", SETTINGS[name], partial(attempt, name, tuned))
     runs = [
-        KEPT.run(f"selecting/{tasks}/{name}--s{s}", partial(attempt, name, tasks, setting, s))
-        for s in SEEDS
+        KEPT.run(f"{case.folder}/{name}--s{seed}", partial(attempt, name, case, setting, seed))
+        for seed in SEEDS
     ]
     return {"setting": setting} | {key: [found[key] for found in runs] for key in COLUMNS}
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    table = {str(tasks): {name: measured(name, tasks) for name in SETTINGS} for tasks in SIZES}
-    KEPT.write("selecting", {"seeds": SEEDS, "steps": STEPS, "batch": BATCH, "tasks": table})
+    table = {
+        title: {name: measured(name, case) for name in SETTINGS} for title, case in CASES.items()
+    }
+    KEPT.write("selecting", {"seeds": SEEDS, "batch": BATCH, "cases": table})
 
 
 if __name__ == "__main__":
