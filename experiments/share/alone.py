@@ -32,7 +32,7 @@ SCHEMES = {
     "individual": "dsmtl:scheme=individual",
     "light": "dsmtl:scheme=light",
 }
-ASSAYS, EPOCHS = 4, 12
+ASSAYS, EPOCHS = 4, 8
 SETTINGS = ((1e-3, 3.0), (3e-3, 1e-2))
 KNOWN = ("digits2-sharing", "census-sharing", "tox21-sharing")
 
@@ -91,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     suites = {
         "census": compared("census", ON_CENSUS, 3),
-        "digits2": compared("digits2", (SCHEMES["individual"], SCHEMES["light"]), 1, 12),
+        "digits2": compared("digits2", (SCHEMES["individual"], SCHEMES["light"]), 1, 8),
         "tox21": on_tox21(),
     }
     kept = ("single", *SCHEMES.values())

@@ -29,7 +29,7 @@ from polytask.tasks import Binary, Multiclass, Regression, Task, TaskSet
 
 SEEDS = (0, 1, 2, 3, 4)
 SETTINGS = ((1e-3, 1e-2), (3e-3, 1e-2))
-ROWS, EPOCHS, BATCH = 24_000, 6, 256
+ROWS, EPOCHS, BATCH = 12_000, 6, 256
 ASKED_NUMERIC = ("age", "capital_losses")
 ASKED = ("class_worker", "det_ind_code", "det_occ_code", "major_ind_code", "major_occ_code")
 """Columns that the tasks are made of, or that repeat one: no inputs here."""
