@@ -1,8 +1,6 @@
 """The experiments on balance methods: their measures, their signs, and that tables make claims."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,26 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from polytask.catalog import METHODS
 from polytask.evaluate.claims import load, save
 from polytask.records import Point
 
+from .experiment import imported as module
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 BALANCE = EXPERIMENTS / "balance"
-
-
-def module(folder, name):
-    """Import an experiment's script under a name of its own; its siblings are found beside it."""
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            f"{folder.name}_{name}", folder / f"{name}.py"
-        )
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = loaded  # dataclasses look their module up
-        spec.loader.exec_module(loaded)
-    finally:
-        sys.path.remove(str(folder))
-    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +135,7 @@ def test_spread_of_the_best_epochs():
 
 def test_a_run_that_is_kept_is_not_made_again(tmp_path, monkeypatch):
     store = module(BALANCE, "store")
-    monkeypatch.setattr(store, "RUNS", tmp_path)
+    monkeypatch.setattr(store.KEPT, "runs", tmp_path)
     assert store.kept("a/b", lambda: {"x": 1.23456789}) == {"x": 1.23457}
     assert store.kept("a/b", lambda: pytest.fail("made again")) == {"x": 1.23457}
 
@@ -186,7 +172,7 @@ def test_each_claim_of_an_experiment_has_its_sign(claims, claimed, other, outcom
         | {"added": added, "suites": {"one": {"seeds": [0, 1, 2], "delta_m": delta_m}}},
         "modalities": ABOUT | {"wrapped": "x", "methods": fuller},
     }
-    known = {row.name for row in claims.method.__globals__["METHODS"]}
+    known = {row.name for row in METHODS}
     if not {"flat-regions", "fuller"} <= known:  # methods still to come
         tables.pop("added"), tables.pop("modalities")
     found = outcomes(claims.made(tables))

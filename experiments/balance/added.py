@@ -59,7 +59,7 @@ def alone(suite_name: str) -> dict[str, Any]:
 
 def folder_of(suite_name: str) -> Path:
     """Return where the comparison of the methods alone is."""
-    return store.RUNS / "alone" / suite_name
+    return store.KEPT.runs / "alone" / suite_name
 
 
 def with_addition(found: dict[str, Any], base: str, recipe: str, seed: int) -> list[float | None]:
@@ -73,7 +73,7 @@ def with_addition(found: dict[str, Any], base: str, recipe: str, seed: int) -> l
         tasks=None,
         recipe=recipe,
         config=config,
-        folder=store.RUNS / "added" / f"{found['suite']}--{recipe}--s{seed}",
+        folder=store.KEPT.runs / "added" / f"{found['suite']}--{recipe}--s{seed}",
         reference=reference(found, folder),
     )
     train(job)

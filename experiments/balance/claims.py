@@ -7,55 +7,17 @@ Writes `claims.json` from the tables that are there; a claim whose table is miss
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import store
 
-from polytask.catalog import method
-from polytask.evaluate import Claim, Effect, decide, interval
-from polytask.evaluate.claims import Expected, save
-
-Table = Mapping[str, Any]
+from kept import Table, claim, minus
+from polytask.evaluate import Claim
+from polytask.evaluate.claims import save
 
 RIVALS = ("pcgrad", "cagrad", "nash-mtl")
-RULE = {"greater": "margin", "no worse": "no worse by", "equal": "equal within"}
-
-
-def claim(
-    table: Table,
-    system: str,
-    words: str,
-    setting: str,
-    differences: Sequence[float],
-    expected: Expected,
-    margin: float,
-    unit: str,
-    *,
-    paper: str = "",
-    seeds: Sequence[int] = (),
-    reason: str = "",
-) -> Claim:
-    """Return the record of one claim; `margin` is in the unit of the differences."""
-    return Claim(
-        system=system,
-        paper=paper or method(system).source,
-        claim=words,
-        setting=f"{setting}; {RULE[expected]} {margin:g}",
-        seeds=tuple(seeds or table["seeds"]),
-        outcome=decide(differences, expected, margin),
-        effect=Effect(fmean(differences), unit),
-        interval=interval(differences),
-        reason=reason,
-        command=table["command"],
-        versions=table["versions"],
-    )
-
-
-def minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
 
 
 def of_paths(table: Table) -> Iterator[Claim]:

@@ -5,15 +5,14 @@ python experiments/balance/page.py     # also writes claims.json, see claims.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
 
 import claims
 import store
 
-Table = Mapping[str, Any]
+from kept import Table, section, spread
 
 HEAD = """# What the experiments on balance methods found
 
@@ -38,10 +37,10 @@ def _paths(table: Table) -> str:
         "preset_objective": "preset objective, training",
     }
     rows = [
-        [name, *(_spread(found[key]) if key in found else "" for key in columns)]
+        [name, *(spread(found[key]) if key in found else "" for key in columns)]
         for name, found in table["methods"].items()
     ]
-    return _section(table, "Along training: digits2", ["method", *columns.values()], rows)
+    return section(table, "Along training: digits2", ["method", *columns.values()], rows)
 
 
 def _preset(table: Table) -> str:
@@ -52,7 +51,7 @@ def _preset(table: Table) -> str:
     ]
     head = ["method", "least", "mean", "most"]
     what = f"% of the gap to the optimum left after {settings['updates']} updates"
-    return _section(table, f"Preset weights, convex: {what}", head, rows)
+    return section(table, f"Preset weights, convex: {what}", head, rows)
 
 
 def _famo_cost(table: Table) -> str:
@@ -63,17 +62,17 @@ def _famo_cost(table: Table) -> str:
     ]
     rows.append(["equal, ms", *(f"{fmean(table['plain_ms'][k]):.2f}" for k in counts)])
     head = ["method", *(f"K = {k}" for k in counts)]
-    return _section(table, "Processor time of a step over that of equal weights", head, rows)
+    return section(table, "Processor time of a step over that of equal weights", head, rows)
 
 
 def _convergence(table: Table) -> str:
     rows = [
-        [suite, method, _spread(found[method]["spread"]), _spread(found[method]["best_score"])]
+        [suite, method, spread(found[method]["spread"]), spread(found[method]["best_score"])]
         for suite, found in table["suites"].items()
         for method in ("equal", "coba")
     ]
     head = ["suite", "method", "spread of the best epochs, %", "best validation delta-m"]
-    return _section(table, "Convergence in the comparisons", head, rows)
+    return section(table, "Convergence in the comparisons", head, rows)
 
 
 def _added(table: Table) -> str:
@@ -94,9 +93,9 @@ def _with_and_without(table: Table, title: str) -> str:
                 pairs = list(zip(of[base], of[recipe], strict=False))
                 alone, added = ([pair[i] for pair in pairs] for i in (0, 1))
                 change = [after - before for before, after in pairs]
-                rows.append([suite, base, recipe, *map(_spread, (alone, added, change))])
+                rows.append([suite, base, recipe, *map(spread, (alone, added, change))])
     head = ["suite", "method", "with the addition", "delta-m alone", "delta-m with it", "change"]
-    return _section(table, title, head, rows)
+    return section(table, title, head, rows)
 
 
 def _modalities(table: Table) -> str:
@@ -105,13 +104,13 @@ def _modalities(table: Table) -> str:
         [
             name,
             f"{found['lr']:g}",
-            *(_spread([test[task] for test in found["test"]]) for task in metrics),
-            _spread(found["delta_m"]),
+            *(spread([test[task] for test in found["test"]]) for task in metrics),
+            spread(found["delta_m"]),
         ]
         for name, found in table["methods"].items()
     ]
     head = ["method", "rate", *(f"{t} ({m})" for t, m in metrics.items()), "delta-m over equal"]
-    return _section(table, "Two modality branches: camvid", head, rows)
+    return section(table, "Two modality branches: camvid", head, rows)
 
 
 SECTIONS = {
@@ -123,24 +122,6 @@ SECTIONS = {
     "wrapped": _wrapped,
     "modalities": _modalities,
 }
-
-
-def _section(table: Table, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    versions = table["versions"]
-    return "\n".join(
-        [
-            f"## {title}\n",
-            f"`{table['command']}`; Python {versions['python']}, torch {versions['torch']}.\n",
-            "| " + " | ".join(head) + " |",
-            "|" + "---|" * len(head),
-            *("| " + " | ".join(row) + " |" for row in rows),
-            "",
-        ]
-    )
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.4g} ± {stdev(values):.1g}"
 
 
 def main() -> None:

@@ -74,6 +74,12 @@ def test_all_that_training_reads_is_that_of_the_loop_and_so_are_the_gradients():
     ours = model(inputs, trace=trace)
     states = by_hand(model, inputs)  # (B, M + 1, S)
     plain = [{t: model.model.head(t)(states[:, m]) for t in TASKS.names} for m in range(3)]
+    gone = torch.stack([inputs[name].isnan().any(1) for name in ("sound", "text")])
+    for m, step in enumerate(plain[:2]):  # the same state comes again, and is learned from there
+        for t, output in step.items():
+            step[t] = torch.stack(
+                [o.detach() if gone[m, r] else o for r, o in enumerate(output.unbind())]
+            )
     change = sum((states[:, m + 1] - states[:, m]).square().mean(1) for m in range(2)).mean()
     found = [*trace.further, ours]
     assert len(found) == 3
@@ -105,6 +111,27 @@ def test_a_row_that_lacks_a_modality_is_no_other_rows_business():
     # What lacks everything is answered from the first state.
     first = model.model.head("b")(model.chain.initial_1S)[0]
     torch.testing.assert_close(outputs["b"][2], first)
+
+
+def test_a_state_that_a_row_left_as_it_was_is_learned_from_once():
+    """All rows lack the text: whether it is told or left out, training reads what it read."""
+    model, inputs = built(), given()
+    told = inputs | {"text_there": torch.zeros(8, dtype=torch.bool)}
+    gone = inputs | {"text": torch.full_like(inputs["text"], torch.nan)}
+    parameters = list(model.parameters())
+
+    def gradients(given):
+        trace = Trace()
+        outputs = model(given, trace=trace)
+        total = trace.penalties["a"] + sum(
+            (o + 0.3).square().sum() for step in (outputs, *trace.further) for o in step.values()
+        )
+        return torch.autograd.grad(total, parameters, materialize_grads=True)
+
+    expected = gradients({"sound": inputs["sound"]})
+    for missing in (told, gone):
+        for a, b in zip(gradients(missing), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_a_modality_missing_for_all_does_not_run():

@@ -5,9 +5,9 @@ Source: Swamy et al., "MultiModN: Multimodal, Multi-Task, Interpretable Modular 
 Differs from the source: a missing modality passes its encoder by for that row alone, where the
     published code drops the whole batch. The losses after all steps are summed, where the source
     has their mean; the penalty on changes of the state keeps its ratio to one of them, and is the
-    mean over the state's numbers. A row whose state did not change is read again like all others.
-    The order of modalities is fixed.
-Shapes: B = rows, S = width of the state, F = features of a modality, M = modalities.
+    mean over the state's numbers. The order of modalities is fixed.
+Shapes: B = rows, S = width of the state, F = features of a modality, M = modalities, O = outputs of
+    a head.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ class Modality(nn.Module):
         self.encoder = encoder
         self.update = nn.Linear(features + state, state)
 
-    def forward(self, inputs: Inputs, state_BS: Tensor, told_B: Tensor | None = None) -> Tensor:
-        """Return the state; rows with a NaN anywhere in the inputs keep theirs.
+    def forward(
+        self, inputs: Inputs, state_BS: Tensor, told_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the state, and which rows (B,) made the step; None: all of them did.
 
-        told_B: bool, the rows that have the modality, for inputs that cannot be NaN.
+        Rows with a NaN anywhere in the inputs keep their state. told_B: bool, the rows that have
+        the modality, for inputs that cannot be NaN.
         """
         there_B, filled = _there(inputs)
         if told_B is not None:
@@ -49,7 +52,9 @@ class Modality(nn.Module):
         features = self.encoder(filled)
         row_BF = features if isinstance(features, Tensor) else features["row"]
         new_BS: Tensor = self.update(torch.cat([row_BF, state_BS], dim=1))
-        return new_BS if there_B is None else torch.where(there_B[:, None], new_BS, state_BS)
+        if there_B is None:
+            return new_BS, None
+        return torch.where(there_B[:, None], new_BS, state_BS), there_B
 
 
 class Chain(nn.Module):
@@ -69,18 +74,24 @@ class Chain(nn.Module):
         self.modalities = nn.ModuleDict({key(name): step for name, step in modalities.items()})
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.states(inputs)[-1]
+        return self.steps(inputs)[0][-1]
 
-    def states(self, inputs: Inputs) -> list[Tensor]:
-        """Return the state at first and after every step that some row made, each (B, S)."""
+    def steps(self, inputs: Inputs) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return the state at first and after every step, (B, S), and of every step who made it.
+
+        The steps of modalities that are among the inputs; see `Modality` for who made one.
+        """
         parts = self._parts(inputs)
         first = next(iter(parts.values()))
         rows = (first if isinstance(first, Tensor) else next(iter(first.values()))).shape[0]
         states = [self.initial_1S.expand(rows, -1)]
+        made: list[Tensor | None] = []
         for name, part in parts.items():
             told_B = inputs.get(f"{name}_there") if isinstance(inputs, Mapping) else None
-            states.append(self.modalities[key(name)](part, states[-1], told_B))
-        return states
+            state_BS, made_B = self.modalities[key(name)](part, states[-1], told_B)
+            states.append(state_BS)
+            made.append(made_B)
+        return states, made
 
     def _parts(self, inputs: Inputs) -> dict[str, Inputs]:
         if self.names == (WHOLE,):
@@ -98,7 +109,11 @@ class MultiModN(SharedModel):
     """s_0 is trained; s_m = linear([encoder_m(x_m), s_{m-1}]); output_t = head_t(s_M).
 
     In training every head also reads every earlier state, s_0 included, and its losses there are
-    trained beside the output's. What no modality tells, the state of the rows before does.
+    trained beside the output's. What no modality tells, the state of the rows before does. A state
+    that a row left as it was is trained on once: were it read again, heads would learn from rows
+    that lack a modality more often than from others, and so that its lack tells something. Later
+    steps still read from the state whether a step was made: where a modality's lack goes with the
+    label, let it come last (experiments/share/results.md).
 
     chain: the encoders. heads: task -> module from (B, S). penalty: >= 0, of the mean squared
     change of the state, summed over steps.
@@ -174,13 +189,16 @@ class MultiModN(SharedModel):
         asked = self._asked(tasks)
         if not asked:
             return {}
-        states = self.chain.states(inputs)
+        states, made = self.chain.steps(inputs)
         outputs = self.model.read(states[-1], asked)
         earlier = self.model.read(torch.cat(states[:-1]), asked)
         state_MBS = torch.stack(states)
         before, rows = len(states) - 1, state_MBS.shape[1]
         steps = {task: o.reshape(before, rows, *o.shape[1:]) for task, o in earlier.items()}
-        trace.further += [{task: of[m] for task, of in steps.items()} for m in range(before)]
+        trace.further += [
+            {task: _once(of[m], made_B) for task, of in steps.items()}
+            for m, made_B in enumerate(made)
+        ]
         # A process may have no row of a short batch.
         change = state_MBS.diff(dim=0).square().sum() / (max(rows, 1) * self.chain.width)
         trace.penalties |= dict.fromkeys(asked, self.penalty * change)
@@ -210,6 +228,13 @@ class MultiModN(SharedModel):
     def extract(self, task: str) -> nn.Module:
         """Return a model of one task alone, inputs -> its output, with copies of the weights."""
         return self.model.extract(task)
+
+
+def _once(output_BO: Tensor, made_B: Tensor | None) -> Tensor:
+    """Return the outputs, without gradient for rows that the same state gives them again."""
+    if made_B is None:
+        return output_BO
+    return torch.where(made_B[:, None], output_BO, output_BO.detach())
 
 
 def _width(name: str, part: nn.Module) -> int:
