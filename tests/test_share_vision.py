@@ -26,7 +26,13 @@ def new_task(monkeypatch, tmp_path):
     """The experiment with blobs in camvid's place: where they are, then how high."""
     loaded = imported(SHARE, "vision_new_task")
     for name, value in {
-        **{"FIRST": "inside", "NEW": "height", "EPOCHS": 2, "SETTINGS": ((1e-2, 1e-2),)},
+        **{
+            "FIRST": "inside",
+            "NEW": "height",
+            "EPOCHS": 2,
+            "SETTINGS": ((1e-2, 1e-2),),
+            "SEEDS": (0, 1),
+        },
         "load_suite": lambda name: suite("pixels"),
     }.items():
         monkeypatch.setattr(loaded, name, value)
@@ -60,6 +66,40 @@ def test_flops_are_those_of_the_products(compared):
     assert wide["parameters"] - dense["parameters"] > 0.7 * experts
 
 
+def test_quality_is_read_of_the_comparison(compared, monkeypatch, tmp_path):
+    def of(*gains):
+        return {"tasks": {"a": {"gains": gains}, "b": {"gains": [0.0] * len(gains)}}}
+
+    command = "polytask compare camvid --methods hard"
+    methods = {name: of(2.0, 4.0, 3.0) for name in compared.QUALITY}
+    methods["task-expert"] = of(6.0, 8.4, 7.2)
+    known = {"command": command, "seeds": [0, 1, 2], "methods": methods}
+    monkeypatch.setattr(compared, "PUBLISHED", tmp_path)
+    with pytest.raises(SystemExit, match=r"camvid-sharing\.json is not there"):
+        compared.comparison()
+    (tmp_path / "camvid-sharing.json").touch()
+    monkeypatch.setattr(compared, "published", lambda name: known)
+    found = {
+        name: {"one task": 40, "all tasks": 50}
+        for name in (compared.SPARSE, compared.DENSE, compared.WIDE, compared.MASKS)
+    }
+    written = {}
+    monkeypatch.setattr(compared, "load_suite", lambda name: None)
+    monkeypatch.setattr(compared, "counted", lambda suite, seed: found)
+    monkeypatch.setattr(compared.KEPT, "write", lambda name, table: written.update(table))
+    compared.main()
+    table = written | {"command": "python x.py", "versions": {"python": "", "torch": ""}}
+    flops, (quality, expert) = list(compared.claims(table))[:-2], list(compared.claims(table))[-2:]
+    assert {round(claim.effect.value, 9) for claim in flops} == {20.0, 0.0}
+    assert {claim.outcome for claim in flops} == {"not seen"}
+    assert (quality.outcome, quality.effect.value, quality.command) == ("seen", 0.0, command)
+    assert (expert.outcome, expert.command) == ("seen", command)
+    assert expert.effect.value == pytest.approx(2.1)
+    del methods["m3vit"]
+    with pytest.raises(SystemExit, match="lacks m3vit"):
+        compared.comparison()
+
+
 def test_all_scales_are_added_up_without_masks(new_task):
     model, _, _ = build(suite("pixels"), parse("hard"), 0)
     read = new_task.Scales(model.encoder)
@@ -75,7 +115,7 @@ def test_all_scales_are_added_up_without_masks(new_task):
 
 
 def test_the_new_task_trains_alone_and_a_second_call_trains_nothing(new_task, monkeypatch):
-    found = new_task.made((0, 1), "cpu")
+    found = new_task.made("cpu")
     assert set(found) == {"inside", "medusa", *new_task.RIVALS}
     table = {
         "models": found,
@@ -92,7 +132,7 @@ def test_the_new_task_trains_alone_and_a_second_call_trains_nothing(new_task, mo
     assert trained["plain"] < trained["scales"] < trained["medusa"] < trained["alone"]
     assert "# A new task" in new_task.section(table)
     monkeypatch.setattr(new_task, "fit", None)
-    assert new_task.made((0, 1), "cpu") == found
+    assert new_task.made("cpu") == found
 
 
 def test_a_run_in_which_the_first_task_changes_ends(new_task, monkeypatch):

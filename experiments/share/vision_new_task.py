@@ -1,7 +1,7 @@
 """A new task on frozen features: Medusa's heads, a plain head, and the task alone.
 
     python experiments/share/vision_new_task.py
-    python experiments/share/vision_new_task.py --seed 1    # its runs alone, beside those of seed 0
+    python experiments/share/vision_new_task.py --device cuda --processes 14
 
 Plan: README.md beside this file. A run that was stopped goes on where it was, on the same device.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -38,6 +40,9 @@ RIVALS = {
     "plain": ("on frozen features masks and attention do more than a plain head", "greater", 2.0),
     "scales": ("on frozen features they do more than all scales without them", "greater", 2.0),
 }
+
+
+KINDS = ("medusa", *RIVALS)
 
 
 class Scales(nn.Module):
@@ -134,7 +139,6 @@ def trained(
         "score": record.best.score,
         "test": primary(found, new.tasks)[NEW],
         "trained": own if kind == "medusa" else free,
-        "seconds": record.cost.seconds,
         "epoch": record.best.epoch,
     }
 
@@ -153,30 +157,68 @@ def learned(suite: Suite, device: str, setting: Setting, seed: int) -> dict[str,
     return {"score": record.best.score, "test": primary(found, first.tasks)[FIRST]}
 
 
-def made(seeds: Sequence[int], device: str) -> dict[str, Any]:
-    """Return every model's picked setting, and its runs of these seeds; the first is tuned with."""
+def maker(name: str, device: str, first: Setting) -> Callable[[Setting, int], dict[str, Any]]:
+    """Return what trains a model of this name. first: the setting of the first task's run."""
     suite = load_suite("camvid")
+    if name == FIRST:
+        return partial(learned, suite, device)
+    return partial(trained, name, suite, first, device)
 
-    def of(name: str, make: Callable[[Setting, int], dict[str, Any]]) -> dict[str, Any]:
-        return tuned(f"vision_new_task/{name}", SETTINGS, seeds, make)
 
-    found = {FIRST: of(FIRST, partial(learned, suite, device))}
-    first = found[FIRST]["picked"]
-    for kind in ("medusa", *RIVALS):
-        found[kind] = of(kind, partial(trained, kind, suite, first, device))
+def runs(
+    name: str, device: str, first: Setting, settings: Sequence[Setting], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Return the setting picked with the first seed and the runs of all; made where not there."""
+    return tuned(f"vision_new_task/{name}", settings, seeds, maker(name, device, first))
+
+
+def made(device: str) -> dict[str, Any]:
+    """Return every model's picked setting and its runs."""
+    found: dict[str, Any] = {}
+    first = SETTINGS[0]  # which the first task's own runs do not read
+    for name in (FIRST, *KINDS):
+        found[name] = runs(name, device, first, SETTINGS, SEEDS)
+        first = found[FIRST]["picked"]
     return found
+
+
+def one(name: str, device: str, first: Setting, setting: Setting, seed: int) -> None:
+    """Make one run, in a process of its own."""
+    torch.set_num_threads(1)
+    runs(name, device, first, (setting,), (seed,))
+
+
+def beforehand(device: str, processes: int) -> None:
+    """Make all runs that `made` reads, several at a time: those that need no other first."""
+    tuning, later = [(setting, SEEDS[0]) for setting in SETTINGS], SEEDS[1:]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+
+        def all_of(wanted: Sequence[tuple[str, Setting, Setting, int]]) -> None:
+            asked = [pool.submit(one, name, device, *rest) for name, *rest in wanted]
+            for run in asked:
+                run.result()
+
+        def picked(name: str, first: Setting) -> Setting:
+            found: Setting = runs(name, device, first, SETTINGS, SEEDS[:1])["picked"]
+            return found
+
+        nothing = SETTINGS[0]
+        all_of([(FIRST, nothing, *run) for run in tuning])
+        first = picked(FIRST, nothing)
+        of_first = [(FIRST, nothing, first, seed) for seed in later]
+        all_of(of_first + [(kind, first, *run) for kind in KINDS for run in tuning])
+        all_of([(kind, first, picked(kind, first), seed) for kind in KINDS for seed in later])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
-    parser.add_argument("--seed", type=int, choices=SEEDS, help="its runs alone; no table")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time (default 1)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.seed is not None:
-        made(tuple(dict.fromkeys((SEEDS[0], options.seed))), options.device)
-        return
-    KEPT.write("vision_new_task", {"seeds": SEEDS, "models": made(SEEDS, options.device)})
+    if options.processes > 1:
+        beforehand(options.device, options.processes)
+    KEPT.write("vision_new_task", {"seeds": SEEDS, "models": made(options.device)})
 
 
 def gains(table: Table, rival: str) -> list[float]:
@@ -197,25 +239,24 @@ def claims(table: Table) -> Iterator[Claim]:
 
 
 def section(table: Table) -> str:
-    """Return each model's error, what of it was trained, and for how long."""
+    """Return each model's error and how much of it was trained."""
     rows = []
-    for name in ("medusa", *RIVALS):
+    for name in KINDS:
         of = table["models"][name]
-        runs = of["runs"]
+        every = of["runs"]
         better = "" if name == "medusa" else spread(gains(table, name))
         rows.append(
             [
                 name,
-                spread([run["test"] for run in runs]),
+                spread([run["test"] for run in every]),
                 better,
-                f"{runs[0]['trained']:,}",
-                spread([run["seconds"] for run in runs]),
+                f"{every[0]['trained']:,}",
                 f"{of['picked'][0]:g}",
             ]
         )
     head = [
         "model", f"RMSE of {NEW}, px", "medusa's is below by, %", "parameters trained",
-        "seconds of training", "learning rate",
+        "learning rate",
     ]  # fmt: skip
     first = spread([run["test"] for run in table["models"][FIRST]["runs"]])
     words = f"The network below the first three has learned {FIRST}: mean IoU {first} on test."
