@@ -179,8 +179,8 @@ def largest(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
         inside_FK = begin_F[:, None] + torch.arange(-(-many // few) + 1, device=x_BCHW.device)
         # A shorter window repeats its last position.
         inside_FK = torch.minimum(inside_FK, end_F[:, None] - 1)
-        every = x_BCHW.index_select(dim, inside_FK.flatten()).unflatten(dim, inside_FK.shape)
-        x_BCHW = every.amax(dim)
+        every = x_BCHW.index_select(dim, inside_FK.flatten())
+        x_BCHW = torch.unflatten(every, dim, inside_FK.shape).amax(dim)
     return x_BCHW
 
 
