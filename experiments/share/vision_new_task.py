@@ -215,6 +215,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default 1)")
     options = parser.parse_args()
+    if options.processes < 1:
+        parser.error(f"processes is {options.processes}; give at least 1.")
     torch.set_num_threads(1)
     if options.processes > 1:
         beforehand(options.device, options.processes)
