@@ -127,13 +127,13 @@ def test_what_is_extracted_is_smaller_computes_the_same_bits_and_exports(recipe,
     size = sum(p.numel() for p in alone.parameters())
     assert size < sum(p.numel() for p in model.parameters())
     kept = alone(inputs)
-    batch = torch.export.Dim("batch", min=2, max=64)
+    batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(alone.eval(), (inputs,), dynamic_shapes=({0: batch},))
     with torch.no_grad():
         for p in model.parameters():  # a copy: training the model further does not change it
             p.add_(1.0)
     assert torch.equal(alone(inputs), kept)
-    for number in (2, 7):
+    for number in (1, 2, 5):
         given = pictures(number, seed=number)
         torch.testing.assert_close(program.module()(given), alone(given), rtol=1e-11, atol=1e-12)
 

@@ -139,27 +139,11 @@ def test_what_is_extracted_is_smaller_and_computes_the_same_bits(recipe):
 
 def test_what_is_extracted_exports_with_any_number_of_rows(recipe):
     alone = make(recipe, 3).extract("t1").eval()
-    batch = torch.export.Dim("batch", min=2, max=4096)
+    batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(alone, (rows(4),), dynamic_shapes=({0: batch},))
-    for number in (2, 17):
+    for number in (1, 2, 17):
         inputs = rows(number, seed=number)
         torch.testing.assert_close(program.module()(inputs), alone(inputs), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("recipe", sorted(SETTINGS))
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # its own
-def test_what_is_extracted_runs_in_onnx_with_any_number_of_rows(recipe):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    alone = make(recipe, 3).extract("t1").eval()
-    batch = torch.export.Dim("batch", min=2, max=4096)
-    program = torch.export.export(alone, (rows(4),), dynamic_shapes=({0: batch},))
-    made = torch.onnx.export(program, (rows(4),), dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
-    for number in (2, 17):
-        inputs = rows(number, seed=number)
-        (output,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-        torch.testing.assert_close(torch.from_numpy(output), alone(inputs), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("recipe", sorted(set(SETTINGS) - {"aitm", "stem"}))

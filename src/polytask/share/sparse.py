@@ -90,19 +90,16 @@ def slots(expert_Y: Tensor, experts: int, block: int) -> tuple[Tensor, Tensor]:
     N = Y // block + E, which is enough however the pairs spread over the experts.
     """
     pairs = expert_Y.shape[0]
-    order_Y = expert_Y.argsort(stable=True)
-    count_E = torch.zeros(experts, dtype=torch.long, device=expert_Y.device)
-    count_E = count_E.scatter_add(0, expert_Y, torch.ones_like(expert_Y))
-    blocks_E = (count_E + block - 1) // block
-    # From the place in order to the place among blocks: what the experts before were filled with.
-    begins_E = (blocks_E.cumsum(0) - blocks_E) * block
-    shift_E = begins_E - (count_E.cumsum(0) - count_E)
-    place_Y = torch.arange(pairs, device=expert_Y.device) + shift_E[expert_Y[order_Y]]
-    slot_Y = torch.empty_like(place_Y).scatter(0, order_Y, place_Y)
-    number_N = torch.arange(pairs // block + experts, device=expert_Y.device)
+    every_E = torch.arange(experts, device=expert_Y.device)
+    # Counted and not sorted: ONNX knows no sort that keeps the order of equals.
+    marks_EY = (every_E[:, None] == expert_Y).int()
+    turn_Y = marks_EY.cumsum(1, dtype=torch.int32).gather(0, expert_Y[None])[0].long() - 1
+    blocks_E = (marks_EY.sum(1) + block - 1) // block
     ends_E = blocks_E.cumsum(0)
+    slot_Y = (ends_E - blocks_E)[expert_Y] * block + turn_Y
+    number_N = torch.arange(pairs // block + experts, device=expert_Y.device)
     # The last blocks may be nobody's; they hold zeros, and nothing reads what comes of them.
-    expert_N = torch.searchsorted(ends_E, number_N, right=True).clamp(max=experts - 1)
+    expert_N = (number_N[:, None] >= ends_E).sum(1).clamp(max=experts - 1)
     return slot_Y, expert_N
 
 

@@ -161,8 +161,29 @@ def resized(x_BCHW: Tensor, like: Tensor) -> Tensor:
     if x_BCHW.shape[-2:] == size:
         return x_BCHW
     if x_BCHW.shape[-2] > size[0] or x_BCHW.shape[-1] > size[1]:
-        return functional.adaptive_max_pool2d(x_BCHW, list(size))
+        return largest(x_BCHW, size)
     return functional.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
+
+
+def largest(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the largest of each window, where `size` windows cover the picture.
+
+    Of n windows over m positions the i-th goes from i * m / n, rounded down, to (i + 1) * m / n,
+    rounded up.
+    """
+    if not torch.compiler.is_exporting():
+        return functional.adaptive_max_pool2d(x_BCHW, list(size))
+    # The same from operators that ONNX knows, one side after the other.
+    for dim, few in zip((-2, -1), size, strict=True):
+        many = x_BCHW.shape[dim]
+        first_F = torch.arange(few, device=x_BCHW.device)
+        begin_F, end_F = first_F * many // few, ((first_F + 1) * many + few - 1) // few
+        inside_FK = begin_F[:, None] + torch.arange(-(-many // few) + 1, device=x_BCHW.device)
+        # A shorter window repeats its last position.
+        inside_FK = torch.minimum(inside_FK, end_F[:, None] - 1)
+        every = x_BCHW.index_select(dim, inside_FK.flatten())
+        x_BCHW = torch.unflatten(every, dim, inside_FK.shape).amax(dim)
+    return x_BCHW
 
 
 def side_by_side(name: str, modules: Sequence[nn.Module]) -> Stacked:
