@@ -145,29 +145,6 @@ def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> 
     return torch.baddbmm(bias_SO[:, None], rows, weight_SIO)
 
 
-def mixed(weights_RGE: Tensor, experts_ERW: Tensor) -> Tensor:
-    """Return what each gate takes from the experts, (G, R, W)."""
-    if len(experts_ERW) == 1:
-        return experts_ERW * weights_RGE.permute(1, 0, 2)
-    return torch.bmm(weights_RGE, experts_ERW.transpose(0, 1)).transpose(0, 1)
-
-
-def mixed_with_own(weights_RAE: Tensor, shared_ERW: Tensor, own_SRW: Tensor) -> Tensor:
-    """Return (A, R, W): what each gate takes from the shared experts and from its own.
-
-    weights_RAE: of the shared experts first, then of the task's own. own_SRW: the own experts of
-        the first task, then of the second, ...; as many of each.
-    """
-    shared = len(shared_ERW)
-    own_AERW = own_SRW.view(weights_RAE.shape[1], -1, *own_SRW.shape[1:])
-    weights_ARE = weights_RAE.transpose(0, 1)
-    given_ARW = mixed(weights_RAE[..., :shared], shared_ERW)
-    for e in range(own_AERW.shape[1]):  # of one task, a few
-        weight_AR1 = weights_ARE[..., shared + e : shared + e + 1]
-        given_ARW = torch.addcmul(given_ARW, own_AERW[:, e], weight_AR1)
-    return given_ARW
-
-
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Return the parts along dim 0; one part as it is, without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

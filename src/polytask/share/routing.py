@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polytask.share.experts import Stacked, mixed, run
+from polytask.share.experts import Stacked, run
+from polytask.share.mixture import mixed
 
 PARTS = 4
 """Most blocks per expert. More waste fewer places on rows that are not there, and copy weights

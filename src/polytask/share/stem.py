@@ -26,12 +26,11 @@ from polytask.share.experts import (
     Experts,
     Gates,
     Stacked,
-    mixed,
-    mixed_with_own,
     opened,
     run,
     stack,
 )
+from polytask.share.mixture import Mixture, mixed
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -324,7 +323,7 @@ def _mix_level(
     weights_RAE = opened(stacked, f"{name}_gates", hidden_ARD)
     mine = len(shared_ERW) + own
     founders_SRW = own_SRW[: weights_RAE.shape[2] - mine]
-    given_ARW = mixed_with_own(weights_RAE[..., :mine], shared_ERW, read_SRW)
+    given_ARW = Mixture(weights_RAE[..., :mine], shared_ERW, read_SRW).rows()
     given_ARW = given_ARW + mixed(weights_RAE[..., mine:], founders_SRW.detach())
     if seen is not None:
         seen[f"{name}_weights"] = weights_RAE
