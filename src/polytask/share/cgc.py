@@ -20,6 +20,7 @@ from polytask.share.base import Gate, key
 from polytask.share.experts import (
     Experts,
     Gates,
+    OwnExperts,
     Stacked,
     opened,
     run,
@@ -54,15 +55,20 @@ class Level(nn.Module):
             )
         self._number = own
         self.shared = Experts(shared, inputs, widths)
-        self.own = nn.ModuleDict()
+        self.own = OwnExperts()
         self.gates = Gates((), inputs, shared + own)
         for task in tasks:
-            self.add(task)
+            self._add(task)
+        self.own.lay()
         experts = shared + own * len(tasks)
         self.shared_gate = nn.Linear(inputs, experts, bias=False) if shared_gate else None
 
     def add(self, task: str) -> None:
         """Add a task's experts and its gate; the shared gate does not see them."""
+        self._add(task)
+        self.own.lay()
+
+    def _add(self, task: str) -> None:
         shared = self.shared
         self.own[key(task)] = Experts(self._number, shared.inputs, shared.widths)
         self.gates.add(task)

@@ -15,7 +15,8 @@ inputs, W = width of the outputs, G = gates, E = experts, A = asked tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +147,57 @@ def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> 
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return the parts along dim 0; one part as it is, without a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    """Return the parts along dim 0; without a copy where it is one, or where no gradient is asked
+    for and they lie one behind the other, see `OwnExperts`."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = None if torch.is_grad_enabled() else _as_they_lie(parts)
+    return torch.cat(list(parts)) if whole is None else whole
+
+
+def _as_they_lie(parts: Sequence[Tensor]) -> Tensor | None:
+    first, number = parts[0], 0
+    try:
+        begin = end = first.data_ptr()
+        for part in parts:
+            if part.data_ptr() != end or not part.is_contiguous():
+                return None
+            number += len(part)
+            end += part.nbytes
+        storage = first.untyped_storage()
+        if storage.data_ptr() + storage.nbytes() < end or end == begin:
+            return None  # neighbours by chance
+    except RuntimeError:  # no memory to look at: while a model is traced, or under vmap
+        return None
+    return first.as_strided((number, *first.shape[1:]), first.stride())
+
+
+class OwnExperts(nn.ModuleDict):
+    """Task -> its experts. In memory the tasks' weights lie one behind the other, layer by layer.
+
+    So all of them side by side are there without a copy, which for one row would cost more than
+    the row. They stay parameters of their own; `lay` after tasks were added.
+    """
+
+    def lay(self) -> None:
+        """Bring the weights into this order; the parameters and their numbers stay the same."""
+        for parts in zip(*(group.parameters() for group in self.values()), strict=True):
+            first = parts[0].data
+            if type(first) is not Tensor or (first.device.type == "cpu" and first.is_shared()):
+                continue  # parted among processes: where they lie is not ours to choose
+            whole = torch.cat([part.data for part in parts])
+            for part, piece in zip(parts, whole.split([len(p) for p in parts]), strict=True):
+                part.data = piece
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # To another device or type every parameter goes by itself.
+        super()._apply(fn, recurse)
+        self.lay()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy's parameters lie apart
+        super().__setstate__(state)
+        self.lay()
 
 
 class Gates(nn.Module):
