@@ -109,8 +109,9 @@ def mix_level(
     own_SRW = run(stacked, f"{name}_own", each)
     own_rows, own_read = rows, own_SRW
     if readers is not None:
-        own_rows = rows if rows.ndim == 2 else rows[readers]
-        own_read = own_SRW.view(-1, number, *own_SRW.shape[1:])[readers].flatten(0, 1)
+        own_rows = rows if rows.ndim == 2 else rows.index_select(0, readers)
+        own_read = own_SRW.view(-1, number, *own_SRW.shape[1:]).index_select(0, readers)
+        own_read = own_read.flatten(0, 1)
     weights_RAE = opened(stacked, f"{name}_gates", own_rows)
     given = Mixture(weights_RAE, shared_ERW, own_read)
     if seen is not None:

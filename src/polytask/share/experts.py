@@ -48,6 +48,8 @@ class Experts(nn.Module):
                 f"{number} experts of {inputs} inputs and widths {every}."
             )
         self.number, self.inputs, self.widths, self.out = number, inputs, tuple(widths), out
+        # What networks have in common that can run side by side.
+        self.form = (self.inputs, self.widths, self.out)
         for layer, i, o in zip(self.layers, (inputs, *every), every, strict=False):
             bound = 1 / math.sqrt(i)
             weight = torch.empty(number, i, o).uniform_(-bound, bound)
@@ -59,11 +61,6 @@ class Experts(nn.Module):
     def layers(self) -> list[str]:
         """The layers' names: "0", "1", ..., and "out" for one without ReLU."""
         return [*map(str, range(len(self.widths))), *(() if self.out is None else ("out",))]
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """What networks have in common that can run side by side."""
-        return (self.inputs, self.widths, self.out)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -89,14 +86,16 @@ class Experts(nn.Module):
 
 
 def own(module: nn.Module, name: str) -> Tensor:
-    """Return a module's own parameter.
+    """Return a module's own parameter or buffer.
 
     Straight from the dict: for one row and many tasks nn.Module's look-up costs as much as the
     products.
     """
-    parameter = module._parameters[name]
-    assert parameter is not None
-    return parameter
+    found = module._parameters.get(name)
+    if found is None:
+        found = module._buffers[name]
+    assert found is not None
+    return found
 
 
 def stack(name: str, groups: Sequence[Experts]) -> Stacked:
@@ -143,7 +142,7 @@ def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> 
         return single_SR1 if bias_SO is None else single_SR1 + bias_SO[:, None]
     if bias_SO is None:
         return torch.bmm(rows, weight_SIO)
-    return torch.baddbmm(bias_SO[:, None], rows, weight_SIO)
+    return torch.baddbmm(bias_SO.unsqueeze(1), rows, weight_SIO)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -156,17 +155,17 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _as_they_lie(parts: Sequence[Tensor]) -> Tensor | None:
-    first, number = parts[0], 0
+    first = parts[0]
     try:
         begin = end = first.data_ptr()
         for part in parts:
             if part.data_ptr() != end or not part.is_contiguous():
                 return None
-            number += len(part)
             end += part.nbytes
         storage = first.untyped_storage()
-        if storage.data_ptr() + storage.nbytes() < end or end == begin:
+        if storage.data_ptr() + storage.nbytes() < end or not first.nbytes:
             return None  # neighbours by chance
+        number = first.shape[0] * (end - begin) // first.nbytes
     except RuntimeError:  # no memory to look at: while a model is traced, or under vmap
         return None
     return first.as_strided((number, *first.shape[1:]), first.stride())
@@ -255,7 +254,9 @@ class Gates(nn.Module):
     def stack(self, name: str, readers: Sequence[str]) -> Stacked:
         """Return these readers' weights (E, G, D), and what is closed where anything may be."""
         linears = [self.linears[key(reader)] for reader in readers]
-        stacked = {f"{name}_weight": torch.stack([own(one, "weight") for one in linears], dim=1)}
+        weights = [own(one, "weight") for one in linears]
+        together = weights[0].unsqueeze(1) if len(weights) == 1 else torch.stack(weights, dim=1)
+        stacked = {f"{name}_weight": together}
         if self.closes:
             closed = [one.get_buffer("closed_E") for one in linears]
             stacked[f"{name}_closed"] = torch.stack(closed)
