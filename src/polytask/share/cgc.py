@@ -123,7 +123,7 @@ def mix_level(
     if seen is not None:
         seen[f"{name}_shared_weights"] = weights_R1E
     sizes = [len(shared_ERW), gate_ED.shape[0] - len(shared_ERW)]
-    of_shared_R1E, of_own_R1S = weights_R1E.split(sizes, 2)
+    of_shared_R1E, of_own_R1S = torch.split(weights_R1E, sizes, 2)
     shared_1RW = mixed(of_shared_R1E, shared_ERW) + mixed(of_own_R1S, own_SRW[: sizes[1]])
     return given, shared_1RW[0]
 

@@ -28,6 +28,8 @@ from polytask.share.base import key
 Stacked = dict[str, Tensor]
 """Named tensors, such as "experts_0_weight" (S, I, O): all that a pass for some tasks needs."""
 
+Activation = Callable[[Tensor], Tensor]
+
 
 class Experts(nn.Module):
     """S networks of one form: rows (R, D), or of each its own (S, R, D), to (S, R, W).
@@ -91,7 +93,7 @@ def own(module: nn.Module, name: str) -> Tensor:
     Straight from the dict: for one row and many tasks nn.Module's look-up costs as much as the
     products.
     """
-    found = module._parameters.get(name)
+    found: Tensor | None = module._parameters.get(name)
     if found is None:
         found = module._buffers[name]
     assert found is not None
@@ -118,14 +120,17 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
     return stacked
 
 
-def run(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
-    """Return every network's output (S, R, W) for shared rows (R, D), or for each its own."""
+def run(stacked: Stacked, name: str, rows: Tensor, activate: Activation = torch.relu_) -> Tensor:
+    """Return every network's output (S, R, W) for shared rows (R, D), or for each its own.
+
+    activate: what follows each layer but one called "out"; it may work in place.
+    """
     layer = 0
     while f"{name}_{layer}_weight" in stacked:
         weight_SIO = stacked[f"{name}_{layer}_weight"]
         bias_SO = stacked[f"{name}_{layer}_bias"]
         # In place: what a product gives is needed by nobody before the ReLU.
-        rows = product(rows, weight_SIO, bias_SO).relu_()
+        rows = activate(product(rows, weight_SIO, bias_SO))
         layer += 1
     if f"{name}_out_weight" in stacked:
         rows = product(rows, stacked[f"{name}_out_weight"], stacked[f"{name}_out_bias"])
@@ -182,20 +187,21 @@ class OwnExperts(nn.ModuleDict):
         """Bring the weights into this order; the parameters and their numbers stay the same."""
         for parts in zip(*(group.parameters() for group in self.values()), strict=True):
             first = parts[0].data
-            if type(first) is not Tensor or (first.device.type == "cpu" and first.is_shared()):
+            if type(first) is not Tensor or (first.device.type == "cpu" and first.is_shared()):  # type: ignore[no-untyped-call]
                 continue  # parted among processes: where they lie is not ours to choose
             whole = torch.cat([part.data for part in parts])
-            for part, piece in zip(parts, whole.split([len(p) for p in parts]), strict=True):
+            pieces = torch.split(whole, [len(p) for p in parts])
+            for part, piece in zip(parts, pieces, strict=True):
                 part.data = piece
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # To another device or type every parameter goes by itself.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.lay()
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # a copy's parameters lie apart
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.lay()
 
 

@@ -72,7 +72,7 @@ class Mixture:
         """Return the weights of the experts that all read, and of each reader's own."""
         shared = len(self.experts_ERW)
         own = self.weights_RAX.shape[2] - shared
-        weights_RAE, weights_RAF = self.weights_RAX.split([shared, own], 2)
+        weights_RAE, weights_RAF = torch.split(self.weights_RAX, [shared, own], 2)
         return weights_RAE, weights_RAF.permute(2, 1, 0)[..., None]
 
 
