@@ -544,7 +544,7 @@ def test_dselect_k_reaches_a_choice_by_descent():
     x = rows(4) @ torch.zeros(5, 6).double()
     for _ in range(300):
         seen = {}
-        given = trunk.mix(trunk.stack(["t0"]), x, seen)[0]
+        given = trunk.mix(trunk.stack(["t0"]), x, seen).rows()[0]
         loss = (given - 1).square().mean() + trunk.penalties(["t0"], seen, {})["t0"]
         optimiser.zero_grad()
         loss.backward()

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from polytask.errors import UsageError
 from polytask.share import M3ViT, Trace
+from polytask.share.m3vit import cv_squared
 
 from .pictures import RECIPES, Patches, make, pictures
 
@@ -71,7 +72,7 @@ def mtan(model, inputs, task):
 def expert(experts, e, row):
     hidden = row @ experts.weight_0[e] + experts.bias_0[e]
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
-    return hidden @ experts.weight_1[e] + experts.bias_1[e]
+    return hidden @ experts.weight_out[e] + experts.bias_out[e]
 
 
 def chosen(trunk, level, task, rows):
@@ -81,7 +82,7 @@ def chosen(trunk, level, task, rows):
     for powers in logits.exp():
         weights = powers / powers.sum()
         best = weights.detach().sort(descending=True).indices.tolist()
-        found.append({e: weights[e] for e in best[: trunk.experts[level].k]})
+        found.append({e: weights[e] for e in best[: trunk.k]})
     return found
 
 
@@ -228,6 +229,12 @@ def test_an_expert_that_was_not_chosen_gets_exactly_no_gradient():
             assert parameter.grad.flatten(1).any(1).tolist() == used_E.tolist()
 
 
+def test_unevenness():
+    assert cv_squared(torch.tensor([2.0, 2.0, 2.0])) == 0
+    assert cv_squared(torch.tensor([5.0])) == 0
+    assert float(cv_squared(torch.tensor([1.0, 3.0]))) == pytest.approx(2 / 4)
+
+
 def test_blocks_before_the_first_experts_run_once_for_all_tasks():
     model, rows = make("m3vit"), []
     for block in model.encoder.blocks:
@@ -243,6 +250,8 @@ def test_m3vit_takes_the_encoder_over_and_refuses_what_does_not_fit():
     assert model.penalises
     with pytest.raises(UsageError, match="k is 5; give from 1 to the number of experts, 4"):
         make("m3vit:experts=4,k=5")
+    with pytest.raises(UsageError, match="ratio is 0; give at least 1"):
+        M3ViT(["a"], 4, 12, ratio=0)
     with pytest.raises(UsageError, match="two blocks or more, and a balance of at least 0"):
         M3ViT(["a"], 1, 8)
     with pytest.raises(UsageError, match=r"made for 4 blocks .* width 12, but Patches has 5 of"):

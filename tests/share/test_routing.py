@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from polytask.balance import Balancer
@@ -89,6 +90,40 @@ def test_the_work_is_that_of_the_experts_chosen(how):
         routed(stack("e", [made]), "e", x, weights, CHOICES[how](rows)[:, None, None])
     weighing = 2 * rows * 10
     assert one <= counter.get_total_flops() - weighing <= 1.3 * one
+
+
+@pytest.mark.parametrize(("rows", "most"), [(192, 1.4), (1536, 1.3)])
+def test_narrow_experts_with_few_rows_get_small_blocks(rows, most):
+    """The tokens of one picture and of eight, 4 of 16 experts each: places not filled are few."""
+    made, chosen = Experts(16, 64, (64,), out=64), torch.rand(rows, 1, 16).topk(4).indices
+    weights, x = torch.rand(rows, 1, 4), torch.randn(rows, 64)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        routed(stack("e", [made]), "e", x, weights, chosen)
+    asked = 4 * 2 * rows * (2 * 64 * 64)
+    assert asked <= counter.get_total_flops() - 4 * 2 * rows * 64 <= most * asked
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_rows_of_each_reader_and_another_activation(k):
+    """Two readers with rows of their own; with k = 5 all experts run. `gelu` is not in place."""
+    made, rows = experts(), 40
+    x = torch.randn(2, rows, WIDTH, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(rows, 2, k, dtype=torch.float64, requires_grad=True)
+    chosen = torch.rand(rows, 2, EXPERTS).topk(k).indices
+    ours = routed(stack("e", [made]), "e", x, weights, chosen, functional.gelu)
+    (w1, w2), (b1, b2) = made.weights, made.biases
+    plain = torch.zeros(2, rows, 10, dtype=torch.float64)
+    for g in range(2):
+        for j in range(k):
+            e = chosen[:, g, j]
+            hidden = functional.gelu(torch.einsum("ri,rio->ro", x[g], w1[e]) + b1[e])
+            given = torch.einsum("ri,rio->ro", hidden, w2[e]) + b2[e]
+            plain[g] = plain[g] + weights[:, g, j, None] * given
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    inputs = [x, weights, *made.parameters()]
+    found = torch.autograd.grad(ours.square().sum(), inputs)
+    for a, b in zip(found, torch.autograd.grad(plain.square().sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
 def test_with_as_many_choices_as_experts_every_expert_computes_a_row_once():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError, unknown
 from polytask.share.base import Features, Gate, SharedModel, Trace, branches_of, key, looking
-from polytask.share.experts import Stacked
+from polytask.share.experts import Stacked, own
 from polytask.tasks import Task
 
 Seen = dict[str, Tensor]
@@ -208,7 +208,7 @@ class Alone(nn.Module):
     @property
     def stacked(self) -> Stacked:
         """The tensors as a pass takes them."""
-        return {name: getattr(self, name) for name in self._names}
+        return {name: own(self, name) for name in self._names}
 
 
 def pick(features: Features, read: str, task: str, encoder: nn.Module) -> Tensor:

@@ -20,13 +20,13 @@ from polytask.share.base import Gate, key
 from polytask.share.experts import (
     Experts,
     Gates,
+    OwnExperts,
     Stacked,
-    mixed,
-    mixed_with_own,
     opened,
     run,
     stack,
 )
+from polytask.share.mixture import Mixture, mixed
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -55,15 +55,20 @@ class Level(nn.Module):
             )
         self._number = own
         self.shared = Experts(shared, inputs, widths)
-        self.own = nn.ModuleDict()
+        self.own = OwnExperts()
         self.gates = Gates((), inputs, shared + own)
         for task in tasks:
-            self.add(task)
+            self._add(task)
+        self.own.lay()
         experts = shared + own * len(tasks)
         self.shared_gate = nn.Linear(inputs, experts, bias=False) if shared_gate else None
 
     def add(self, task: str) -> None:
         """Add a task's experts and its gate; the shared gate does not see them."""
+        self._add(task)
+        self.own.lay()
+
+    def _add(self, task: str) -> None:
         shared = self.shared
         self.own[key(task)] = Experts(self._number, shared.inputs, shared.widths)
         self.gates.add(task)
@@ -91,7 +96,7 @@ class Level(nn.Module):
 
 def mix_level(
     stacked: Stacked, name: str, rows: Tensor, shared_RD: Tensor, seen: Seen | None
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Mixture, Tensor | None]:
     """Return what the readers' gates take (A, R, W), and what the shared gate takes (R, W).
 
     rows: inputs of the tasks that run, (R, D) where all have the same, else (N, R, D).
@@ -104,22 +109,23 @@ def mix_level(
     own_SRW = run(stacked, f"{name}_own", each)
     own_rows, own_read = rows, own_SRW
     if readers is not None:
-        own_rows = rows if rows.ndim == 2 else rows[readers]
-        own_read = own_SRW.view(-1, number, *own_SRW.shape[1:])[readers].flatten(0, 1)
+        own_rows = rows if rows.ndim == 2 else rows.index_select(0, readers)
+        own_read = own_SRW.view(-1, number, *own_SRW.shape[1:]).index_select(0, readers)
+        own_read = own_read.flatten(0, 1)
     weights_RAE = opened(stacked, f"{name}_gates", own_rows)
-    given_ARW = mixed_with_own(weights_RAE, shared_ERW, own_read)
+    given = Mixture(weights_RAE, shared_ERW, own_read)
     if seen is not None:
         seen[f"{name}_weights"] = weights_RAE
     gate_ED = stacked.get(f"{name}_shared_gate")
     if gate_ED is None:
-        return given_ARW, None
+        return given, None
     weights_R1E = functional.linear(shared_RD, gate_ED).softmax(-1)[:, None]
     if seen is not None:
         seen[f"{name}_shared_weights"] = weights_R1E
-    cut = len(shared_ERW)
-    founders_SRW = own_SRW[: gate_ED.shape[0] - cut]
-    shared_1RW = mixed(weights_R1E[..., :cut], shared_ERW)
-    return given_ARW, (shared_1RW + mixed(weights_R1E[..., cut:], founders_SRW))[0]
+    sizes = [len(shared_ERW), gate_ED.shape[0] - len(shared_ERW)]
+    of_shared_R1E, of_own_R1S = torch.split(weights_R1E, sizes, 2)
+    shared_1RW = mixed(of_shared_R1E, shared_ERW) + mixed(of_own_R1S, own_SRW[: sizes[1]])
+    return given, shared_1RW[0]
 
 
 class CGC(Trunk):
@@ -169,7 +175,7 @@ class CGC(Trunk):
         return self.level.stack("level", tasks, tasks)
 
     @staticmethod
-    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor:
+    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Mixture:
         return mix_level(stacked, "level", rows_RD, rows_RD, seen)[0]
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.share.base import Gate, key
-from polytask.share.experts import Experts, Stacked, mixed, run, stack
+from polytask.share.experts import Experts, Stacked, run, stack
+from polytask.share.mixture import Mixture
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -129,7 +130,7 @@ class DSelectK(Trunk):
         return stacked
 
     @staticmethod
-    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor:
+    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Mixture:
         steps, logits = stacked["steps"], stacked["mixture"]  # (A, k, M), (A, k); r = 1 or R
         if "steps_bias" in stacked:
             steps = torch.einsum("rd,akmd->rakm", rows_RD, steps) + stacked["steps_bias"]
@@ -141,7 +142,7 @@ class DSelectK(Trunk):
         weights_RAE = weights_rAE.expand(rows_RD.shape[0], -1, -1)
         if seen is not None:
             seen["selectors_rAkE"], seen["weights_RAE"] = selectors_rAkE, weights_RAE
-        return mixed(weights_RAE, run(stacked, "experts", rows_RD))
+        return Mixture(weights_RAE, run(stacked, "experts", rows_RD))
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:
         names = tuple(f"expert {e}" for e in range(self.experts.number))

@@ -15,7 +15,8 @@ inputs, W = width of the outputs, G = gates, E = experts, A = asked tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from polytask.share.base import key
 
 Stacked = dict[str, Tensor]
 """Named tensors, such as "experts_0_weight" (S, I, O): all that a pass for some tasks needs."""
+
+Activation = Callable[[Tensor], Tensor]
 
 
 class Experts(nn.Module):
@@ -47,6 +50,8 @@ class Experts(nn.Module):
                 f"{number} experts of {inputs} inputs and widths {every}."
             )
         self.number, self.inputs, self.widths, self.out = number, inputs, tuple(widths), out
+        # What networks have in common that can run side by side.
+        self.form = (self.inputs, self.widths, self.out)
         for layer, i, o in zip(self.layers, (inputs, *every), every, strict=False):
             bound = 1 / math.sqrt(i)
             weight = torch.empty(number, i, o).uniform_(-bound, bound)
@@ -58,11 +63,6 @@ class Experts(nn.Module):
     def layers(self) -> list[str]:
         """The layers' names: "0", "1", ..., and "out" for one without ReLU."""
         return [*map(str, range(len(self.widths))), *(() if self.out is None else ("out",))]
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """What networks have in common that can run side by side."""
-        return (self.inputs, self.widths, self.out)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -88,14 +88,16 @@ class Experts(nn.Module):
 
 
 def own(module: nn.Module, name: str) -> Tensor:
-    """Return a module's own parameter.
+    """Return a module's own parameter or buffer.
 
     Straight from the dict: for one row and many tasks nn.Module's look-up costs as much as the
     products.
     """
-    parameter = module._parameters[name]
-    assert parameter is not None
-    return parameter
+    found: Tensor | None = module._parameters.get(name)
+    if found is None:
+        found = module._buffers[name]
+    assert found is not None
+    return found
 
 
 def stack(name: str, groups: Sequence[Experts]) -> Stacked:
@@ -118,14 +120,17 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
     return stacked
 
 
-def run(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
-    """Return every network's output (S, R, W) for shared rows (R, D), or for each its own."""
+def run(stacked: Stacked, name: str, rows: Tensor, activate: Activation = torch.relu_) -> Tensor:
+    """Return every network's output (S, R, W) for shared rows (R, D), or for each its own.
+
+    activate: what follows each layer but one called "out"; it may work in place.
+    """
     layer = 0
     while f"{name}_{layer}_weight" in stacked:
         weight_SIO = stacked[f"{name}_{layer}_weight"]
         bias_SO = stacked[f"{name}_{layer}_bias"]
         # In place: what a product gives is needed by nobody before the ReLU.
-        rows = product(rows, weight_SIO, bias_SO).relu_()
+        rows = activate(product(rows, weight_SIO, bias_SO))
         layer += 1
     if f"{name}_out_weight" in stacked:
         rows = product(rows, stacked[f"{name}_out_weight"], stacked[f"{name}_out_bias"])
@@ -142,35 +147,62 @@ def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> 
         return single_SR1 if bias_SO is None else single_SR1 + bias_SO[:, None]
     if bias_SO is None:
         return torch.bmm(rows, weight_SIO)
-    return torch.baddbmm(bias_SO[:, None], rows, weight_SIO)
-
-
-def mixed(weights_RGE: Tensor, experts_ERW: Tensor) -> Tensor:
-    """Return what each gate takes from the experts, (G, R, W)."""
-    if len(experts_ERW) == 1:
-        return experts_ERW * weights_RGE.permute(1, 0, 2)
-    return torch.bmm(weights_RGE, experts_ERW.transpose(0, 1)).transpose(0, 1)
-
-
-def mixed_with_own(weights_RAE: Tensor, shared_ERW: Tensor, own_SRW: Tensor) -> Tensor:
-    """Return (A, R, W): what each gate takes from the shared experts and from its own.
-
-    weights_RAE: of the shared experts first, then of the task's own. own_SRW: the own experts of
-        the first task, then of the second, ...; as many of each.
-    """
-    shared = len(shared_ERW)
-    own_AERW = own_SRW.view(weights_RAE.shape[1], -1, *own_SRW.shape[1:])
-    weights_ARE = weights_RAE.transpose(0, 1)
-    given_ARW = mixed(weights_RAE[..., :shared], shared_ERW)
-    for e in range(own_AERW.shape[1]):  # of one task, a few
-        weight_AR1 = weights_ARE[..., shared + e : shared + e + 1]
-        given_ARW = torch.addcmul(given_ARW, own_AERW[:, e], weight_AR1)
-    return given_ARW
+    return torch.baddbmm(bias_SO.unsqueeze(1), rows, weight_SIO)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return the parts along dim 0; one part as it is, without a copy."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    """Return the parts along dim 0; without a copy where it is one, or where no gradient is asked
+    for and they lie one behind the other, see `OwnExperts`."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = None if torch.is_grad_enabled() else _as_they_lie(parts)
+    return torch.cat(list(parts)) if whole is None else whole
+
+
+def _as_they_lie(parts: Sequence[Tensor]) -> Tensor | None:
+    first = parts[0]
+    try:
+        begin = end = first.data_ptr()
+        for part in parts:
+            if part.data_ptr() != end or not part.is_contiguous():
+                return None
+            end += part.nbytes
+        storage = first.untyped_storage()
+        if storage.data_ptr() + storage.nbytes() < end or not first.nbytes:
+            return None  # neighbours by chance
+        number = first.shape[0] * (end - begin) // first.nbytes
+    except RuntimeError:  # no memory to look at: while a model is traced, or under vmap
+        return None
+    return first.as_strided((number, *first.shape[1:]), first.stride())
+
+
+class OwnExperts(nn.ModuleDict):
+    """Task -> its experts. In memory the tasks' weights lie one behind the other, layer by layer.
+
+    So all of them side by side are there without a copy, which for one row would cost more than
+    the row. They stay parameters of their own; `lay` after tasks were added.
+    """
+
+    def lay(self) -> None:
+        """Bring the weights into this order; the parameters and their numbers stay the same."""
+        for parts in zip(*(group.parameters() for group in self.values()), strict=True):
+            first = parts[0].data
+            if type(first) is not Tensor or (first.device.type == "cpu" and first.is_shared()):  # type: ignore[no-untyped-call]
+                continue  # parted among processes: where they lie is not ours to choose
+            whole = torch.cat([part.data for part in parts])
+            pieces = torch.split(whole, [len(p) for p in parts])
+            for part, piece in zip(parts, pieces, strict=True):
+                part.data = piece
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # To another device or type every parameter goes by itself.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.lay()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy's parameters lie apart
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.lay()
 
 
 class Gates(nn.Module):
@@ -228,7 +260,9 @@ class Gates(nn.Module):
     def stack(self, name: str, readers: Sequence[str]) -> Stacked:
         """Return these readers' weights (E, G, D), and what is closed where anything may be."""
         linears = [self.linears[key(reader)] for reader in readers]
-        stacked = {f"{name}_weight": torch.stack([own(one, "weight") for one in linears], dim=1)}
+        weights = [own(one, "weight") for one in linears]
+        together = weights[0].unsqueeze(1) if len(weights) == 1 else torch.stack(weights, dim=1)
+        stacked = {f"{name}_weight": together}
         if self.closes:
             closed = [one.get_buffer("closed_E") for one in linears]
             stacked[f"{name}_closed"] = torch.stack(closed)

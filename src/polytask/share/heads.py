@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.share.experts import own, product
+from polytask.share.mixture import Mixture
 
 Form = tuple[object, ...]
 """What two heads must have in common to run as one."""
@@ -35,28 +36,30 @@ def with_tower(head: nn.Module, width: int, towers: Sequence[int]) -> nn.Module:
 
 def each(
     heads: Mapping[str, nn.Module],
-    given_ARW: Tensor,
+    given: Tensor | Mixture,
     form: Callable[[Tensor], Tensor],
     *,
     apart: bool,
 ) -> dict[str, Tensor]:
     """Return every head's output for its own features; those that are alike run as one.
 
+    given: (A, R, W), or of what it is to be mixed.
     form: rows (R, W) -> the same in the shape a head takes and gives, such as a sequence.
     apart: call each head as the module it is, as heads that read a "map" are.
     """
     outputs: dict[str, Tensor] = {}
-    if apart:
-        for (task, head), given in zip(heads.items(), given_ARW.unbind(), strict=True):
-            outputs[task] = head(form(given))
-        return outputs
+    # One head is quicker as the module it is.
+    groups = alike(heads) if len(heads) > 1 and not apart else [((task,), False) for task in heads]
+    if isinstance(given, Mixture) and not all(as_one for _, as_one in groups):
+        given = given.rows()
     position = {task: a for a, task in enumerate(heads)}
-    for group, as_one in alike(heads):
+    for group, as_one in groups:
         at = [position[task] for task in group]
         if not as_one:
-            outputs[group[0]] = heads[group[0]](form(given_ARW[at[0]]))
+            assert isinstance(given, Tensor)
+            outputs[group[0]] = heads[group[0]](form(given[at[0]]))
             continue
-        mine = given_ARW if at == list(range(len(heads))) else given_ARW[at]
+        mine = given if len(at) == len(heads) else _of(given, at)
         together_ARO = together([heads[task] for task in group], mine)
         for task, output in zip(group, together_ARO.unbind(), strict=True):
             outputs[task] = form(output)
@@ -76,21 +79,37 @@ def alike(heads: Mapping[str, nn.Module]) -> list[tuple[tuple[str, ...], bool]]:
     return [(tuple(tasks), True) for tasks in groups.values()] + alone
 
 
-def together(heads: Sequence[nn.Module], features_ARW: Tensor) -> Tensor:
-    """Return the outputs (A, R, O) of heads that are alike."""
+def together(heads: Sequence[nn.Module], features: Tensor | Mixture) -> Tensor:
+    """Return the outputs (A, R, O) of heads that are alike, for (A, R, W)."""
     layers = [_layers(head) for head in heads]
-    rows = features_ARW
+    rows = features
     for same in zip(*layers, strict=True):
         first = same[0]
         if not isinstance(first, nn.Linear):
-            rows = first(rows)
+            rows = first(_rows(rows))
             continue
-        weight_AIO = torch.stack([own(layer, "weight") for layer in same]).mT
+        weight_AIO = _stacked([own(layer, "weight") for layer in same]).mT
         bias_AO = None
         if first.bias is not None:
-            bias_AO = torch.stack([own(layer, "bias") for layer in same])
-        rows = product(rows, weight_AIO, bias_AO)
-    return rows
+            bias_AO = _stacked([own(layer, "bias") for layer in same])
+        if isinstance(rows, Mixture) and first.out_features == 1:
+            made_AR1 = rows.numbers(weight_AIO)
+            rows = made_AR1 if bias_AO is None else made_AR1 + bias_AO[:, None]
+        else:
+            rows = product(_rows(rows), weight_AIO, bias_AO)
+    return _rows(rows)
+
+
+def _rows(given: Tensor | Mixture) -> Tensor:
+    return given.rows() if isinstance(given, Mixture) else given
+
+
+def _of(given: Tensor | Mixture, at: list[int]) -> Tensor | Mixture:
+    return given.of(at) if isinstance(given, Mixture) else given[at]
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def _layers(head: nn.Module) -> list[nn.Module]:

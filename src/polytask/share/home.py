@@ -24,12 +24,11 @@ from polytask.share.base import Gate, key
 from polytask.share.experts import (
     Stacked,
     joined,
-    mixed,
-    mixed_with_own,
     opened,
     own,
     product,
 )
+from polytask.share.mixture import Mixture, mixed
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -175,7 +174,7 @@ class HoME(Trunk):
             per_category = first_SRW.view(-1, number, *first_SRW.shape[1:])
             mine_SRW = per_category[stacked["needed"]].flatten(0, 1)
         weights_RCE = opened(stacked, "first_gate", rows_RD)
-        category_CRW = mixed_with_own(weights_RCE, shared_ERW, mine_SRW)
+        category_CRW = Mixture(weights_RCE, shared_ERW, mine_SRW).rows()
         category_CRW = _with_self(stacked, "first_self_gate", rows_RD, mine_SRW, category_CRW)
 
         rows_ARW = category_CRW[stacked["category"]]
@@ -187,7 +186,7 @@ class HoME(Trunk):
         own_AERW = own_SRW.view(-1, mine, *own_SRW.shape[1:])
         closer_SRW = torch.cat([per_task, own_AERW], dim=1).flatten(0, 1)
         weights_RAE = opened(stacked, "own_gate", rows_ARW)
-        given_ARW = mixed_with_own(weights_RAE, global_ERW, closer_SRW)
+        given_ARW = Mixture(weights_RAE, global_ERW, closer_SRW).rows()
         if seen is not None:
             seen["shared_R1E"], seen["weights_RAE"] = shared_R1E, weights_RAE
             seen["first_RAE"] = weights_RCE[:, stacked["category"]]

@@ -7,8 +7,7 @@ Differs from the source: all asked tasks run in one pass, and their tokens are g
     authors' settings, so the load has no gradient; it is counted in the penalty, and the
     importance alone steers. The transformer is small and has no class token.
 Shapes: B = rows, N = tokens of a picture, R = B * N, D = width of a token, A = asked tasks,
-    E = experts, K = experts chosen per token, J = chosen experts per row (of all tasks where they
-    still read the same tokens).
+    E = experts, K = experts chosen per token.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polytask.errors import UsageError
 from polytask.share.base import Features, Gate, shows
 from polytask.share.between import Seen
-from polytask.share.experts import Gates, Stacked, opened
+from polytask.share.experts import Experts, Gates, Stacked, opened, stack
 from polytask.share.pictures import PictureModel, PictureTrunk, Run
-from polytask.share.sparse import SparseExperts, cv_squared, run_all, run_chosen, top
+from polytask.share.routing import routed, spread
 from polytask.tasks import TaskSet
 
 
@@ -89,9 +89,14 @@ class M3ViT(PictureTrunk):
                 "M3ViT: give at least one task, two blocks or more, and a balance of at least 0; "
                 f"got {len(tasks)} tasks, {depth} blocks and balance {balance}."
             )
-        self.depth, self.width, self.balance = depth, width, balance
+        if not 1 <= k <= experts or ratio < 1:
+            raise UsageError(
+                f"M3ViT: k is {k}; give from 1 to the number of experts, {experts}; and ratio is "
+                f"{ratio}; give at least 1."
+            )
+        self.depth, self.width, self.k, self.balance = depth, width, k, balance
         self.experts = nn.ModuleList(
-            SparseExperts(experts, width, k, ratio) for _ in range(1, depth, 2)
+            Experts(experts, width, (ratio * width,), out=width) for _ in range(1, depth, 2)
         )
         self.gating = nn.ModuleList(Gates(tasks, width, experts) for _ in range(1, depth, 2))
 
@@ -130,12 +135,13 @@ class M3ViT(PictureTrunk):
     def stack(self, tasks: Sequence[str]) -> Stacked:
         stacked: Stacked = {}
         for level, (experts, gates) in enumerate(self._levels()):
-            stacked |= experts.stack(f"experts_{level}") | gates.stack(f"gates_{level}", tasks)
+            stacked |= stack(f"experts_{level}", [experts])
+            stacked |= gates.stack(f"gates_{level}", tasks)
         return stacked
 
     @property
     def run(self) -> Run:
-        return partial(_run, k=next(self._levels())[0].k)
+        return partial(_run, k=self.k)
 
     def fit_to(self, encoder: nn.Module) -> int:
         told, name = _tokens(encoder), type(encoder).__name__
@@ -196,9 +202,9 @@ class M3ViT(PictureTrunk):
         for _, gates in self._levels():
             gates.add(task)
 
-    def _levels(self) -> Iterator[tuple[SparseExperts, Gates]]:
+    def _levels(self) -> Iterator[tuple[Experts, Gates]]:
         for experts, gates in zip(self.experts, self.gating, strict=True):
-            assert isinstance(experts, SparseExperts)
+            assert isinstance(experts, Experts)
             assert isinstance(gates, Gates)
             yield experts, gates
 
@@ -232,28 +238,22 @@ def _experts(
 
     rows_XD: (R, D) that all tasks read where `shared`, else (A * R, D).
     """
-    name, gate = f"experts_{level}", f"gates_{level}"
+    gate = f"gates_{level}"
     experts, tasks, width = stacked[f"{gate}_weight"].shape
-    if shared:
-        weights_RAE = opened(stacked, gate, rows_XD)
-    else:
-        weights_RAE = opened(stacked, gate, rows_XD.view(tasks, -1, width))
-    weights_RAK, chosen_RAK = top(weights_RAE, k)
+    rows = rows_XD if shared else rows_XD.view(tasks, -1, width)
+    weights_RAE = opened(stacked, gate, rows)
+    weights_RAK, chosen_RAK = weights_RAE.topk(k, dim=2)
     if seen is not None:
-        nothing = torch.zeros_like(weights_RAE)
-        seen[f"weights_{level}"] = nothing.scatter(2, chosen_RAK, weights_RAK)
-    if k == experts:
-        given_XED = run_all(stacked, name, rows_XD)
-        if shared:
-            return torch.einsum("rae,red->ard", weights_RAE, given_XED)
-        return torch.einsum("rae,ared->ard", weights_RAE, given_XED.view(tasks, -1, experts, width))
-    if shared:
-        given_XJD = run_chosen(stacked, name, rows_XD, chosen_RAK.flatten(1))
-        given_RAKD = given_XJD.view(*chosen_RAK.shape, width)
-        return torch.einsum("rak,rakd->ard", weights_RAK, given_RAKD)
-    chosen_XK = chosen_RAK.transpose(0, 1).flatten(0, 1)
-    given_ARKD = run_chosen(stacked, name, rows_XD, chosen_XK).view(tasks, -1, k, width)
-    return torch.einsum("rak,arkd->ard", weights_RAK, given_ARKD)
+        seen[f"weights_{level}"] = spread(weights_RAK, chosen_RAK, experts)
+    name = f"experts_{level}"
+    return routed(stacked, name, rows, weights_RAK, chosen_RAK, functional.gelu)
+
+
+def cv_squared(x_E: Tensor) -> Tensor:
+    """Return the squared coefficient of variation, variance over squared mean; 0 for one number."""
+    if len(x_E) == 1:
+        return x_E.sum() * 0
+    return x_E.var() / (x_E.mean().square() + 1e-10)
 
 
 TOKENS = ("embed", "blocks", "end", "width")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.share.base import Gate
-from polytask.share.experts import Experts, Gates, Stacked, mixed, opened, run, stack
+from polytask.share.experts import Experts, Gates, Stacked, opened, run, stack
+from polytask.share.mixture import Mixture
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -61,12 +62,12 @@ class MMoE(Trunk):
         return stack("experts", [self.experts]) | self.gating.stack("gates", tasks)
 
     @staticmethod
-    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor:
+    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Mixture:
         experts_ERW = run(stacked, "experts", rows_RD)
         weights_RAE = opened(stacked, "gates", rows_RD)
         if seen is not None:
             seen["weights_RAE"] = weights_RAE
-        return mixed(weights_RAE, experts_ERW)
+        return Mixture(weights_RAE, experts_ERW)
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:
         names = tuple(f"expert {e}" for e in range(self.experts.number))

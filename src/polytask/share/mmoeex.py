@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError, unknown
 from polytask.share.base import Gate, key
-from polytask.share.experts import Experts, Gates, Stacked, mixed, opened, run, stack
+from polytask.share.experts import Experts, Gates, Stacked, opened, run, stack
+from polytask.share.mixture import Mixture
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -106,14 +107,14 @@ class MMoEEx(Trunk):
         return stacked
 
     @staticmethod
-    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor:
+    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Mixture:
         experts_ERW = run(stacked, "experts", rows_RD)
         weights_RAE = opened(stacked, "gates", rows_RD)
         if "columns" in stacked:  # experts of tasks nobody asked for: their weight is 0 and they
             weights_RAE = weights_RAE.index_select(2, stacked["columns"])  # do not run
         if seen is not None:
             seen["weights_RAE"] = weights_RAE
-        return mixed(weights_RAE, experts_ERW)
+        return Mixture(weights_RAE, experts_ERW)
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:
         columns = self._columns(tasks)

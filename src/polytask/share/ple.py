@@ -19,6 +19,7 @@ from polytask.errors import UsageError
 from polytask.share.base import Gate
 from polytask.share.cgc import Level, mix_level, own_gates
 from polytask.share.experts import Stacked
+from polytask.share.mixture import Mixture
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -85,14 +86,13 @@ class PLE(Trunk):
         return stacked
 
     @staticmethod
-    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor:
+    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Mixture:
         rows, shared_RD, at = rows_RD, rows_RD, 0
-        while f"level{at}_gates_weight" in stacked:
-            rows, shared = mix_level(stacked, f"level{at}", rows, shared_RD, seen)
+        while True:
+            given, shared = mix_level(stacked, f"level{at}", rows, shared_RD, seen)
             if shared is None:
-                break
-            shared_RD, at = shared, at + 1
-        return rows
+                return given
+            rows, shared_RD, at = given.rows(), shared, at + 1
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:
         found: list[Gate] = []

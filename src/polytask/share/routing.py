@@ -15,38 +15,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polytask.share.experts import Stacked, mixed, run
+from polytask.share.experts import Activation, Stacked, run
+from polytask.share.mixture import mixed
 
 PARTS = 4
 """Most blocks per expert. More waste fewer places on rows that are not there, and copy weights
-once each: worth it for blocks of `ROWS` rows or more (measured, 2 products of 256 x 256)."""
+once each: worth it for blocks of `ROWS` rows or more, and of an eighth of the width (measured on
+experts of two products, 64 x 64 and 256 x 256)."""
 
-ROWS = 32
+ROWS = 8
 
 
 def routed(
-    stacked: Stacked, name: str, rows_RD: Tensor, weights_RGK: Tensor, chosen_RGK: Tensor
+    stacked: Stacked,
+    name: str,
+    rows: Tensor,
+    weights_RGK: Tensor,
+    chosen_RGK: Tensor,
+    activate: Activation = torch.relu_,
 ) -> Tensor:
     """Return (G, R, W): of each row the weighted sum of its chosen experts' outputs.
 
-    stacked: holds the experts' layers as `name`. Where a row has as many choices as there are
-    experts, because there are many readers, every expert computes it once for all readers.
+    stacked: holds the experts' layers as `name`. rows: (R, D) that all readers share, or of each
+    its own (G, R, D). activate: see `run`. Where a row has as many choices as there are experts,
+    as with many readers, every expert computes it once for all readers.
     """
+    if rows.ndim == 3:
+        own_X1K = (
+            part.transpose(0, 1).flatten(0, 1)[:, None] for part in (weights_RGK, chosen_RGK)
+        )
+        given_1XW = routed(stacked, name, rows.flatten(0, 1), *own_X1K, activate=activate)
+        return given_1XW.view(rows.shape[0], -1, given_1XW.shape[2])
     experts = stacked[f"{name}_0_weight"].shape[0]
-    rows, readers, k = chosen_RGK.shape
+    width, (_, readers, k) = rows.shape[1], chosen_RGK.shape
     if readers * k >= experts:
-        return mixed(spread(weights_RGK, chosen_RGK, experts), run(stacked, name, rows_RD))
-    slot_P, expert_N, block = _laid(chosen_RGK.flatten(), experts)
-    choice_PD = rows_RD[:, None].expand(-1, readers * k, -1).flatten(0, 1)
+        every_ERW = run(stacked, name, rows, activate)
+        return mixed(spread(weights_RGK, chosen_RGK, experts), every_ERW)
+    slot_P, expert_N, block = _laid(chosen_RGK.flatten(), experts, max(ROWS, width // 8))
+    choice_PD = rows[:, None].expand(-1, readers * k, -1).flatten(0, 1)
     # Not a gather: its gradient would add up in an order that differs from run to run on a GPU.
-    blocks_XD = rows_RD.new_zeros(len(expert_N) * block, rows_RD.shape[1])
-    blocks_XD = blocks_XD.index_copy(0, slot_P, choice_PD)
+    blocks_XD = rows.new_zeros(len(expert_N) * block, width)
+    blocks_XD.index_copy_(0, slot_P, choice_PD)
     taken = {n: v.index_select(0, expert_N) for n, v in stacked.items() if n.startswith(f"{name}_")}
-    given_NXW = run(taken, name, blocks_XD.view(len(expert_N), block, rows_RD.shape[1]))
+    given_NXW = run(taken, name, blocks_XD.view(len(expert_N), block, width), activate)
     given_PW = given_NXW.flatten(0, 1).index_select(0, slot_P)
-    weights_X1K = weights_RGK.reshape(rows * readers, 1, k)
-    given_X1W = torch.bmm(weights_X1K, given_PW.view(rows * readers, k, given_PW.shape[1]))
-    return given_X1W.view(rows, readers, given_PW.shape[1]).transpose(0, 1)
+    weights_X1K = weights_RGK.reshape(-1, 1, k)
+    given_X1W = torch.bmm(weights_X1K, given_PW.view(-1, k, given_PW.shape[1]))
+    return given_X1W.view(-1, readers, given_PW.shape[1]).transpose(0, 1)
 
 
 def spread(weights_RGK: Tensor, chosen_RGK: Tensor, experts: int) -> Tensor:
@@ -81,14 +96,17 @@ def imbalance(probabilities_RGE: Tensor, counts_E: Tensor) -> Tensor:
     return len(counts_E) * mean_GE @ part_E
 
 
-def _laid(expert_P: Tensor, experts: int) -> tuple[Tensor, Tensor, int]:
-    """Return the place of every choice, the expert of every block, and the rows of a block."""
+def _laid(expert_P: Tensor, experts: int, few: int) -> tuple[Tensor, Tensor, int]:
+    """Return the place of every choice, the expert of every block, and the rows of a block.
+
+    few: rows that are worth a block.
+    """
     turn_P, counts_E = _turns(expert_P, experts)
     choices = expert_P.shape[0]  # and not len, which under export is a number
     if torch.compiler.is_compiling():  # the number of rows is a symbol: no size may depend on it
         parts, least, most = PARTS, 2, (PARTS + 1) * experts
     else:
-        parts, least = max(1, min(PARTS, choices // (ROWS * experts))), 1
+        parts, least = max(1, min(PARTS, choices // (few * experts))), 1
         most = min((parts + 1) * experts, choices)  # few choices begin a block each
     # More than a 1 / parts of an even share, so that no more blocks are begun than there are.
     block = choices // (parts * experts) + least

@@ -215,7 +215,7 @@ class SparseMoE(Trunk):
             if seen is not None:
                 seen[f"probabilities_RGE {layer}"] = probabilities_RGE
                 seen[f"weights_RGE {layer}"] = spread(weights_RGK, chosen_RGK, experts)
-            added_GRD = _routed(stacked, f"experts{layer}", rows, weights_RGK, chosen_RGK)
+            added_GRD = routed(stacked, f"experts{layer}", rows, weights_RGK, chosen_RGK)
             given_GRD, layer = given_GRD + added_GRD, layer + 1
         if seen is not None:
             seen["counts_LE"] = torch.stack(counts)
@@ -277,15 +277,3 @@ def feed_forward(layers: int, experts: int, width: int, hidden: int) -> list[Exp
     if layers < 1:
         raise UsageError(f"Sparse experts: layers is {layers}; give at least 1.")
     return [Experts(experts, width, (hidden,), out=width) for _ in range(layers)]
-
-
-def _routed(
-    stacked: Stacked, name: str, rows: Tensor, weights_RGK: Tensor, chosen_RGK: Tensor
-) -> Tensor:
-    """Return (G, R, D) of shared rows (R, D), or of each gate its own (G, R, D)."""
-    if rows.ndim == 2:
-        return routed(stacked, name, rows, weights_RGK, chosen_RGK)
-    gates, _, width = rows.shape
-    k = chosen_RGK.shape[2]
-    own_X1K = (part.transpose(0, 1).reshape(-1, 1, k) for part in (weights_RGK, chosen_RGK))
-    return routed(stacked, name, rows.flatten(0, 1), *own_X1K).view(gates, -1, width)

@@ -25,13 +25,13 @@ from polytask.share.base import Gate, check_width, key
 from polytask.share.experts import (
     Experts,
     Gates,
+    OwnExperts,
     Stacked,
-    mixed,
-    mixed_with_own,
     opened,
     run,
     stack,
 )
+from polytask.share.mixture import Mixture, mixed
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
 
@@ -252,11 +252,12 @@ class _Level(nn.Module):
         super().__init__()
         self.number, self._founders, self._gate_widths = own, tuple(tasks), tuple(gate_widths)
         self.shared = Experts(shared, inputs, widths)
-        self.own, self.hidden = nn.ModuleDict(), nn.ModuleDict()
+        self.own, self.hidden = OwnExperts(), OwnExperts()
         before_gate = gate_widths[-1] if gate_widths else inputs
         self.gates = Gates((), before_gate, shared + own + own * len(tasks), {})
         for task in tasks:
-            self.add(task)
+            self._add(task)
+        self.lay()
         self.shared_gate: nn.ModuleDict | None = None
         if shared_gate:
             last = nn.Linear(before_gate, shared + own * len(tasks), bias=False)
@@ -265,6 +266,15 @@ class _Level(nn.Module):
                 self.shared_gate["hidden"] = Experts(1, inputs, gate_widths)
 
     def add(self, task: str) -> None:
+        self._add(task)
+        self.lay()
+
+    def lay(self) -> None:
+        """See `OwnExperts`."""
+        self.own.lay()
+        self.hidden.lay()
+
+    def _add(self, task: str) -> None:
         shared = self.shared
         self.own[key(task)] = Experts(self.number, shared.inputs, shared.widths)
         if self._gate_widths:
@@ -324,7 +334,7 @@ def _mix_level(
     weights_RAE = opened(stacked, f"{name}_gates", hidden_ARD)
     mine = len(shared_ERW) + own
     founders_SRW = own_SRW[: weights_RAE.shape[2] - mine]
-    given_ARW = mixed_with_own(weights_RAE[..., :mine], shared_ERW, read_SRW)
+    given_ARW = Mixture(weights_RAE[..., :mine], shared_ERW, read_SRW).rows()
     given_ARW = given_ARW + mixed(weights_RAE[..., mine:], founders_SRW.detach())
     if seen is not None:
         seen[f"{name}_weights"] = weights_RAE

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from polytask.errors import UsageError
 from polytask.share.base import Gate, key
 from polytask.share.between import Seen
-from polytask.share.experts import Experts, Stacked, mixed, product, run, stack
+from polytask.share.experts import Experts, Stacked, product, run, stack
+from polytask.share.mixture import mixed
 from polytask.share.pictures import PictureModel
 from polytask.share.staged import (
     Channels,

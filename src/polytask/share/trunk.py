@@ -24,6 +24,7 @@ from polytask.share.base import Features, Inputs, Trace, check_width, key
 from polytask.share.between import Alone, Between, BetweenModel, pick
 from polytask.share.between import Seen as Seen  # trunks take it from here
 from polytask.share.experts import Stacked
+from polytask.share.mixture import Mixture
 from polytask.tasks import Task, TaskSet
 
 
@@ -46,8 +47,8 @@ class Trunk(Between):
 
     @staticmethod
     @abstractmethod
-    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor:
-        """Return (A, R, W) for the tasks that were stacked.
+    def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Tensor | Mixture:
+        """Return (A, R, W) for the tasks that were stacked, or of what they are to be mixed.
 
         seen: takes what `gates` and `penalties` need, where somebody asks for it.
         """
@@ -60,7 +61,8 @@ class Trunk(Between):
     ) -> Tensor:
         """Return (A, R, W); None asks for all tasks. also: the features of that name, if any."""
         stacked = self.stack(self.tasks if tasks is None else tasks)
-        return self.mix(stacked | dict(also or {}), rows_RD)
+        given = self.mix(stacked | dict(also or {}), rows_RD)
+        return given.rows() if isinstance(given, Mixture) else given
 
 
 class TrunkModel(BetweenModel):
@@ -109,22 +111,21 @@ class TrunkModel(BetweenModel):
         asked = tuple(dict.fromkeys(self._asked(tasks)))
         if not asked:
             return {}
-        features = self.encoder(inputs)
-        also = beside(features, self.trunk.also, self.encoder)
+        encoder, trunk = self.encoder, self.trunk
+        features = encoder(inputs)
+        also = beside(features, trunk.also, encoder)
         outputs: dict[str, Tensor] = {}
         for read, names in self._readers(asked).items():
-            feature = pick(features, read, names[0], self.encoder)
+            feature = pick(features, read, names[0], encoder)
             seen: Seen | None = None if trace is None else {}
-            given_ARW = self.trunk.mix(
-                self.trunk.stack(names) | also, flat(feature, read, self.trunk.inputs), seen
-            )
+            given = trunk.mix(trunk.stack(names) | also, flat(feature, read, trunk.inputs), seen)
             heads = {task: self.heads[key(task)] for task in names}
             form = partial(shaped, feature=feature, read=read)
-            outputs |= run_heads.each(heads, given_ARW, form, apart=read == "map")
+            outputs |= run_heads.each(heads, given, form, apart=read == "map")
             if trace is not None and seen is not None:
                 self.share_loads(trace, seen, read)
-                trace.gates += self.trunk.gates(names, seen)
-                trace.penalties |= self.trunk.penalties(names, seen, outputs)
+                trace.gates += trunk.gates(names, seen)
+                trace.penalties |= trunk.penalties(names, seen, outputs)
         return {task: outputs[task] for task in asked}
 
     def extract(self, task: str) -> nn.Module:
@@ -149,14 +150,16 @@ class Extracted(Alone):
         features = self.encoder(inputs)
         feature = pick(features, self._read, "", self.encoder)
         stacked = self.stacked | beside(features, self._also, self.encoder)
-        given_ARW = self._mix(stacked, flat(feature, self._read, self._inputs))
-        form = partial(shaped, feature=feature, read=self._read)
-        apart = self._read == "map"
-        return run_heads.each({"": self.head}, given_ARW, form, apart=apart)[""]
+        given = self._mix(stacked, flat(feature, self._read, self._inputs))
+        rows_1RW = given.rows() if isinstance(given, Mixture) else given
+        output: Tensor = self.head(shaped(rows_1RW[0], feature, self._read))
+        return output
 
 
 def beside(features: Features, names: Sequence[str], encoder: nn.Module) -> Stacked:
     """Return the features of these names."""
+    if not names:
+        return {}
     given = {} if isinstance(features, Tensor) else features
     missing = [name for name in names if name not in given]
     if missing:
