@@ -23,6 +23,8 @@ import selecting
 import specialising
 import unbalanced
 import unrelated
+import vision_compared
+import vision_new_task
 from found import KEPT, Table
 
 from polytask.evaluate import Claim
@@ -40,6 +42,8 @@ EXPERIMENTS: tuple[ModuleType, ...] = (
     branched_digits2,
     unrelated,
     specialising,
+    vision_compared,
+    vision_new_task,
 )
 """In the order of the page; the table of each bears its name."""
 

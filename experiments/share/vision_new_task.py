@@ -27,7 +27,7 @@ from polytask.parsing import parse
 from polytask.recipes import build, load_suite, score_for
 from polytask.records import Record
 from polytask.share import HardSharing, SharedModel
-from polytask.share.staged import Staged, resized
+from polytask.share.staged import resized, staged
 from polytask.suites import Suite
 from polytask.tasks import TaskSet
 
@@ -53,9 +53,8 @@ class Scales(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        assert isinstance(encoder, Staged)
-        assert isinstance(encoder, nn.Module)
-        self.encoder, self.width = encoder, encoder.width
+        shown = staged(encoder, "Scales")
+        self.encoder, self.width = encoder, shown.width
         self.maps = nn.ModuleList(
             nn.Conv2d(encoder.stage_channels[at][1], encoder.stage_channels[-1][1], 1)
             for at in encoder.scales
