@@ -100,8 +100,8 @@ def is_of_sharing(table: Table) -> bool:
 
 
 def is_full(table: Table) -> bool:
-    """Return whether the comparison is one of every method."""
-    return len(table["methods"]) > MOST
+    """Return whether the comparison is one of every balance method."""
+    return len(table["methods"]) > MOST and not is_of_sharing(table)
 
 
 def is_long(table: Table) -> bool:
