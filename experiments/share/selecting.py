@@ -25,7 +25,7 @@ from polytask.evaluate import Claim
 from polytask.share import Gate
 from polytask.share.base import key
 from polytask.share.dselect_k import DSelectK
-from polytask.share.experts import Experts, Stacked, mixed, run, stack
+from polytask.share.experts import Experts, Stacked, run, stack
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.share.use import DEAD, expert_use
 
@@ -73,7 +73,8 @@ class TopK(Trunk):
         weights_RAE = stacked["weights"].expand(len(rows_RD), -1, -1)
         if seen is not None:
             seen["weights_RAE"] = weights_RAE
-        return mixed(weights_RAE, run(stacked, "experts", rows_RD))
+        experts_ERW = run(stacked, "experts", rows_RD)
+        return torch.bmm(weights_RAE, experts_ERW.transpose(0, 1)).transpose(0, 1)
 
     def gates(self, tasks: Sequence[str], seen: Seen) -> list[Gate]:
         names = tuple(f"expert {e}" for e in range(self.experts.number))
