@@ -116,7 +116,7 @@ CASES = {
     "16 tasks": Case(16),
     "64 tasks": Case(64, like="128 tasks"),
     "128 tasks": Case(128),
-    "16 tasks, 4000 updates": Case(16, 4000),
+    "16 tasks, 4000 updates": Case(16, 4000, like="16 tasks"),
 }
 
 
