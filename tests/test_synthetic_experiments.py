@@ -294,13 +294,14 @@ def test_each_claim_has_its_sign(scripts, claimed, outcome):
         "branching": {
             "models": trees | {"found": {"test": down}},
             "agreement": agreement,
+            "agreement_longer": agreement,
             "random": [0.0, 0.01, -0.01],
         },
         "unrelated": {"methods": methods},
         "branched_digits2": {"models": {n: {"delta_m": v} for n, v in digits.items()}},
     }
     made = [c for n, table in tables.items() for c in getattr(scripts, n).claims(ABOUT | table)]
-    assert len(made) == 4 + 2 + 5 + 12 + 2
+    assert len(made) == 4 + 2 + 6 + 12 + 2
     assert {claim.outcome for claim in made} == {outcome}, [c for c in made if c.outcome != outcome]
 
 
