@@ -113,10 +113,11 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
                 f"{first.extra_repr()} and {group.extra_repr()}."
             )
     stacked: Stacked = {}
+    tables = [cast("dict[str, Tensor]", group._parameters) for group in groups]  # see `own`
     for layer in first.layers:
         for part in ("weight", "bias"):
             its = f"{part}_{layer}"
-            stacked[f"{name}_{layer}_{part}"] = joined([own(group, its) for group in groups])
+            stacked[f"{name}_{layer}_{part}"] = joined([table[its] for table in tables])
     return stacked
 
 
