@@ -9,7 +9,8 @@
 Every figure is a ratio of neighbouring calls on the same batch, the median over rounds, so that a
 machine whose speed drifts does not decide it. The shared bottom is an MLP of two layers and linear
 heads, of the width that makes its multiply-adds per row those of the whole model it stands beside;
-for one task, too, it runs all of its bottom.
+for one task, too, it runs all of its bottom. "Written out" is the same model on the same weights in
+a dozen calls of torch, without modules: the least that these operators take.
 Workload: 256 inputs; 8 experts 256-128 (MMoE), or 2 levels of 1 shared and 1 own expert per task
 256-128 (PLE); a linear head per task. Training is forward and backward of the sum of the outputs.
 Operators are those a forward pass dispatches, views left out. Multiply-adds of M3ViT for one task
@@ -29,6 +30,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -150,6 +152,30 @@ def extracted(made: TrunkModel, inputs: Tensor) -> Callable[[], object]:
         with torch.inference_mode():
             output: Tensor = alone(inputs)
             return output
+
+    return call
+
+
+def written_out(made: TrunkModel, inputs: Tensor) -> Callable[[], object]:
+    """Return one task of MMoE in torch's operators on the same weights: no model undercuts it."""
+    task = made.tasks[len(made.tasks) // 2]
+    with torch.no_grad():
+        stacked = made.trunk.stack([task])
+    layers = [
+        (stacked[f"experts_{layer}_weight"], stacked[f"experts_{layer}_bias"][:, None])
+        for layer in range(len(WIDTHS))
+    ]
+    gate, head = stacked["gates_weight"][:, 0], made.head(task)
+    assert isinstance(head, nn.Linear)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            rows = inputs.expand(EXPERTS, -1, -1)
+            for weight, bias in layers:
+                rows = torch.baddbmm(bias, rows, weight).relu_()
+            weights = functional.linear(inputs, gate).softmax(1).unsqueeze(1)
+            mixed = torch.bmm(weights, rows.transpose(0, 1))[:, 0]
+            return functional.linear(mixed, head.weight, head.bias)
 
     return call
 
@@ -276,6 +302,8 @@ def main() -> None:
             f"{kind}, extracted": extracted(made, inputs[:rows]),
         }
         ours = list(calls)[1:]
+        if kind == "MMoE":
+            calls["MMoE, written out"] = written_out(made, inputs[:rows])
         for name, (peer, forward) in peers_of(kind, 32, options.peers).items():
             peer.to(device).eval()
             calls[f"{name} {kind}"] = inference_of(forward, inputs[:rows])

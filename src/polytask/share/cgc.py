@@ -74,9 +74,7 @@ class Level(nn.Module):
         self.gates.add(task)
 
     def own_of(self, task: str) -> Experts:
-        experts = self.own[key(task)]
-        assert isinstance(experts, Experts)
-        return experts
+        return self.own.of([task])[0]
 
     def stack(self, name: str, runs: Sequence[str], readers: Sequence[str]) -> Stacked:
         """Return what is needed to run these tasks' experts, for these tasks' gates.
@@ -84,7 +82,7 @@ class Level(nn.Module):
         readers: among `runs`. A shared gate needs all tasks of the beginning at the head of it.
         """
         stacked = stack(f"{name}_shared", [self.shared])
-        stacked |= stack(f"{name}_own", [self.own_of(task) for task in runs])
+        stacked |= stack(f"{name}_own", self.own.of(runs))
         stacked |= self.gates.stack(f"{name}_gates", readers)
         if self.shared_gate is not None:
             stacked[f"{name}_shared_gate"] = self.shared_gate.weight

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +113,11 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
                 f"{first.extra_repr()} and {group.extra_repr()}."
             )
     stacked: Stacked = {}
+    tables = [cast("dict[str, Tensor]", group._parameters) for group in groups]  # see `own`
     for layer in first.layers:
         for part in ("weight", "bias"):
-            every = [own(group, f"{part}_{layer}") for group in groups]
-            stacked[f"{name}_{layer}_{part}"] = joined(every)
+            its = f"{part}_{layer}"
+            stacked[f"{name}_{layer}_{part}"] = joined([table[its] for table in tables])
     return stacked
 
 
@@ -182,6 +183,10 @@ class OwnExperts(nn.ModuleDict):
     So all of them side by side are there without a copy, which for one row would cost more than
     the row. They stay parameters of their own; `lay` after tasks were added.
     """
+
+    def of(self, tasks: Sequence[str]) -> list[Experts]:
+        """Return these tasks' experts."""
+        return [cast("Experts", self._modules[key(task)]) for task in tasks]
 
     def lay(self) -> None:
         """Bring the weights into this order; the parameters and their numbers stay the same."""

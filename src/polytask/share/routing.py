@@ -41,10 +41,10 @@ def routed(
     as with many readers, every expert computes it once for all readers.
     """
     if rows.ndim == 3:
-        own_X1K = (
+        weights_X1K, chosen_X1K = (
             part.transpose(0, 1).flatten(0, 1)[:, None] for part in (weights_RGK, chosen_RGK)
         )
-        given_1XW = routed(stacked, name, rows.flatten(0, 1), *own_X1K, activate=activate)
+        given_1XW = routed(stacked, name, rows.flatten(0, 1), weights_X1K, chosen_X1K, activate)
         return given_1XW.view(rows.shape[0], -1, given_1XW.shape[2])
     experts = stacked[f"{name}_0_weight"].shape[0]
     width, (_, readers, k) = rows.shape[1], chosen_RGK.shape
@@ -56,7 +56,8 @@ def routed(
     # Not a gather: its gradient would add up in an order that differs from run to run on a GPU.
     blocks_XD = rows.new_zeros(len(expert_N) * block, width)
     blocks_XD.index_copy_(0, slot_P, choice_PD)
-    taken = {n: v.index_select(0, expert_N) for n, v in stacked.items() if n.startswith(f"{name}_")}
+    # Not index_select, for the same reason: many blocks are one expert's.
+    taken = {n: v[expert_N] for n, v in stacked.items() if n.startswith(f"{name}_")}
     given_NXW = run(taken, name, blocks_XD.view(len(expert_N), block, width), activate)
     given_PW = given_NXW.flatten(0, 1).index_select(0, slot_P)
     weights_X1K = weights_RGK.reshape(-1, 1, k)

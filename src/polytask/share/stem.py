@@ -288,9 +288,7 @@ class _Level(nn.Module):
         return [first + t * self.number + e for t in at for e in range(self.number)]
 
     def own_of(self, task: str) -> Experts:
-        experts = self.own[key(task)]
-        assert isinstance(experts, Experts)
-        return experts
+        return self.own.of([task])[0]
 
     def gate_parameters(self, task: str) -> list[nn.Parameter]:
         hidden = self.hidden[key(task)].parameters() if self._gate_widths else []
@@ -298,10 +296,10 @@ class _Level(nn.Module):
 
     def stack(self, name: str, runs: Sequence[str], readers: Sequence[str]) -> Stacked:
         stacked = stack(f"{name}_shared", [self.shared])
-        stacked |= stack(f"{name}_own", [self.own_of(task) for task in runs])
+        stacked |= stack(f"{name}_own", self.own.of(runs))
         stacked |= self.gates.stack(f"{name}_gates", readers)
         if self._gate_widths:
-            stacked |= stack(f"{name}_hidden", [_experts(self.hidden[key(t)]) for t in readers])
+            stacked |= stack(f"{name}_hidden", self.hidden.of(readers))
         if self.shared_gate is not None:
             stacked[f"{name}_shared_gate"] = self.shared_gate["last"].get_parameter("weight")
             if self._gate_widths:
