@@ -127,15 +127,12 @@ def run(stacked: Stacked, name: str, rows: Tensor, activate: Activation = torch.
     activate: what follows each layer but one called "out"; it may work in place.
     """
     layer = 0
-    while f"{name}_{layer}_weight" in stacked:
-        weight_SIO = stacked[f"{name}_{layer}_weight"]
-        bias_SO = stacked[f"{name}_{layer}_bias"]
+    while (weight_SIO := stacked.get(f"{name}_{layer}_weight")) is not None:
         # In place: what a product gives is needed by nobody before the ReLU.
-        rows = activate(product(rows, weight_SIO, bias_SO))
+        rows = activate(product(rows, weight_SIO, stacked[f"{name}_{layer}_bias"]))
         layer += 1
-    if f"{name}_out_weight" in stacked:
-        rows = product(rows, stacked[f"{name}_out_weight"], stacked[f"{name}_out_bias"])
-    return rows
+    last_SIO = stacked.get(f"{name}_out_weight")
+    return rows if last_SIO is None else product(rows, last_SIO, stacked[f"{name}_out_bias"])
 
 
 def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> Tensor:

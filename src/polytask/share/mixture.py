@@ -70,7 +70,7 @@ class Mixture:
 
     def _parted(self) -> tuple[Tensor, Tensor]:
         """Return the weights of the experts that all read, and of each reader's own."""
-        shared = len(self.experts_ERW)
+        shared = self.experts_ERW.shape[0]
         own = self.weights_RAX.shape[2] - shared
         weights_RAE, weights_RAF = torch.split(self.weights_RAX, [shared, own], 2)
         return weights_RAE, weights_RAF.permute(2, 1, 0)[..., None]
@@ -78,6 +78,6 @@ class Mixture:
 
 def mixed(weights_RAE: Tensor, experts_ERW: Tensor) -> Tensor:
     """Return what each reader takes from the experts, (A, R, W)."""
-    if len(experts_ERW) == 1 and weights_RAE.shape[1] <= 2:  # too small for a product per row
+    if experts_ERW.shape[0] == 1 and weights_RAE.shape[1] <= 2:  # too small for a product per row
         return experts_ERW * weights_RAE.permute(1, 0, 2)
     return torch.bmm(weights_RAE, experts_ERW.transpose(0, 1)).transpose(0, 1)
