@@ -85,7 +85,7 @@ class Activations(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (torch.Tensor.relu_, torch.nn.functional.silu) and result.ndim == 3:
+        if func in (torch.relu_, torch.nn.functional.silu) and result.ndim == 3:
             self.found.append(result)
         return result
 
