@@ -1,0 +1,107 @@
+"""Masks and coefficients in two levels: masks that are good after the coefficients adapt to them.
+
+A round: coefficients at their start take one step for a drawn mask; the mask's logits take a step
+for what then comes out. After all rounds the mask is fixed and the coefficients are searched.
+
+Shapes: T = tasks, N = tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from polytask.merge.classes import entropy
+from polytask.merge.coefficients import Coefficients, Level, pull
+from polytask.merge.family import Inputs, Merged, Tensors
+from polytask.merge.masks import Masks, logits_of
+from polytask.merge.rounds import Rounds, search_coefficients
+from polytask.merge.search import Saving, SearchState, search
+from polytask.tasks import Task
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """What a search in two levels is set to; see `ConcreteAdaMerging` for the fields."""
+
+    who: str
+    level: Level
+    start: float
+    masks: Masks
+    rounds: int
+    coefficient_rate: float
+    coefficient_rounds: int
+
+
+def search_bilevel(
+    settings: Bilevel,
+    rounds: Rounds,
+    extra: Tensors,
+    optimiser: Callable[[list[Tensor]], Optimizer],
+    outer: Callable[[Tensors, int], Callable[[Task, Tensors, Inputs], Tensor]],
+    before: Callable[[Tensors, Tensors, int], None],
+    state: SearchState | None,
+    saving: Saving | None,
+) -> Merged:
+    """Return what both phases found; learned: logits, `extra`, and the coefficients.
+
+    extra: values that are searched beside the logits, which come first for `optimiser`.
+    outer: values and round -> the loss of a task in the step on the mask.
+    before: called with the values, the merged tensors and the round, ahead of that step; it may
+        add gradients to the extra values.
+    """
+    family = rounds.family
+    start = Coefficients(family.base, family.deltas, settings.start, settings.level)
+
+    def sure(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
+        return entropy(task, family.output(task.name, shared, batch), settings.who)
+
+    def gradients(round: int, values: Tensors) -> Tensor:
+        masks = settings.masks.draw(values, round)
+        lam = start.values.clone().requires_grad_()
+        deltas = {name: delta * masks[name].detach() for name, delta in family.deltas.items()}
+        # Two batches a round: one for the step inside, one for the step on the mask.
+        pull(start.merge(lam, deltas), rounds.losses(2 * round, sure))
+        with torch.no_grad():
+            assert lam.grad is not None
+            # Adam's first step is one of the learning rate in the direction of the sign.
+            lam = lam - settings.coefficient_rate * lam.grad / (lam.grad.abs() + 1e-8)
+            plain = start.merge(lam)
+        merged = {n: base + masks[n] * (plain[n] - base) for n, base in family.base.items()}
+        before(values, {n: tensor.detach() for n, tensor in merged.items()}, round)
+        return pull(merged, rounds.losses(2 * round + 1, outer(values, round)))
+
+    values = settings.masks.start(family.base) | extra
+    carried = state is not None and "coefficients" in state.values
+    if carried:
+        assert state is not None
+        found = replace(state, values={n: v for n, v in state.values.items() if n in values})
+    else:
+        found = search(
+            settings.who, values, optimiser, gradients, settings.rounds, state=state, saving=saving
+        )
+    masks = settings.masks.settled(found.values)
+    deltas = {name: delta * masks[name] for name, delta in family.deltas.items()}
+    coefficients = Coefficients(family.base, deltas, settings.start, settings.level)
+    kept = None
+    if saving is not None:
+        last = saving.keep
+        both = found.values
+        kept = Saving(lambda s: last(replace(s, values=s.values | both)), saving.every)
+    second = None
+    if carried:
+        assert state is not None
+        second = replace(state, values={"coefficients": state.values["coefficients"]})
+    done = search_coefficients(
+        settings.who, rounds, coefficients, sure, settings.coefficient_rounds,
+        settings.coefficient_rate, state=second, saving=kept,
+    )  # fmt: skip
+    lam = done.values["coefficients"]
+    learned = {f"mask/{name}": logits for name, logits in logits_of(found.values).items()}
+    learned |= {name: found.values[name] for name in extra} | {"coefficients": lam}
+    losses = done.losses if carried else found.losses + done.losses
+    return Merged(coefficients.merge(lam), learned=learned, losses=losses)
