@@ -101,6 +101,8 @@ class Merge(ABC):
                 f"{type(self).__name__}: the base has shape {tuple(base_P.shape)}, the tuned "
                 f"tensors {shape}; give M tensors of the base's shape, stacked: (M, *shape)."
             )
+        if tuned_MP[0].numel() == 0:
+            return tuned_MP[0].clone()
         dtype = torch.promote_types(tuned_MP.dtype, self.dtype)
         base = tuned_MP.new_empty(0, dtype=dtype) if base_P is None else base_P.to(dtype)
         tuned_M = tuned_MP.to(dtype)
@@ -109,7 +111,7 @@ class Merge(ABC):
         at = Place(name, 0, shape)
         state: State = {}
         if isinstance(self, Surveyor):
-            state = self.begin(len(tuned_MP))
+            state = self.begin(len(tuned_MP), dtype)
             while not self.settled(state):
                 sums = self.blank(state)
                 self.look(base, tuned_M, at, state, sums)
@@ -123,14 +125,14 @@ class Surveyor(Merge):
     The engine begins, and until the state is settled lets the method look at every piece (in one
     pass over the files) and settle what the pass found. Several passes may be needed.
 
-        state = method.begin(M)
+        state = method.begin(M, dtype)
         while not method.settled(state):
             sums = method.blank(state)
             for base_P, tuned_MP, at in pieces:  # of the tensor, or of the whole model
                 method.look(base_P, tuned_MP, at, state, sums)
             state = method.settle(state, sums)
 
-    Pieces of one tensor come in order; tensors may come in any.
+    Pieces of one tensor come in order; tensors may come in any. No piece is empty.
     """
 
     @property
@@ -139,8 +141,11 @@ class Surveyor(Merge):
         """What one survey goes over."""
 
     @abstractmethod
-    def begin(self, models: int) -> State:
-        """Return what is known of M models before anything was seen."""
+    def begin(self, models: int, dtype: torch.dtype) -> State:
+        """Return what is known of M models before anything was seen.
+
+        dtype: of every piece that is to come, float32 or float64.
+        """
 
     @abstractmethod
     def settled(self, state: State) -> bool:
