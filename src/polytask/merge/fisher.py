@@ -11,12 +11,14 @@ Shapes: T = tasks, B = rows, R = places of a row, C = classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polytask.errors import UsageError
 from polytask.merge.batches import Unlabelled, chunks, row_count, some, take, unlabelled
@@ -151,7 +153,11 @@ class _Squares:
     def add(self, batch: Inputs, selector_BRC: Tensor, weight_B: Tensor, sums: Tensors) -> None:
         if self._batched is not False:
             try:
-                gradients = self._together(self._shared, batch, selector_BRC)
+                with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+                    # Where an operation has no rule for rows, torch loops over it and says so; for
+                    # attention the plain form has one.
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    gradients = self._together(self._shared, batch, selector_BRC)
             except RuntimeError:
                 if self._batched:  # it worked before, so this is no missing rule
                     raise
