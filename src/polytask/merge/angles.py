@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polytask.merge.base import GRAIN, Over, Place, State, Surveyor
+from polytask.merge.steps import moved, weighted_sum
 
 
 class Angles(Surveyor):
@@ -73,10 +74,8 @@ class Angles(Surveyor):
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the mixed piece, (P,)."""
         of_base, of_tuned = self.mix(state["gram_MM"])
-        merged_P = tuned_MP[0] * of_tuned[0]
-        for tuned_P, factor in zip(tuned_MP[1:], of_tuned[1:], strict=True):
-            merged_P.add_(tuned_P, alpha=factor)
-        return merged_P.add_(base_P, alpha=of_base) if self.needs_base else merged_P
+        merged_P = weighted_sum(tuned_MP, of_tuned)
+        return moved(merged_P, base_P, of_base) if self.needs_base else merged_P
 
 
 def cosine(gram_MM: Tensor, i: int, j: int) -> float:

@@ -41,11 +41,13 @@ class Place:
 
     name: of the tensor; seeds draws. start: index of the piece's first element in the flattened
         tensor, a multiple of GRAIN. shape: of the whole tensor.
+    alone: True where that tensor is the whole model.
     """
 
     name: str = ""
     start: int = 0
     shape: tuple[int, ...] = ()
+    alone: bool = False
 
     @property
     def elements(self) -> int:
@@ -107,8 +109,8 @@ class Merge(ABC):
         base = tuned_MP.new_empty(0, dtype=dtype) if base_P is None else base_P.to(dtype)
         tuned_M = tuned_MP.to(dtype)
         if self.reach == "elements":
-            base, tuned_M = base.flatten(), tuned_M.flatten(1)
-        at = Place(name, 0, shape)
+            base, tuned_M = base.reshape(-1), tuned_M.reshape(len(tuned_M), -1)
+        at = Place(name, 0, shape, alone=True)
         state: State = {}
         if isinstance(self, Surveyor):
             state = self.begin(len(tuned_MP), dtype)
@@ -139,6 +141,11 @@ class Surveyor(Merge):
     @abstractmethod
     def over(self) -> Over:
         """What one survey goes over."""
+
+    @final
+    def sees_all(self, at: Place, elements: int) -> bool:
+        """Return True where a piece of so many elements is all that this survey goes over."""
+        return at.elements == elements and (at.alone or self.over == "tensor")
 
     @abstractmethod
     def begin(self, models: int, dtype: torch.dtype) -> State:

@@ -68,12 +68,12 @@ class Breadcrumbs(Surveyor):
 
     def blank(self, state: State) -> State:
         """Return the sums of a new pass."""
-        return RANKS.blank(state)
+        return RANKS.blank(state, counters=False)  # a tensor in one piece needs none
 
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Count sizes of changes."""
         elements = base_P.numel()
-        if at.elements == elements:
+        if self.sees_all(at, elements):
             sizes_MP = task_vectors(base_P, tuned_MP).abs()
             RANKS.look_whole(sizes_MP, sums, self._ranks(elements))
         else:

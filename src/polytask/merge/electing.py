@@ -53,7 +53,7 @@ class Electing(Surveyor):
         """Return the sums of a new pass: counts of sizes, and then of signs."""
         if RANKS.settled(state):
             return {"signs": torch.zeros((), dtype=torch.float64)}
-        return RANKS.blank(state)
+        return RANKS.blank(state, counters=self.over == "model")
 
     @final
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
@@ -62,7 +62,7 @@ class Electing(Surveyor):
         if RANKS.settled(state):
             sign_P = weighted_sum(self._trimmed(change_MP, state)).sign_()
             sums["signs"] += sign_P.sum(dtype=torch.float64).cpu()
-        elif self.over == "tensor" and at.elements == base_P.numel():
+        elif self.sees_all(at, base_P.numel()):
             RANKS.look_whole(change_MP.abs(), sums, self._ranks(at.elements))
         else:
             thinned_MP = change_MP[:, :: RANKS.stride(state)]

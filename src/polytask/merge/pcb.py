@@ -71,24 +71,26 @@ class PCB(Surveyor):
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Count sizes, and then scores."""
         size, score = _of("size", state), _of("score", state)
-        ranked = SIZES.settled(size)
-        stride = SCORES.stride(score) if ranked else SIZES.stride(size)
+        sized = SIZES.settled(size)
+        ranks, own = (SCORES, score) if sized else (SIZES, size)
+        elements = base_P.numel()
+        alone = self.sees_all(at, elements)
+        stride = 1 if alone else ranks.stride(own)
         tau_MP = task_vectors(base_P[::stride], tuned_MP[:, ::stride])
-        if ranked:
-            SCORES.look(_scores(tau_MP, SIZES.values(size)), base_P.numel(), score, sums)
+        values_MP = _scores(tau_MP, SIZES.values(size)) if sized else tau_MP.abs()
+        if alone:
+            asked = self._score_ranks(elements) if sized else _size_ranks(elements)
+            ranks.look_whole(values_MP, sums, asked)
         else:
-            SIZES.look(tau_MP.abs(), base_P.numel(), size, sums)
+            ranks.look(values_MP, elements, own, sums)
 
     def settle(self, state: State, sums: State) -> State:
         """Return the state after a pass."""
         size, elements = _of("size", state), int(sums["elements"])
         if SIZES.settled(size):
-            ranks = (1, elements - min(int(elements * (1 - self.ratio)), elements - 1))
-            return state | _under("score", SCORES.settle(_of("score", state), sums, ranks))
-        # The places, from the smallest on, that the authors' code takes of the sorted sizes.
-        least, most = int(elements * OUTLIERS), max(int(elements * (1 - OUTLIERS) - 1), 0)
-        ranks = (elements - most, elements - least)
-        return state | _under("size", SIZES.settle(size, sums, ranks))
+            score = SCORES.settle(_of("score", state), sums, self._score_ranks(elements))
+            return state | _under("score", score)
+        return state | _under("size", SIZES.settle(size, sums, _size_ranks(elements)))
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the merged piece, (P,)."""
@@ -98,6 +100,10 @@ class PCB(Surveyor):
         clamped_MP = weighted(tau_MP.sign() * _clamped(tau_MP.abs(), ends_MK), self.weights)
         whole_P = weighted_sum(share_MP).clamp_(min=1e-12)
         return moved(base_P, weighted_sum(share_MP * clamped_MP) / whole_P, self.scale)
+
+    def _score_ranks(self, elements: int) -> tuple[int, int]:
+        """Return the ranks of the best score and of the least that counts."""
+        return 1, elements - min(int(elements * (1 - self.ratio)), elements - 1)
 
 
 def pcb(
@@ -109,6 +115,13 @@ def pcb(
 ) -> Tensor:
     """Return M stacked tensors merged into one, as if they were the whole model; see `PCB`."""
     return PCB(ratio, scale, weights)(base_P, tuned_MP)
+
+
+def _size_ranks(elements: int) -> tuple[int, int]:
+    """Return the ranks that the authors' code clamps sizes to: the largest kept, the least."""
+    return elements - max(int(elements * (1 - OUTLIERS) - 1), 0), elements - int(
+        elements * OUTLIERS
+    )
 
 
 def _scores(tau_MP: Tensor, ends_MK: Tensor) -> Tensor:

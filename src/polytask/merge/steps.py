@@ -44,8 +44,10 @@ def weighted_sum(values_MP: Tensor, weights: Sequence[float] = ()) -> Tensor:
     sum_P = values_MP[0].to(torch.float64, copy=True)
     if weights:
         sum_P *= weights[0]
-    for value_P, weight in zip(values_MP[1:], weights[1:] or [1.0] * len(values_MP), strict=False):
-        sum_P.add_(value_P, alpha=weight)
+    for m in range(1, len(values_MP)):
+        # A product and a sum, each rounded: fused into one, which some processors do and others
+        # do not, a value beside a tie would round by the machine.
+        sum_P += values_MP[m].to(torch.float64) * weights[m] if weights else values_MP[m]
     return sum_P.to(values_MP.dtype)
 
 
@@ -100,7 +102,7 @@ def agreeing_mean(tau_MP: Tensor, sign_P: Tensor, weights: Sequence[float] = ())
 
 def moved(base_P: Tensor, merged_P: Tensor, scale: float) -> Tensor:
     """Return the base, moved by `scale` times the merged task vector."""
-    return torch.add(base_P, merged_P, alpha=scale)
+    return base_P + merged_P * scale  # not fused, as in weighted_sum
 
 
 def ranked(elements: int, share: float) -> int:
