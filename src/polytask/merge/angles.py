@@ -11,7 +11,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from polytask.merge.base import GRAIN, Over, Place, State, Surveyor
+from polytask.merge.base import GRAIN, Mixture, Over, Place, State, Surveyor
 from polytask.merge.steps import moved, weighted_sum
 
 
@@ -69,6 +69,12 @@ class Angles(Surveyor):
     def settle(self, state: State, sums: State) -> State:
         """Return the inner products."""
         return sums
+
+    @final
+    def mixture(self, models: int, state: State) -> Mixture:
+        """Return the mix."""
+        of_base, of_tuned = self.mix(state["gram_MM"])
+        return Mixture(of_tuned, base=of_base)
 
     @final
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:

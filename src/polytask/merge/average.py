@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.base import Merge, Place, State
+from polytask.merge.base import Merge, Mixture, Place, State
 from polytask.merge.steps import weighted_sum
 
 
@@ -39,6 +39,11 @@ class Average(Merge):
                 f"Average: the weights {self.weights} sum to {sum(self.weights)}; a mean divides "
                 "by their sum. Give weights whose sum is not 0, or use task-arithmetic."
             )
+
+    def mixture(self, models: int, state: State) -> Mixture:
+        """Return the weighted sum, over the sum of the weights."""
+        weights = self.weights or (1.0,) * models
+        return Mixture(weights, over=sum(weights))
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the mean, (P,)."""

@@ -55,6 +55,15 @@ class Place:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """(base * theta_0 + sum_m tuned[m] * theta_m) / over."""
+
+    tuned: tuple[float, ...]
+    base: float = 0.0
+    over: float = 1.0
+
+
 class Merge(ABC):
     """The contract of this room. A method is a frozen dataclass of settings.
 
@@ -85,6 +94,13 @@ class Merge(ABC):
             the tensor gets and returns it in its shape: (*shape), (M, *shape).
         state: what `survey` left; empty for a method without.
         """
+
+    def mixture(self, models: int, state: State) -> Mixture | None:
+        """Return the result as a mixture, where it is one; None where it is more than that.
+
+        The engine forms mixtures straight from what it reads; they equal `piece` to rounding.
+        """
+        return None
 
     @final
     def __call__(self, base_P: Tensor | None, tuned_MP: Tensor, name: str = "") -> Tensor:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from polytask.merge.base import GRAIN
-from polytask.merge.plan import Plan
+from polytask.merge.plan import Part, Plan
+from polytask.merge.window import Arena
 
 FAR = 0.9
 """Distances from here on are warned of, in norms of the base. Two models that know nothing of each
@@ -29,24 +31,28 @@ def distances(plan: Plan) -> dict[str, float]:
     if not plan.has_base or not items:
         return {}
     step = max(1, len(items) // MATRICES)
-    scratch = torch.empty(GRAIN * 8, dtype=torch.uint8)
-    base_P, tuned_P = torch.empty(2, GRAIN, dtype=torch.float64)
+    arena = Arena(GRAIN * 8)
     squares = [0.0] * len(plan.labels)
     for item in items[::step]:
         count = min(GRAIN, item.entry.numel)
         start = (item.entry.numel - count) // 2
-        item.parts[0].read(start, base_P[:count], scratch)
-        squares[0] += _squares(base_P[:count])
+        base_P = _sample(item.parts[0], start, count, arena)
+        squares[0] += _squares(base_P)
         for model, part in enumerate(item.parts[1:], 1):
-            part.read(start, tuned_P[:count], scratch)
-            squares[model] += _squares(tuned_P[:count] - base_P[:count])
+            squares[model] += _squares(_sample(part, start, count, arena) - base_P)
     return {
-        label: math.sqrt(square / squares[0]) if squares[0] else math.inf * square
+        label: math.sqrt(square / squares[0]) if squares[0] else math.inf if square else 0.0
         for label, square in zip(plan.labels[1:], squares[1:], strict=True)
     }
 
 
-def _squares(values_P: torch.Tensor) -> float:
+def _sample(part: Part, start: int, count: int, arena: Arena) -> Tensor:
+    raw = arena.one(count, part.dtype)
+    part.read(start, raw)
+    return raw.values_P.to(torch.float64, copy=True)
+
+
+def _squares(values_P: Tensor) -> float:
     return float(values_P.nan_to_num(0.0, 0.0, 0.0).square().sum())
 
 

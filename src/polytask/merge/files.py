@@ -3,14 +3,14 @@
 Nothing is unpickled and nothing is mapped into memory: bytes go by `preadv` into a buffer that the
 caller reuses, so what a model needs does not depend on its size.
 
-Shapes: P = elements of a stretch.
+Shapes: P = elements of a stretch; 2 = the two that are compared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,13 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import DataError, UsageError
-from polytask.merge.headers import Entry, bytes_of, read_header
+from polytask.merge.headers import Entry, read_header
+from polytask.merge.window import Arena, Window
 from polytask.records import read_json
 
 Source = str | Path | nn.Module | Mapping[str, Tensor]
 """What a model may be given as: a file or folder, a module, a state dict."""
 
 INDEX = ".safetensors.index.json"
+COMPARED = 1 << 18
+"""Bytes of two tensors that are compared at once."""
+
 OPEN_FILES = 64
 """Of one model at a time; a process may have 1,024 in most systems."""
 
@@ -44,11 +48,8 @@ class Model(Protocol):
     def entries(self) -> Mapping[str, Entry]:
         """The tensors in the order they lie in."""
 
-    def read(self, name: str, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        """Fill `out_P` with elements of the flattened tensor, from `start` on, in its dtype.
-
-        scratch: bytes, at least as many as the stretch has in the file. Raises DataError.
-        """
+    def read(self, name: str, start: int, out: Window) -> None:
+        """Fill `out`, of the tensor's dtype, with elements from `start` on. Raises DataError."""
 
 
 class FileModel:
@@ -75,17 +76,11 @@ class FileModel:
         """The files its tensors lie in."""
         return self._files
 
-    def read(self, name: str, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        """Fill `out_P` from the file; see `Model`."""
+    def read(self, name: str, start: int, out: Window) -> None:
+        """Fill `out` from the file; see `Model`."""
         entry = self.entries[name]
-        size = entry.dtype.itemsize
-        same = entry.dtype == out_P.dtype
-        raw_P = out_P if same else scratch[: out_P.numel() * size].view(entry.dtype)
-        if out_P.numel():
-            at, view = entry.start + start * size, bytes_of(raw_P)
-            self._fill(self._file_of[name], name, at, view)
-        if not same:
-            out_P.copy_(raw_P)
+        at = entry.start + start * entry.dtype.itemsize
+        self._fill(self._file_of[name], name, at, out.bytes)
 
     def _fill(self, number: int, name: str, at: int, view: memoryview) -> None:
         path = self._files[number]
@@ -145,9 +140,9 @@ class MemoryModel:
             self._flat[name] = value.detach().reshape(-1)  # a view, where it is contiguous
             self.entries[name] = Entry(value.dtype, tuple(value.shape), 0, value.nbytes)
 
-    def read(self, name: str, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        """Fill `out_P` from memory; see `Model`."""
-        out_P.copy_(self._flat[name][start : start + out_P.numel()])
+    def read(self, name: str, start: int, out: Window) -> None:
+        """Fill `out` from memory; see `Model`."""
+        out.values_P.copy_(self._flat[name][start : start + out.values_P.numel()])
 
 
 def open_model(source: Source, label: str) -> Model:
@@ -253,31 +248,24 @@ def _beside(index: Path, name: object) -> Path:
     return index.parent / name
 
 
-def unequal(models: Mapping[str, Model], name: str, scratch: Tensor) -> str | None:
-    """Return the label of the first model whose tensor differs from the first one's, in any bit.
+def unequal(models: Sequence[tuple[Model, str]], arena: Arena) -> int | None:
+    """Return the number of the first tensor that differs from the first one in any bit.
 
-    models: by label. scratch: bytes; half of them hold what is compared. None where all agree.
+    models: with the name of the tensor in each. None where all agree.
     """
-    labels = list(models)
-    first, others = models[labels[0]], labels[1:]
-    for label in others:
-        mine, other = first.entries[name], models[label].entries[name]
+    (first, at), *others = models
+    mine = first.entries[at]
+    size = mine.dtype.itemsize
+    for number, (model, name) in enumerate(others, 1):
+        other = model.entries[name]
         if (mine.dtype, mine.shape) != (other.dtype, other.shape):
-            return label
-        half = len(scratch) // 2 // mine.dtype.itemsize * mine.dtype.itemsize
-        for start, count in _stretches(mine.numel, max(1, half // mine.dtype.itemsize)):
-            size = count * mine.dtype.itemsize
-            pair = []
-            for at, model in ((0, first), (half, models[label])):
-                part = scratch[at : at + size]
-                model.read(name, start, part.view(mine.dtype), scratch[:0])
-                pair.append(part)
-            if not torch.equal(*pair):
-                return label
+            return number
+        for start in range(0, mine.numel, COMPARED // size):
+            count = min(COMPARED // size, mine.numel - start)
+            pair_2P, (left, right) = arena.rows(2, count, mine.dtype)
+            first.read(at, start, left)
+            model.read(name, start, right)
+            bits_2P = pair_2P.view(torch.uint8)
+            if not torch.equal(bits_2P[0], bits_2P[1]):
+                return number
     return None
-
-
-def _stretches(total: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yield start and count of stretches of at most `most` elements."""
-    for start in range(0, total, most):
-        yield start, min(most, total - start)

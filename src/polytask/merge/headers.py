@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from polytask.errors import DataError
 
@@ -136,12 +135,6 @@ def _in_order(path: Path, entries: Mapping[str, Entry], begin: int, size: int) -
     if at != size:
         raise _bad(path, f"its tensors end at byte {at:,}, the file at byte {size:,}")
     return ordered
-
-
-def bytes_of(values_P: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor, to be read or written in place."""
-    numbers: Any = values_P.view(-1).view(torch.uint8).numpy()
-    return memoryview(numbers)
 
 
 def _bad(path: Path, why: str) -> DataError:

@@ -23,7 +23,8 @@ from torch import Tensor
 from polytask.errors import PolytaskError, RunError, UsageError
 from polytask.lock import LOCK, alone
 from polytask.merge import journal
-from polytask.merge.headers import Entry, bytes_of, header_of
+from polytask.merge.headers import Entry, header_of
+from polytask.merge.window import window
 from polytask.records import write_json
 
 SYNCED = 1 << 30
@@ -141,7 +142,7 @@ class Files:
         entry = self._entries[name]
         if values_P.numel() == 0:
             return
-        view = bytes_of(values_P.contiguous())
+        view = window(values_P.contiguous()).bytes
         with self._saying():
             _write(
                 self._handles[self._shard_of[name]],

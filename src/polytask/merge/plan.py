@@ -2,8 +2,6 @@
 
 Everything that can be found wrong without reading the tensors is found here; equal buffers, tied
 weights and a base that is none are looked for by reading a little.
-
-Shapes: P = elements of a stretch.
 """
 
 from __future__ import annotations
@@ -14,19 +12,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from polytask.errors import DataError
-from polytask.merge.files import Model, unequal
+from polytask.merge.files import COMPARED, Model, unequal
 from polytask.merge.headers import MERGED, Entry
 from polytask.merge.options import Buffers, Options
 from polytask.merge.vocabulary import Vocabularies, aligned
+from polytask.merge.window import Arena, Window
 
 SHOWN = 3
 """Names that an error shows; it counts the others."""
-
-COMPARED = 1 << 20
-"""Bytes held while two tensors are compared."""
 
 
 class Part(Protocol):
@@ -36,8 +31,8 @@ class Part(Protocol):
     def dtype(self) -> torch.dtype:
         """Of the elements in the file."""
 
-    def read(self, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        """Fill `out_P` from element `start` on; see `files.Model`."""
+    def read(self, start: int, out: Window) -> None:
+        """Fill `out`, of this dtype, from element `start` on; see `files.Model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +47,9 @@ class Whole:
         """Of the elements in the file."""
         return self.model.entries[self.name].dtype
 
-    def read(self, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        """Fill `out_P` from element `start` on."""
-        self.model.read(self.name, start, out_P, scratch)
+    def read(self, start: int, out: Window) -> None:
+        """Fill `out` from element `start` on."""
+        self.model.read(self.name, start, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +141,7 @@ def _tied(models: Sequence[Model], names: Sequence[Mapping[str, Entry]]) -> dict
     """
     everywhere = set(names[0]).intersection(*names[1:])
     found: dict[str, str] = {}
-    scratch = torch.empty(COMPARED, dtype=torch.uint8)
+    arena = Arena(2 * COMPARED)
     for name in sorted(set().union(*names) - everywhere):
         having = [(model, mine) for model, mine in zip(models, names, strict=True) if name in mine]
         partners = None
@@ -156,35 +151,12 @@ def _tied(models: Sequence[Model], names: Sequence[Mapping[str, Entry]]) -> dict
                 for other in (everywhere if partners is None else partners)
                 if (mine[other].dtype, mine[other].shape) == (mine[name].dtype, mine[name].shape)
                 and mine[name].numel
-                and unequal(_Pair(model, name, other).both(), "", scratch) is None
+                and unequal([(model, name), (model, other)], arena) is None
             }
             partners = same
         if partners:
             found[name] = sorted(partners)[0]
     return found
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two tensors of one model as two models of one tensor each."""
-
-    model: Model
-    name: str
-    other: str
-
-    def both(self) -> dict[str, Model]:
-        return {name: _Named(self.model, name) for name in (self.name, self.other)}
-
-
-class _Named:
-    folder = None
-
-    def __init__(self, model: Model, name: str) -> None:
-        self.label, self._model, self._name = name, model, name
-        self.entries = {"": model.entries[name]}
-
-    def read(self, name: str, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        self._model.read(self._name, start, out_P, scratch)
 
 
 def _same_names(
@@ -254,15 +226,12 @@ def _check_copy(name: str, homes: Sequence[tuple[Model, str]], buffers: Buffers)
     """Raise DataError where models do not agree on a tensor that cannot be merged."""
     if buffers == "base":
         return
-    pairs = {model.label: _Named(model, at) for model, at in homes}
-    if len(pairs) < len(homes):  # one model given twice agrees with itself
-        pairs = {f"{model.label} ({i})": _Named(model, at) for i, (model, at) in enumerate(homes)}
-    other = unequal(pairs, "", torch.empty(COMPARED, dtype=torch.uint8))
+    other = unequal(homes, Arena(2 * COMPARED))
     if other is not None:
         entry = homes[0][0].entries[homes[0][1]]
         kind = str(entry.dtype).removeprefix("torch.")
         raise DataError(
-            f"Tensor {name!r} is {kind}, which is not merged but copied, and {other} differs in it "
-            f"from {homes[0][0].label}. Leave it out with leave_out, or take that of the base with "
-            "buffers='base'."
+            f"Tensor {name!r} is {kind}, which is not merged but copied, and "
+            f"{homes[other][0].label} differs in it from {homes[0][0].label}. Leave it out with "
+            "leave_out, or take that of the base with buffers='base'."
         )

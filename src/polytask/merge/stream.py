@@ -4,7 +4,7 @@ Methods that only look at elements get pieces of `Need.chunk` elements, whatever
 method must know of the whole model it gathers in passes before; of a tensor, in passes over that
 tensor. Neither the size of the pieces nor the number of threads changes a bit of the result.
 
-Shapes: M = tuned models, R = M + 1 with the base as row 0, P = elements of one piece.
+Shapes: M = tuned models, P = elements of one piece.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from polytask.errors import DataError, UsageError
+from polytask.errors import UsageError
 from polytask.merge.base import Merge, Place, State, Surveyor
 from polytask.merge.need import Need
 from polytask.merge.options import Nonfinite
 from polytask.merge.output import Output
+from polytask.merge.pieces import Buffers, Pieces, is_wide
 from polytask.merge.plan import Item, Plan
 from polytask.merge.progress import Progress, Silent
 from polytask.merge.rounding import rounded
@@ -37,41 +38,10 @@ T = TypeVar("T")
 
 
 @dataclass
-class Buffers:
-    """One thread's memory, reused for every piece. It grows for whole tensors alone."""
-
-    piece: Tensor
-    scratch: Tensor
-
-    @classmethod
-    def of(cls, need: Need) -> Buffers:
-        """Return buffers for pieces of `need.chunk` elements."""
-        return cls(_bytes(need.piece_bytes), _bytes(need.scratch_bytes))
-
-    def rows(self, rows: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Return room for (rows, count) elements."""
-        size = rows * count * dtype.itemsize
-        if size > len(self.piece):
-            self.piece = _bytes(size)
-        return self.piece[:size].view(dtype).view(rows, count)
-
-    def raw(self, size: int) -> Tensor:
-        """Return room for so many bytes."""
-        if size > len(self.scratch):
-            self.scratch = _bytes(size)
-        return self.scratch[:size]
-
-
-def _bytes(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8)
-
-
-@dataclass
 class Stream:
     """One merge: a plan, a method, and where the result goes. `run` does it.
 
     method_of: may differ in its settings from tensor to tensor, unless it looks at the whole model.
-    spoiled: after `run`, per tensor the models in which it is not finite ("continue" only).
     """
 
     plan: Plan
@@ -80,15 +50,20 @@ class Stream:
     need: Need
     nonfinite: Nonfinite = "refuse"
     progress: Progress = field(default_factory=Silent)
-    spoiled: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._left: dict[str, int] = {}
-        self._buffers = [Buffers.of(self.need) for _ in range(self.need.threads)]
         self._items = [item for item in self.plan.items if item.merged and item.entry.numel]
         # A survey of the whole model is told one precision for all that it sees.
-        self._wide = self._surveyor() is not None and any(map(_wide, self._items))
+        wide = self._surveyor() is not None and any(map(is_wide, self._items))
+        self._pieces = Pieces(self.plan, self.nonfinite, wide)
+        self._buffers = [Buffers.of(self.need) for _ in range(self.need.threads)]
+
+    @property
+    def spoiled(self) -> dict[str, set[str]]:
+        """Per tensor the models in which it is not finite; known after `run`."""
+        return self._pieces.spoiled
 
     def run(self, state: State | None = None, keep: Callable[[State], None] | None = None) -> None:
         """Merge everything that the output does not have yet.
@@ -106,9 +81,7 @@ class Stream:
                     keep(state)
             left = [item for item in self.plan.items if not self.output.done(item.name)]
             self.progress.phase("merging", sum(item.entry.numel for item in left))
-            _spread(
-                self._cut(left), lambda work, own: self._merge(*work, state, own), self._buffers
-            )
+            _spread(self._cut(left), partial(self._merge, state), self._buffers)
         finally:
             torch.set_num_threads(before)
 
@@ -131,7 +104,7 @@ class Stream:
         method = self._surveyor()
         if method is None:
             return {}
-        state = method.begin(self._tuned, self._dtype(self._items[0], method))
+        state = method.begin(self._tuned, self._pieces.dtype(self._items[0], method))
         total = sum(item.entry.numel for item in self._items)
         number = 0
         while not method.settled(state):
@@ -150,7 +123,7 @@ class Stream:
         self, method: Surveyor, state: State, sums: dict[int, State], item: Item, own: Buffers
     ) -> None:
         for start, count in _chunks(0, item.entry.numel, self.need.chunk):
-            base_P, tuned_MP, _ = self._load(item, method, start, count, own)
+            base_P, tuned_MP, _ = self._pieces.load(item, method, start, count, own)
             at = Place(item.key, start, item.entry.shape)
             method.look(base_P, tuned_MP, at, state, sums[id(own)])
             self._advance(count)
@@ -169,7 +142,8 @@ class Stream:
             for start, count in cuts:
                 yield item, start, count
 
-    def _merge(self, item: Item, start: int, count: int, state: State, own: Buffers) -> None:
+    def _merge(self, state: State, work: tuple[Item, int, int], own: Buffers) -> None:
+        item, start, count = work
         if not item.merged:
             self._copy(item, start, count, own)
         elif count:
@@ -188,97 +162,56 @@ class Stream:
     def _piece(
         self, item: Item, method: Merge, start: int, count: int, state: State, own: Buffers
     ) -> None:
-        base, tuned_M, finite = self._load(item, method, start, count, own)
-        if method.reach == "tensor":
-            base, tuned_M = _shaped(item, base, tuned_M)
-        at = Place(item.key, start, item.entry.shape)
-        merged = method.piece(base, tuned_M, at, state)
+        mixture = None if is_wide(item) else method.mixture(self._tuned, state)
+        if mixture is not None:
+            merged, finite = self._pieces.sum(item, method, mixture, start, count, own)
+        else:
+            base, tuned_M, finite = self._shaped(item, method, start, count, own)
+            at = Place(item.key, start, item.entry.shape)
+            merged = method.piece(base, tuned_M, at, state)
         values_P = rounded(merged, item.entry.dtype, item.name, finite)
         self.output.write(item.name, start, values_P.reshape(-1))
         self._advance(count)
 
     def _survey_tensor(self, item: Item, method: Surveyor, own: Buffers) -> State:
         """Return what the method learns from one tensor."""
-        state = method.begin(self._tuned, self._dtype(item, method))
+        state = method.begin(self._tuned, self._pieces.dtype(item, method))
         total = item.entry.numel
         while not method.settled(state):
             sums = method.blank(state)
             step = total if method.reach == "tensor" else self.need.chunk
             for start, count in _chunks(0, total, step):
-                base, tuned_M, _ = self._load(item, method, start, count, own)
-                if method.reach == "tensor":
-                    base, tuned_M = _shaped(item, base, tuned_M)
+                base, tuned_M, _ = self._shaped(item, method, start, count, own)
                 method.look(base, tuned_M, Place(item.key, start, item.entry.shape), state, sums)
             state = method.settle(state, sums)
         return state
 
+    def _shaped(
+        self, item: Item, method: Merge, start: int, count: int, own: Buffers
+    ) -> tuple[Tensor, Tensor, bool]:
+        """Return a piece; in the tensor's shape, where the method reaches for all of it."""
+        base, tuned_M, finite = self._pieces.load(item, method, start, count, own)
+        if method.reach == "tensor":
+            shape = item.entry.shape
+            base = base.view(shape) if method.needs_base else base
+            tuned_M = tuned_M.view(len(tuned_M), *shape)
+        return base, tuned_M, finite
+
     def _copy(self, item: Item, start: int, count: int, own: Buffers) -> None:
         for at, size in _chunks(start, count, self.need.chunk):
-            out_P = own.rows(1, size, item.entry.dtype)[0]
-            item.parts[0].read(at, out_P, own.scratch)
-            self.output.write(item.name, at, out_P)
+            out = own.pieces.one(size, item.entry.dtype)
+            item.parts[0].read(at, out)
+            self.output.write(item.name, at, out.values_P)
             self._advance(size)
-
-    def _load(
-        self,
-        item: Item,
-        method: Merge,
-        start: int,
-        count: int,
-        own: Buffers,
-    ) -> tuple[Tensor, Tensor, bool]:
-        """Return base (empty where it takes no part), tuned tensors, and whether all is finite."""
-        dtype = self._dtype(item, method)
-        parts = item.parts if method.needs_base else item.parts[self.plan.has_base :]
-        rows_RP = own.rows(len(parts), count, dtype)
-        for row_P, part in zip(rows_RP, parts, strict=True):
-            part.read(start, row_P, own.raw(count * part.dtype.itemsize))
-        # A sum is not finite where one of its terms is not: one quick pass instead of a slow one.
-        finite = bool(rows_RP.sum().isfinite()) or self._finite(item, method, rows_RP)
-        if method.needs_base:
-            return rows_RP[0], rows_RP[1:], finite
-        return rows_RP.new_empty(0), rows_RP, finite
-
-    def _finite(self, item: Item, method: Merge, rows_RP: Tensor) -> bool:
-        """Return whether all is finite after all; where not, raise or take note of it."""
-        labels = self.plan.labels if method.needs_base else self.plan.labels[self.plan.has_base :]
-        finite = True
-        for label, row_P in zip(labels, rows_RP, strict=True):
-            if bool(row_P.isfinite().all()):
-                continue
-            finite = False
-            if self.nonfinite == "refuse":
-                word = "NaN" if bool(row_P.isnan().any()) else "infinite"
-                raise DataError(
-                    f"Tensor {item.name!r} of {label} holds values that are {word}. Leave that "
-                    "model out, or merge all the same with nonfinite='continue'."
-                )
-            with self._lock:
-                self.spoiled.setdefault(item.name, set()).add(label)
-        return finite
-
-    def _dtype(self, item: Item, method: Merge) -> torch.dtype:
-        """Return the precision a tensor is merged in: wider than the method's for float64 files."""
-        return torch.float64 if self._wide or _wide(item) else method.dtype
 
     def _advance(self, elements: int) -> None:
         with self._lock:
             self.progress.advance(elements)
 
 
-def _wide(item: Item) -> bool:
-    return torch.float64 in (item.entry.dtype, *(part.dtype for part in item.parts))
-
-
 def _whole(method: Merge) -> bool:
     """Return whether one thread must have a whole tensor."""
     return method.reach == "tensor" or (isinstance(method, Surveyor) and method.over == "tensor")
-
-
-def _shaped(item: Item, base_P: Tensor, tuned_MP: Tensor) -> tuple[Tensor, Tensor]:
-    shape = item.entry.shape
-    base = base_P.view(shape) if base_P.numel() == item.entry.numel else base_P
-    return base, tuned_MP.view(len(tuned_MP), *shape)
 
 
 def _chunks(start: int, count: int, most: int) -> Iterator[tuple[int, int]]:

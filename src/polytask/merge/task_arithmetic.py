@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from polytask.merge.base import Merge, Place, State
+from polytask.merge.base import Merge, Mixture, Place, State
 from polytask.merge.steps import moved, task_vectors, weighted_sum
 
 
@@ -31,6 +31,11 @@ class TaskArithmetic(Merge):
 
     scale: float = 0.3
     weights: tuple[float, ...] = ()
+
+    def mixture(self, models: int, state: State) -> Mixture:
+        """Return the scaled weights, and what they leave of the base."""
+        scaled = tuple(self.scale * weight for weight in self.weights or (1.0,) * models)
+        return Mixture(scaled, base=1 - sum(scaled))
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the moved base, (P,)."""

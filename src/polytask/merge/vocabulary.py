@@ -23,6 +23,7 @@ from torch import Tensor
 from polytask.errors import DataError, UsageError
 from polytask.merge.files import Model
 from polytask.merge.options import Vocabulary
+from polytask.merge.window import Window, window
 from polytask.records import read_json
 
 WORDS = ("embed", "wte", "lm_head", "shared.weight", "decoder.weight", "decoder.bias", "output")
@@ -109,8 +110,9 @@ class Rows:
             found = torch.promote_types(found, kind)
         return found
 
-    def read(self, start: int, out_P: Tensor, scratch: Tensor) -> None:
-        """Fill `out_P` from element `start` of the result on; runs of neighbouring rows at once."""
+    def read(self, start: int, out: Window) -> None:
+        """Fill `out` from element `start` of the result on; runs of neighbouring rows at once."""
+        out_P = out.values_P
         at, stop = start, start + out_P.numel()
         while at < stop:
             row = at // self.width
@@ -119,12 +121,12 @@ class Rows:
             while last * self.width < stop and self._where(last) == (model, source + last - row):
                 last += 1
             until = min(stop, last * self.width)
-            part = out_P[at - start : until - start]
+            part_P = out_P[at - start : until - start]
             offset = at - row * self.width
             if source == MEAN:
-                self._mean(row, offset, part, scratch)
+                self._mean(row, offset, part_P)
             else:
-                self._read(model, source * self.width + offset, part, scratch)
+                self._read(model, source * self.width + offset, part_P)
             at = until
 
     def _where(self, row: int) -> tuple[int, int]:
@@ -134,18 +136,25 @@ class Rows:
             return 0, int(self.tables[0][row])
         return self.mine, own
 
-    def _read(self, model: int, start: int, out_P: Tensor, scratch: Tensor) -> None:
+    def _read(self, model: int, start: int, out_P: Tensor) -> None:
         home, name = self.homes[model]
-        home.read(name, start, out_P, scratch)
+        dtype = home.entries[name].dtype
+        if dtype == out_P.dtype:
+            home.read(name, start, window(out_P))
+        else:
+            raw = window(torch.empty(out_P.numel(), dtype=dtype))
+            home.read(name, start, raw)
+            out_P.copy_(raw.values_P)
 
-    def _mean(self, row: int, offset: int, out_P: Tensor, scratch: Tensor) -> None:
+    def _mean(self, row: int, offset: int, out_P: Tensor) -> None:
         having = [m for m, table in enumerate(self.tables) if table[row] >= 0]
         part_P = torch.empty_like(out_P)
-        out_P.zero_()
+        sum_P = torch.zeros(out_P.numel(), dtype=torch.float64)
         for model in having:
-            self._read(model, int(self.tables[model][row]) * self.width + offset, part_P, scratch)
-            out_P += part_P
-        out_P /= len(having)
+            start = int(self.tables[model][row]) * self.width + offset
+            self._read(model, start, part_P)
+            sum_P += part_P
+        out_P.copy_(sum_P / len(having))
 
 
 def aligned(
