@@ -48,19 +48,26 @@ def test_models_tensors_seeds_and_elements_draw_independently():
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 7, 65536, 70001])
-def test_draws_are_those_of_the_elements_wherever_a_piece_starts(start):
-    whole_MP = kept(0.3, torch.zeros(2, 80_000), Place("w"), 5)
-    part_MP = kept(0.3, torch.zeros(2, 501), Place("w", start), 5)
+@pytest.mark.parametrize("share", [0.3, 0.5, 129 / 2**16])
+def test_draws_are_those_of_the_elements_wherever_a_piece_starts(start, share):
+    whole_MP = kept(share, torch.zeros(2, 80_000), Place("w"), 5)
+    part_MP = kept(share, torch.zeros(2, 501), Place("w", start), 5)
     assert torch.equal(part_MP, whole_MP[:, start : start + 501])
+    chance = share * (1 - share) / 160_000
+    assert abs(float(whole_MP.to(torch.float64).mean()) - share) < 4.5 * chance**0.5
 
 
-def test_the_draws_are_the_same_on_every_machine():
+@pytest.mark.parametrize(
+    ("share", "drawn"),
+    [
+        (0.5, ["1110101000110001", "1100011000000011"]),  # 8 bits are enough
+        (0.3, ["0001100000000100", "0001000010011100"]),  # 32 bits
+    ],
+)
+def test_the_draws_are_the_same_on_every_machine(share, drawn):
     """Fixed values: a change here changes everybody's merges."""
-    keep_MP = kept(0.5, torch.zeros(2, 16), Place("layer.weight"), 3)
-    assert ["".join(map(str, row)) for row in keep_MP.to(torch.int8).tolist()] == DRAWN
-
-
-DRAWN = ["0011100000101100", "0001000010011100"]
+    keep_MP = kept(share, torch.zeros(2, 16), Place("layer.weight"), 3)
+    assert ["".join(map(str, row)) for row in keep_MP.to(torch.int8).tolist()] == drawn
 
 
 def test_without_dropping_it_is_what_it_stands_on():

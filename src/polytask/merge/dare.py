@@ -25,9 +25,9 @@ from polytask.merge.steps import mask, moved, rescale, task_vectors, weighted_su
 
 
 def dropped(base_P: Tensor, tuned_MP: Tensor, drop: float, at: Place, seed: int) -> Tensor:
-    """Return the task vectors, (M, P), a share `drop` of them set to 0 and the rest rescaled."""
+    """Return the task vectors, (M, P), a share `drop` of them set to 0; not yet rescaled."""
     tau_MP = task_vectors(base_P, tuned_MP)
-    return rescale(mask(tau_MP, kept(1 - drop, tau_MP, at, seed)), 1 - drop)
+    return mask(tau_MP, kept(1 - drop, tau_MP, at, seed)) if drop else tau_MP
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class DARE(Merge):
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the merged piece, (P,)."""
-        tau_MP = dropped(base_P, tuned_MP, self.drop, at, self.seed)
-        return moved(base_P, weighted_sum(tau_MP, self.weights), self.scale)
+        kept_MP = dropped(base_P, tuned_MP, self.drop, at, self.seed)
+        merged_P = rescale(weighted_sum(kept_MP, self.weights), 1 - self.drop)
+        return moved(base_P, merged_P, self.scale)
 
 
 def dare(

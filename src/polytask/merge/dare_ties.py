@@ -18,6 +18,7 @@ from polytask.merge.base import Over, Place
 from polytask.merge.checks import check_finite, check_seed, check_share, check_weights
 from polytask.merge.dare import dropped
 from polytask.merge.electing import Electing
+from polytask.merge.steps import rescale
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,12 @@ class DareTies(Electing):
         check_weights("DareTies", self.weights)
         check_seed("DareTies", self.seed)
 
-    def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place) -> Tensor:
+    def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
         """Return the task vectors after dropping, (M, P)."""
-        return dropped(base_P, tuned_MP, self.drop, at, self.seed)
+        # The first ones, not every so many: so that no more are drawn than are looked at.
+        part = slice(-(-base_P.numel() // stride))
+        kept_MP = dropped(base_P[part], tuned_MP[:, part], self.drop, at, self.seed)
+        return rescale(kept_MP, 1 - self.drop)
 
 
 def dare_ties(

@@ -23,22 +23,36 @@ def kept(share: float, like_MP: Tensor, at: Place, seed: int) -> Tensor:
     like_MP: what is drawn for, one row per model, from element `at.start` of tensor `at.name` on.
     """
     name = int.from_bytes(hashlib.sha256(at.name.encode()).digest()[:16], "little")
-    most = np.uint32(max(1, round(share * 2**32)) - 1)
-    rows = [
-        _draws(np.random.SeedSequence((seed, name, m)), at.start, like_MP[0].numel()) <= most
-        for m in range(len(like_MP))
-    ]
-    return torch.from_numpy(np.stack(rows)).to(like_MP.device).reshape(like_MP.shape)
+    draw = _width(share)
+    most = draw(max(1, round(share * 2 ** (8 * np.dtype(draw).itemsize))) - 1)
+    keep_MP = np.empty((len(like_MP), like_MP[0].numel()), dtype=np.bool_)
+    for m, keep_P in enumerate(keep_MP):
+        seeds = np.random.SeedSequence((seed, name, m))
+        np.less_equal(_draws(seeds, at.start, len(keep_P), draw), most, out=keep_P)
+    return torch.from_numpy(keep_MP).to(like_MP.device).reshape(like_MP.shape)
+
+
+Draw = type[np.uint8] | type[np.uint16] | type[np.uint32]
+
+
+def _width(share: float) -> Draw:
+    """Return the narrowest integers in which a share is a whole number of them, or 32 bits."""
+    if share * 2**8 % 1 == 0:
+        return np.uint8
+    return np.uint16 if share * 2**16 % 1 == 0 else np.uint32
 
 
 def _draws(
-    seed: np.random.SeedSequence, start: int, count: int
-) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-    """Return the draws `start` to `start + count` of a stream of integers, uniform in 32 bits."""
-    generator = np.random.PCG64DXSM(seed)
-    generator.advance(start // 2)
-    ahead = start % 2
-    pairs: NDArray[np.uint64] = generator.random_raw((ahead + count + 1) // 2)
-    # Two of 32 bits from one of 64, the lower first whatever the machine's order of bytes is.
-    draws: NDArray[np.uint32] = pairs.astype("<u8", copy=False).view("<u4")
+    seeds: np.random.SeedSequence, start: int, count: int, draw: Draw
+) -> NDArray[np.unsignedinteger]:
+    """Return the draws `start` to `start + count` of a stream of uniform integers."""
+    each = 8 // np.dtype(draw).itemsize
+    generator = np.random.PCG64DXSM(seeds)
+    generator.advance(start // each)
+    ahead = start % each
+    words: NDArray[np.uint64] = generator.random_raw(-(-(ahead + count) // each))
+    # Several draws from one of 64 bits, the lowest bits first whatever the machine's byte order.
+    draws: NDArray[np.unsignedinteger] = words.astype("<u8", copy=False).view(
+        np.dtype(draw).newbyteorder("<")
+    )
     return draws[ahead : ahead + count]

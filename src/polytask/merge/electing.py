@@ -34,8 +34,8 @@ class Electing(Surveyor):
     over: Over
 
     @abstractmethod
-    def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place) -> Tensor:
-        """Return what is trimmed, (M, P)."""
+    def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
+        """Return what is trimmed, (M, P), of one element in `stride`."""
 
     @final
     def begin(self, models: int, dtype: torch.dtype) -> State:
@@ -58,15 +58,16 @@ class Electing(Surveyor):
     @final
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Count a piece."""
-        change_MP = self.changes(base_P, tuned_MP, at)
+        elements = base_P.numel()
         if RANKS.settled(state):
-            sign_P = weighted_sum(self._trimmed(change_MP, state)).sign_()
-            sums["signs"] += sign_P.sum(dtype=torch.float64).cpu()
-        elif self.sees_all(at, base_P.numel()):
-            RANKS.look_whole(change_MP.abs(), sums, self._ranks(at.elements))
+            change_MP = self._trimmed(self.changes(base_P, tuned_MP, at), state)
+            sums["signs"] += weighted_sum(change_MP).sign_().sum(dtype=torch.float64).cpu()
+        elif self.sees_all(at, elements):
+            sizes_MP = self.changes(base_P, tuned_MP, at).abs_()
+            RANKS.look_whole(sizes_MP, sums, self._ranks(elements))
         else:
-            thinned_MP = change_MP[:, :: RANKS.stride(state)]
-            RANKS.look(thinned_MP.abs(), base_P.numel(), state, sums)
+            sizes_MP = self.changes(base_P, tuned_MP, at, RANKS.stride(state)).abs_()
+            RANKS.look(sizes_MP, elements, state, sums)
 
     @final
     def settle(self, state: State, sums: State) -> State:

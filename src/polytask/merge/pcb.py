@@ -132,8 +132,10 @@ def _scores(tau_MP: Tensor, ends_MK: Tensor) -> Tensor:
 
 def _clamped(values_MP: Tensor, ends_MK: Tensor) -> Tensor:
     """Return values between the ends, (most, least), of their model."""
-    most_M1, least_M1 = (per_model(ends_M, values_MP) for ends_M in ends_MK.unbind(1))
-    return torch.minimum(torch.maximum(values_MP, least_M1), most_M1)
+    clamped_MP = torch.empty_like(values_MP)
+    for m, (most, least) in enumerate(ends_MK.tolist()):
+        torch.clamp(values_MP[m], least, most, out=clamped_MP[m])
+    return clamped_MP
 
 
 def _minmax(values_MP: Tensor, ends_MK: Tensor) -> Tensor:

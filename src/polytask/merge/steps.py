@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def task_vectors(base_P: Tensor, tuned_MP: Tensor) -> Tensor:
@@ -39,27 +38,30 @@ def weighted(tau_MP: Tensor, weights: Sequence[float]) -> Tensor:
 def weighted_sum(values_MP: Tensor, weights: Sequence[float] = ()) -> Tensor:
     """Return sum_m weights[m] values_MP[m], (P,); each weight 1 where none are given.
 
-    Summed in float64, model after model, and given back in the dtype of the values.
+    Summed in float64, and given back in the dtype of the values.
     """
-    sum_P = values_MP[0].to(torch.float64, copy=True)
-    if weights:
-        sum_P *= weights[0]
+    if not weights:
+        return values_MP.sum(0, dtype=torch.float64).to(values_MP.dtype)
+    # Products and sums are rounded apart: fused into one, which some processors do and others do
+    # not, a value beside a tie would round by the machine.
+    sum_P = values_MP[0].to(torch.float64) * weights[0]
     for m in range(1, len(values_MP)):
-        # A product and a sum, each rounded: fused into one, which some processors do and others
-        # do not, a value beside a tie would round by the machine.
-        sum_P += values_MP[m].to(torch.float64) * weights[m] if weights else values_MP[m]
+        sum_P += values_MP[m].to(torch.float64) * weights[m]
     return sum_P.to(values_MP.dtype)
 
 
 def mask(tau_MP: Tensor, keep_MP: Tensor) -> Tensor:
     """Return the task vectors where `keep_MP`, and 0 elsewhere."""
-    return tau_MP * keep_MP.to(tau_MP.dtype)
+    return tau_MP * keep_MP.view(torch.uint8).to(tau_MP.dtype)  # torch widens bools slowly
 
 
 def trim(tau_MP: Tensor, least_M: Tensor) -> Tensor:
     """Return the task vectors with 0 for elements smaller in size than their model's `least_M`."""
+    trimmed_MP = torch.empty_like(tau_MP)
     below_M = torch.nextafter(least_M, torch.zeros_like(least_M)).tolist()
-    return torch.stack([functional.hardshrink(tau_MP[m], below_M[m]) for m in range(len(tau_MP))])
+    for tau_P, below, out_P in zip(tau_MP, below_M, trimmed_MP, strict=True):
+        torch.ops.aten.hardshrink.out(tau_P, below, out=out_P)
+    return trimmed_MP
 
 
 def rescale(tau_MP: Tensor, kept: float) -> Tensor:
@@ -96,7 +98,9 @@ def agreeing_mean(tau_MP: Tensor, sign_P: Tensor, weights: Sequence[float] = ())
     sizes = [abs(weight) for weight in weights]
     # The clamp only meets 0: what agrees has at least the least weight.
     least = min((size for size in sizes if size > 0), default=1.0)
-    share_P = weighted_sum(forward_MP.sign_(), sizes).clamp_(min=least)
+    forward_MP.sign_()
+    share_P = weighted_sum(forward_MP, sizes) if sizes else forward_MP.sum(0)
+    share_P.clamp_(min=least)
     return sum_P.div_(share_P).mul_(sign_P)
 
 

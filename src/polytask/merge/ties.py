@@ -44,9 +44,9 @@ class TIES(Electing):
         check_finite("TIES", "scale", self.scale)
         check_weights("TIES", self.weights)
 
-    def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place) -> Tensor:
+    def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
         """Return the task vectors, (M, P)."""
-        return task_vectors(base_P, tuned_MP)
+        return task_vectors(base_P[::stride], tuned_MP[:, ::stride])
 
 
 def ties(
