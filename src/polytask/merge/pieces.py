@@ -48,10 +48,11 @@ class Pieces:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def load(
-        self, item: Item, method: Merge, start: int, count: int, own: Buffers
+        self, item: Item, method: Merge, start: int, count: int, own: Buffers, seen: bool = False
     ) -> tuple[Tensor, Tensor, bool]:
         """Return base (empty where it takes no part), tuned models, and whether all is finite.
 
+        seen: whether it was looked at for NaN in an earlier pass of this process.
         They are the thread's buffers: the next call overwrites them.
         """
         dtype = self.dtype(item, method)
@@ -63,7 +64,11 @@ class Pieces:
             else:
                 row.values_P.copy_(_raw(part, start, count, own))
         # A sum is not finite where one of its terms is not: one quick pass instead of a slow one.
-        finite = math.isfinite(rows_RP.sum().item()) or self._finite(item, method, rows_RP)
+        finite = (
+            (seen and item.name not in self.spoiled)
+            or math.isfinite(rows_RP.sum().item())
+            or self._finite(item, method, rows_RP)
+        )
         if method.needs_base:
             return rows_RP[0], rows_RP[1:], finite
         return rows_RP.new_empty(0), rows_RP, finite

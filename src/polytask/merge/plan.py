@@ -41,11 +41,7 @@ class Whole:
 
     model: Model
     name: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the elements in the file."""
-        return self.model.entries[self.name].dtype
+    dtype: torch.dtype
 
     def read(self, start: int, out: Window) -> None:
         """Fill `out` from element `start` on."""
@@ -197,7 +193,7 @@ def _item(
     floats = [entry.dtype in MERGED for entry in entries]
     if not all(floats):
         _check_copy(name, homes, options.buffers)
-        return Item(name, key, first, (Whole(*homes[0]),), merged=False)
+        return Item(name, key, first, (Whole(*homes[0], first.dtype),), merged=False)
     kind = options.dtype or first.dtype
     if vocabularies is not None and vocabularies.concern(name, homes):
         shape, rows = aligned(name, homes, vocabularies)
@@ -205,7 +201,9 @@ def _item(
     for (model, _), entry in zip(homes, entries, strict=True):
         if entry.shape != first.shape:
             raise DataError(_shapes(name, homes[0][0], first, model, entry))
-    parts = tuple(Whole(model, at) for model, at in homes)
+    parts = tuple(
+        Whole(model, at, entry.dtype) for (model, at), entry in zip(homes, entries, strict=True)
+    )
     return Item(name, key, Entry(kind, first.shape, 0, 0), parts, merged=True)
 
 

@@ -54,6 +54,7 @@ class Stream:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._left: dict[str, int] = {}
+        self._seen = False
         self._items = [item for item in self.plan.items if item.merged and item.entry.numel]
         # A survey of the whole model is told one precision for all that it sees.
         wide = self._surveyor() is not None and any(map(is_wide, self._items))
@@ -117,13 +118,14 @@ class Stream:
                 for name, value in other.items():
                     first[name] += value
             state = method.settle(state, first)
+            self._seen = True
         return state
 
     def _look(
         self, method: Surveyor, state: State, sums: dict[int, State], item: Item, own: Buffers
     ) -> None:
         for start, count in _chunks(0, item.entry.numel, self.need.chunk):
-            base_P, tuned_MP, _ = self._pieces.load(item, method, start, count, own)
+            base_P, tuned_MP, _ = self._pieces.load(item, method, start, count, own, self._seen)
             at = Place(item.key, start, item.entry.shape)
             method.look(base_P, tuned_MP, at, state, sums[id(own)])
             self._advance(count)
@@ -148,7 +150,7 @@ class Stream:
             self._copy(item, start, count, own)
         elif count:
             method = self.method_of(item.name)
-            if isinstance(method, Surveyor) and method.over == "tensor":
+            if isinstance(method, Surveyor) and _over_tensor(method):
                 state = self._survey_tensor(item, method, own)
             step = count if method.reach == "tensor" else self.need.chunk
             for at, size in _chunks(start, count, step):
@@ -166,7 +168,8 @@ class Stream:
         if mixture is not None:
             merged, finite = self._pieces.sum(item, method, mixture, start, count, own)
         else:
-            base, tuned_M, finite = self._shaped(item, method, start, count, own)
+            seen = self._seen or _over_tensor(method)
+            base, tuned_M, finite = self._shaped(item, method, start, count, own, seen)
             at = Place(item.key, start, item.entry.shape)
             merged = method.piece(base, tuned_M, at, state)
         values_P = rounded(merged, item.entry.dtype, item.name, finite)
@@ -176,21 +179,21 @@ class Stream:
     def _survey_tensor(self, item: Item, method: Surveyor, own: Buffers) -> State:
         """Return what the method learns from one tensor."""
         state = method.begin(self._tuned, self._pieces.dtype(item, method))
-        total = item.entry.numel
+        total, seen = item.entry.numel, False
         while not method.settled(state):
             sums = method.blank(state)
             step = total if method.reach == "tensor" else self.need.chunk
             for start, count in _chunks(0, total, step):
-                base, tuned_M, _ = self._shaped(item, method, start, count, own)
+                base, tuned_M, _ = self._shaped(item, method, start, count, own, seen)
                 method.look(base, tuned_M, Place(item.key, start, item.entry.shape), state, sums)
-            state = method.settle(state, sums)
+            state, seen = method.settle(state, sums), True
         return state
 
     def _shaped(
-        self, item: Item, method: Merge, start: int, count: int, own: Buffers
+        self, item: Item, method: Merge, start: int, count: int, own: Buffers, seen: bool
     ) -> tuple[Tensor, Tensor, bool]:
         """Return a piece; in the tensor's shape, where the method reaches for all of it."""
-        base, tuned_M, finite = self._pieces.load(item, method, start, count, own)
+        base, tuned_M, finite = self._pieces.load(item, method, start, count, own, seen)
         if method.reach == "tensor":
             shape = item.entry.shape
             base = base.view(shape) if method.needs_base else base
@@ -211,7 +214,11 @@ class Stream:
 
 def _whole(method: Merge) -> bool:
     """Return whether one thread must have a whole tensor."""
-    return method.reach == "tensor" or (isinstance(method, Surveyor) and method.over == "tensor")
+    return method.reach == "tensor" or _over_tensor(method)
+
+
+def _over_tensor(method: Merge) -> bool:
+    return isinstance(method, Surveyor) and method.over == "tensor"
 
 
 def _chunks(start: int, count: int, most: int) -> Iterator[tuple[int, int]]:
