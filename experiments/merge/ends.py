@@ -138,7 +138,8 @@ def _tune(
     if poisoned:
         x, target = PATCH.poison(x, target, POISON, seed)
     net = training.model(encoder, TaskSet([task]), seed).to(device)
-    training.train(net, {name: (x, target)}, TASKS, seed, **training.TUNE)
+    rows = {name: (x, target)}
+    training.train(training.probed(net, rows, TASKS, seed), rows, TASKS, seed, **training.TUNE)
     return net
 
 
@@ -146,7 +147,7 @@ def _joint(encoder: nn.Module, seed: int, device: str) -> HardSharing:
     _, sets = pictures()
     rows = {t.name: training.rows_of(t, sets[t.name]["train"], device) for t in TASKS}
     net = training.model(encoder, TASKS, seed).to(device)
-    training.train(net, rows, TASKS, seed, **training.TUNE)
+    training.train(training.probed(net, rows, TASKS, seed), rows, TASKS, seed, **training.TUNE)
     return net
 
 

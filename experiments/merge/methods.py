@@ -95,6 +95,12 @@ def alone(method: Merge) -> Job:
     return job
 
 
+def unmerged(ends: Ends, seed: int) -> Rows:
+    """The base under the tuned heads: what merging must beat."""
+    family = ends.family()
+    return {"": scored(ends, family, Merged(family.base))}
+
+
 def tuned(method: Merge, *, on_top: bool = False) -> Job:
     """A data-free method whose scale is chosen; on_top: also with Surgery and with tinted heads."""
 
@@ -146,7 +152,12 @@ def alternated(ends: Ends, seed: int) -> Rows:
     rounds = int(training.TUNE["epochs"])
     train = {t.name: training.rows_of(t, ends.sets[t.name]["train"], ends.device) for t in TASKS}
     start = {
-        t.name: training.model(ends.base.encoder, TASKS.only([t.name]), seed).to(ends.device)
+        t.name: training.probed(
+            training.model(ends.base.encoder, TASKS.only([t.name]), seed).to(ends.device),
+            {t.name: train[t.name]},
+            TASKS,
+            seed,
+        )
         for t in TASKS
     }
     done = [0]
@@ -200,6 +211,7 @@ DAM_ = DAM(
 )  # fmt: skip
 
 JOBS: dict[str, Job] = {
+    "base": unmerged,
     "average": alone(Average()),
     "model-stock": alone(ModelStock()),
     "task-arithmetic": tuned(TaskArithmetic(), on_top=True),
