@@ -425,6 +425,11 @@ METHODS: tuple[Method, ...] = (
         "Iso-C on common directions and some of each task's own",
         "Marczak et al., ICML 2025, arXiv:2502.04959",
     ),
+    Method(
+        "adapter-merge", "merge", "polytask.merge.adapters:AdapterMerge",
+        "LoRA and DoRA adapters become one whose change is the sum of theirs",
+        "Hu et al., ICLR 2022, arXiv:2106.09685; Liu et al., ICML 2024, arXiv:2402.09353",
+    ),
 )  # fmt: skip
 
 
