@@ -181,8 +181,8 @@ def _folder(folder: Path) -> FileModel:
     files = [name for name in found if name.endswith(".safetensors")]
     if "adapter_config.json" in found:
         raise UsageError(
-            f"{folder} holds an adapter, not a whole model. Merge it into its model first, and "
-            "give that model."
+            f"{folder} holds an adapter, not a whole model. Adapters are merged with each other by "
+            "merge_adapter_folders; to merge whole models, put each into its model first."
         )
     if len(indexes) == 1 and "model.safetensors" in files:
         raise UsageError(

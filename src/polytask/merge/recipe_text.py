@@ -1,4 +1,4 @@
-"""The recipe that is written with a merge that had none: what was merged, how, as YAML."""
+"""The recipe that is written with a merge called from Python: it can be read back."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ import yaml
 
 from polytask.catalog import METHODS
 from polytask.merge.base import Merge
+from polytask.merge.known import known
 from polytask.merge.options import Options
 from polytask.merge.plan import Plan
 
 
 def recipe_text(method: Merge | None, plan: Plan, options: Options) -> str:
-    """Return the recipe of a merge called from Python; None stands for a function of settings."""
-    raw: dict[str, Any] = {
-        "merge_method": "a function of the tensor" if method is None else name_of(method)
-    }
+    """Return the recipe; None stands for a function of settings, of which it says only that."""
+    raw: dict[str, Any] = {}
     labels = list(plan.labels)
-    if plan.has_base:
-        raw["base_model"] = labels.pop(0)
-    raw["models"] = [{"model": label} for label in labels]
-    fields = getattr(method, "__dataclass_fields__", {})
-    if fields:
-        raw["parameters"] = {name: _plain(getattr(method, name)) for name in fields}
+    base = labels.pop(0) if plan.has_base else None
+    models: list[dict[str, Any]] = [{"model": label} for label in labels]
+    name = None if method is None else name_of(method)
+    raw["merge_method"] = "a function of the tensor" if name is None else name
+    if name is not None and name in {row.name for row in METHODS}:
+        keys = known(name)
+        settings = {key: _plain(getattr(method, setting)) for key, setting in keys.keys.items()}
+        weights = settings.pop("weight", None)
+        for key in keys.turned:
+            settings[key] = 1 - settings[key]
+        if weights or "weight" in keys.needed:
+            for model, weight in zip(models, weights or [1.0] * len(models), strict=True):
+                model["parameters"] = {"weight": weight}
+        raw["parameters"] = settings
+        base = labels[0] if keys.starts else base
+    if base is not None:
+        raw["base_model"] = base
+    raw["models"] = models
     if options.dtype is not None:
         raw["dtype"] = str(options.dtype).removeprefix("torch.")
     if options.leave_out:
         raw["leave_out"] = list(options.leave_out)
     if options.vocabulary is not None:
         raw["tokenizer_source"] = options.vocabulary
+    if options.buffers != "refuse":
+        raw["buffers"] = options.buffers
     text: str = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     return text
 
@@ -41,6 +54,4 @@ def name_of(method: Merge) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+    return list(value) if isinstance(value, tuple) else value
