@@ -430,6 +430,71 @@ METHODS: tuple[Method, ...] = (
         "LoRA and DoRA adapters become one whose change is the sum of theirs",
         "Hu et al., ICLR 2022, arXiv:2106.09685; Liu et al., ICML 2024, arXiv:2402.09353",
     ),
+    Method(
+        "fisher", "merge", "polytask.merge.fisher:Fisher",
+        "unlabelled data: an average weighted by each weight's Fisher information",
+        "Matena & Raffel, NeurIPS 2022, arXiv:2111.09832",
+    ),
+    Method(
+        "regmean", "merge", "polytask.merge.regmean:RegMean",
+        "unlabelled data: layers that answer as the tuned ones do on their own inputs",
+        "Jin et al., ICLR 2023, arXiv:2212.09849",
+    ),
+    Method(
+        "adamerging", "merge", "polytask.merge.adamerging:AdaMerging",
+        "unlabelled data: coefficients that make the model sure of its answers",
+        "Yang et al., ICLR 2024, arXiv:2310.02575",
+    ),
+    Method(
+        "concrete", "merge", "polytask.merge.concrete:Concrete",
+        "unlabelled data: one mask on the summed changes, searched for sure answers",
+        "Tang et al. 2023, arXiv:2312.06173",
+    ),
+    Method(
+        "concrete-adamerging", "merge", "polytask.merge.concrete_adamerging:ConcreteAdaMerging",
+        "unlabelled data: a mask that suits coefficients which adapt to it",
+        "Tang et al. 2023, arXiv:2312.06173",
+    ),
+    Method(
+        "dam", "merge", "polytask.merge.dam:DAM",
+        "unlabelled data: Concrete AdaMerging that stays sure under shifted inputs",
+        "Yang et al. 2024, arXiv:2410.13910",
+    ),
+    Method(
+        "surgery", "merge", "polytask.merge.surgery:Surgery",
+        "unlabelled data: a small correction of the features before each head",
+        "Yang et al., ICML 2024, arXiv:2402.02705",
+    ),
+    Method(
+        "tinting", "merge", "polytask.merge.tinting:Tinting",
+        "unlabelled data: coefficients and heads that answer as the tuned models do",
+        "Jung et al. 2024, arXiv:2412.19098",
+    ),
+    Method(
+        "atlas", "merge", "polytask.merge.atlas:ATLAS",
+        "labels: a coefficient for every task and tensor, or part of a tensor",
+        "Zhang et al., NeurIPS 2024, arXiv:2407.02880",
+    ),
+    Method(
+        "self-positioning", "merge", "polytask.merge.self_positioning:SelfPositioning",
+        "labels: a place between the models, by descent on a small balanced probe",
+        "Li et al. 2024, arXiv:2410.15035",
+    ),
+    Method(
+        "atm", "merge", "polytask.merge.atm:atm",
+        "training: tune a little, merge, and begin again from there",
+        "Zhou et al. 2024, arXiv:2411.03055",
+    ),
+    Method(
+        "cold-fusion", "merge", "polytask.merge.cold_fusion:cold_fusion",
+        "training: contributors tune the common model, their average is the next",
+        "Don-Yehiya et al., ACL 2023, arXiv:2212.01378",
+    ),
+    Method(
+        "grafting", "merge", "polytask.merge.grafting:Grafting",
+        "the few entries that carry each task's skill, grafted onto the base",
+        "Panigrahi et al., ICML 2023, arXiv:2302.06600",
+    ),
 )  # fmt: skip
 
 

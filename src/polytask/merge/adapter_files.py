@@ -64,7 +64,7 @@ def merge_adapter_folders(
 
     out: a folder that does not exist yet; it appears when it is complete. base: the base model,
         which DoRA needs, and tensors trained as a whole where its difference does not cancel.
-    Returns the relative error of every layer whose rank was reduced, see `Merged`.
+    Returns the relative error of every layer whose rank was reduced, see `MergedChange`.
     """
     target = Path(out)
     if target.exists():

@@ -54,7 +54,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedChange:
     """A merged change, and the share of its length that reducing the rank lost.
 
     error: norm of what was left out over the norm of up @ down, in [0, 1]; 0 without reduction.
@@ -139,7 +139,7 @@ def summed(changes: Sequence[Change], weights: Sequence[float]) -> Change:
     )
 
 
-def reduced(change: Change, rank: int) -> Merged:
+def reduced(change: Change, rank: int) -> MergedChange:
     """Return the nearest change of at most this rank, and what it lost; gain and bias stay.
 
     The singular values come from the factors' QR decompositions: no (O, I) matrix is formed.
@@ -152,7 +152,7 @@ def reduced(change: Change, rank: int) -> Merged:
     root_K = values_K[:rank].sqrt()
     up_OR = left_OC @ u_CK[:, :rank] * root_K
     down_RI = root_K[:, None] * (vh_KC[:rank] @ right_IC.T)
-    return Merged(Change(up_OR, down_RI, change.gain_O, change.bias_O), error)
+    return MergedChange(Change(up_OR, down_RI, change.gain_O, change.bias_O), error)
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,11 @@ class AdapterMerge:
             )
         return self.weights or (1 / adapters,) * adapters
 
-    def __call__(self, changes: Sequence[Change]) -> Merged:
+    def __call__(self, changes: Sequence[Change]) -> MergedChange:
         """Return the merged change of one layer and the error of its reduction."""
         change = summed(changes, self.weights_of(len(changes)))
         if self.rank is None or change.rank <= self.rank:
-            return Merged(change, 0.0)
+            return MergedChange(change, 0.0)
         return reduced(change, self.rank)
 
 
