@@ -57,11 +57,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Mixture:
-    """(base * theta_0 + sum_m tuned[m] * theta_m) / over."""
+    """(sum_m tuned[m] * theta_m + base * theta_0) / over; theta_0 + scale * that, with a scale."""
 
     tuned: tuple[float, ...]
     base: float = 0.0
     over: float = 1.0
+    scale: float | None = None
 
 
 class Merge(ABC):
@@ -98,7 +99,7 @@ class Merge(ABC):
     def mixture(self, models: int, state: State) -> Mixture | None:
         """Return the result as a mixture, where it is one; None where it is more than that.
 
-        The engine forms mixtures straight from what it reads; they equal `piece` to rounding.
+        The engine forms mixtures straight from what it reads, as `piece` would.
         """
         return None
 

@@ -70,16 +70,17 @@ def heat_map(found: Diff) -> str:
 
 
 def _ends(values: list[float]) -> tuple[float, float]:
-    """Return the least and the largest distance above 0 that is finite."""
+    """Return the least and the largest finite distance above 0, at least a factor 10 apart: what
+    hardly differs shall not look as if it did."""
     finite = [value for value in values if 0 < value < math.inf]
-    return (min(finite), max(finite)) if finite else (1.0, 1.0)
+    return (min(*finite, max(finite) / 10), max(finite)) if finite else (0.1, 1.0)
 
 
 def _shade(value: float, ends: tuple[float, float]) -> float:
     """Return where a distance lies between the ends, from 0 to 1, by its logarithm."""
     if value == 0:
         return 0.0
-    if not math.isfinite(value) or ends[0] == ends[1]:
+    if not math.isfinite(value):
         return 1.0
     low, high = map(math.log, ends)
     # The least that is not 0 is told from 0.

@@ -12,6 +12,7 @@ from typing import Any
 
 from polytask.catalog import METHODS, Method
 from polytask.errors import UsageError, unknown
+from polytask.merge.base import Merge
 from polytask.parsing import settings_of
 
 Fixed = Mapping[str, tuple[tuple[object, ...], str]]
@@ -60,6 +61,12 @@ def known(name: str) -> Known:
     if name in mergekits:
         return mergekits[name]
     if name in rows:
+        target = rows[name].load()
+        if not (isinstance(target, type) and issubclass(target, Merge)):
+            raise UsageError(
+                f"merge_method {name!r} needs more than the models' files; call it from Python, "
+                f"{rows[name].target.replace(':', '.')}."
+            )
         settings = list(settings_of(rows[name]))
         keys = {"weight" if key == "weights" else key: key for key in settings}
         return Known(rows[name], keys, each=("weight",) if "weight" in keys else ())

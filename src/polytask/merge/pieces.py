@@ -80,20 +80,25 @@ class Pieces:
 
         Formed as they are read, in float64 (or where that is as good, see `_exact`, in float32).
         """
-        parts = self._parts(item, method)
-        each = (mixture.base, *mixture.tuned) if method.needs_base else mixture.tuned
-        single = _exact(item, parts, each, mixture.over)
-        sum_P = own.pieces.one(count, torch.float32 if single else torch.float64).values_P
-        for number, (part, factor) in enumerate(zip(parts, each, strict=True)):
+        *tuned, base = (*item.parts[self.plan.has_base :], item.parts[0])
+        single = _exact(item, tuned, mixture)
+        dtype = torch.float32 if single else torch.float64
+        (sum_P, one_P), _ = own.pieces.rows(2, count, dtype)
+        # Products and sums are rounded apart: fused, which not every processor can, a value beside
+        # a tie would round by the machine.
+        for number, (part, factor) in enumerate(zip(tuned, mixture.tuned, strict=True)):
             raw_P = _raw(part, start, count, own)
-            if number:
-                sum_P.add_(raw_P, alpha=factor)
+            if number == 0:
+                sum_P.copy_(raw_P).mul_(factor)
             else:
-                sum_P.copy_(raw_P)
-                if factor != 1:
-                    sum_P.mul_(factor)
+                sum_P.add_(raw_P if factor == 1 else one_P.copy_(raw_P).mul_(factor))
+        if method.needs_base:
+            raw_P = _raw(base, start, count, own)
+            sum_P.add_(one_P.copy_(raw_P).mul_(mixture.base))
         if mixture.over != 1:
             sum_P.div_(mixture.over)
+        if mixture.scale is not None:
+            sum_P.mul_(mixture.scale).add_(raw_P)
         if math.isfinite(sum_P.sum().item()):
             return sum_P, True
         merged_P = sum_P.clone()
@@ -137,13 +142,13 @@ def _raw(part: Part, start: int, count: int, own: Buffers) -> Tensor:
     return raw.values_P
 
 
-def _exact(item: Item, parts: Sequence[Part], factors: Sequence[float], over: float) -> bool:
+def _exact(item: Item, tuned: Sequence[Part], mixture: Mixture) -> bool:
     """Return whether a float32 sum is as good as one in float64.
 
     It is for a plain mean of 2, 4 or 8 bfloat16 models: 8 bits of fraction each leave a float32
     room for sizes that are 2^13 apart, and the division is exact. What may be lost beyond that
     could only matter where the sum lies that close to halfway between two bfloat16.
     """
-    plain = all(factor == 1 for factor in factors) and over in (1, 2, 4, 8)
-    kinds = {item.entry.dtype, *(part.dtype for part in parts)}
-    return plain and kinds == {torch.bfloat16}
+    plain = mixture.base == 0 and mixture.scale is None and set(mixture.tuned) == {1.0}
+    kinds = {item.entry.dtype, *(part.dtype for part in tuned)}
+    return plain and mixture.over in (1, 2, 4, 8) and kinds == {torch.bfloat16}

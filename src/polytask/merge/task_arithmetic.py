@@ -33,9 +33,9 @@ class TaskArithmetic(Merge):
     weights: tuple[float, ...] = ()
 
     def mixture(self, models: int, state: State) -> Mixture:
-        """Return the scaled weights, and what they leave of the base."""
-        scaled = tuple(self.scale * weight for weight in self.weights or (1.0,) * models)
-        return Mixture(scaled, base=1 - sum(scaled))
+        """Return the sum of the task vectors, scaled and added to the base."""
+        weights = self.weights or (1.0,) * models
+        return Mixture(weights, base=-sum(weights), scale=self.scale)
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the moved base, (P,)."""
