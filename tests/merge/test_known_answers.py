@@ -161,6 +161,13 @@ def test_an_elected_sum_of_zero_takes_the_sign_that_most_elements_have():
     assert ties(torch.zeros(1), torch.tensor([[1.0], [-1.0]]), 1.0).tolist() == [0.0]
 
 
+def test_the_majority_is_that_of_what_trimming_left():
+    small = [-0.1] * 5
+    tau_MP = torch.tensor([[5.0, 4.0, 3.0, *small], [5.0, 4.0, -3.0, *small]])
+    merged_P = ties(torch.zeros(8), tau_MP, 3 / 8)
+    assert merged_P.tolist() == [5.0, 4.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
 def test_masks_serve_each_task_with_what_it_needs():
     tau_MP = torch.tensor([[4.0, 0.0, 1.0, 1.0], [0.0, 4.0, 1.0, -1.0]])
     assert tall_masks(tau_MP).tolist() == [[True, False, True, True], [False, True, True, True]]
