@@ -6,7 +6,9 @@ are written tensor by tensor: a model of any size is made in the memory of its l
 
 from __future__ import annotations
 
+import functools
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from safetensors.torch import save_file
 VOCABULARY, POSITIONS = 50257, 1024
 SIZES = {"31m": (6, 384), "125m": (12, 768), "350m": (24, 1024), "1b": (20, 1920)}
 """Layers and width."""
+
+POOL = (1 << 22) + 3
+"""Numbers drawn; no shape is a multiple of it."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -88,14 +93,24 @@ def make(
 
 
 def _tensor(name: str, shape: tuple[int, ...], model: int, dtype: torch.dtype) -> torch.Tensor:
-    def draw(seed: str, scale: float) -> torch.Tensor:
-        number = int.from_bytes(seed.encode()[-6:], "little") + 7919 * len(seed)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(number)) * scale
-
-    value = draw(name, 0.02)
+    value = _normal(name, shape) * 0.02
     if model:
-        value += draw(f"{model}{name}{model}", 0.002)
+        value += _normal(f"{name} of {model}", shape) * 0.002
     return value.to(dtype)
+
+
+@functools.cache
+def _pool() -> torch.Tensor:
+    return torch.randn(POOL, generator=torch.Generator().manual_seed(0))
+
+
+def _normal(seed: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return normal numbers, cut out of a pool at a place that the seed names: drawing a billion
+    anew would take minutes."""
+    count = torch.Size(shape).numel()
+    start = zlib.crc32(seed.encode()) % POOL
+    tiles = (start + count) // POOL + 1
+    return _pool().repeat(tiles)[start : start + count].view(shape)
 
 
 def _shards(shapes: Shapes, dtype: torch.dtype, most: int = 200_000_000) -> Iterator[list[str]]:
