@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from polytask.catalog import method
-from polytask.evaluate import Claim, Effect, decide, interval
+from polytask.evaluate import Claim, Effect, decide, decide_against_all, interval
 from polytask.evaluate.claims import Expected
 from polytask.records import read_json, to_json, versions, write_json
 
@@ -97,11 +97,35 @@ def claim(
     )
 
 
+def claim_against_all(
+    table: Table,
+    system: str,
+    words: str,
+    setting: str,
+    by_rival: Mapping[str, Sequence[float]],
+    expected: Literal["greater", "no worse"],
+    margin: float,
+    unit: str,
+) -> Claim:
+    """Return the record of a claim against every one of several rivals; the hardest is shown.
+
+    unit: in words that the hardest rival's name goes on.
+    """
+    outcome, hardest = decide_against_all(by_rival, expected, margin)
+    alone = [decide(differences, expected, margin) for differences in by_rival.values()]
+    made = claim(
+        table, system, words, setting, by_rival[hardest], expected, margin, f"{unit} {hardest}",
+        reason=f"against all of {', '.join(by_rival)}, the hardest shown; alone at 95 % it is seen "
+        f"against {alone.count('seen')}, not seen against {alone.count('not seen')}",
+    )  # fmt: skip
+    return replace(made, outcome=outcome)
+
+
 def minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(one, other, strict=True)]
 
 
-def grid(
+def section(
     table: Table, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], words: str = ""
 ) -> str:
     """Return one experiment's part of a page: a title, its command, a grid. words: below it."""

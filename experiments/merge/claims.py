@@ -15,6 +15,10 @@ NAMES = {"cnn": "CNN", "vit": "ViT"}
 CHANCE = 15.0
 """Success of a backdoor, in %, below which there is none to speak of."""
 
+POISONED = tuple(
+    f"poisoned-{name}" for name in ("task-arithmetic", "adamerging", "concrete-adamerging", "dam")
+)
+
 GREATER: tuple[tuple[str, str, str, str], ...] = (
     ("adamerging", "ahead of task arithmetic (layer-wise)", "adamerging", "task-arithmetic"),
     ("adamerging", "ahead of task arithmetic (task-wise)", "adamerging-task", "task-arithmetic"),
@@ -50,10 +54,12 @@ GREATER: tuple[tuple[str, str, str, str], ...] = (
 
 
 def made(table: Table) -> Iterator[Claim]:
-    """Yield the claims of the backbones that have every row and two seeds or more."""
+    """Yield the claims of the backbones that have two seeds or more, from rows with all seeds."""
     for backbone, methods in table["backbones"].items():
-        if methods and all(len(row["seeds"]) > 1 for row in methods.values()):
-            yield from of_backbone(table, backbone, methods)
+        seeds = methods["individual"]["seeds"] if methods else []
+        if len(seeds) > 1:
+            whole = {name: row for name, row in methods.items() if row["seeds"] == seeds}
+            yield from of_backbone(table, backbone, whole)
 
 
 def of_backbone(table: Table, backbone: str, rows: Mapping[str, Any]) -> Iterator[Claim]:
@@ -80,11 +86,14 @@ def of_backbone(table: Table, backbone: str, rows: Mapping[str, Any]) -> Iterato
                 system, words, minus(rows[side]["normalised"], rows[other]["normalised"]),
                 "greater", 1.0, f"points of normalised accuracy over {other}",
             )  # fmt: skip
-    yield one(
-        "dare", "half of each task vector can be dropped",
-        minus(rows["dare"]["normalised"], rows["task-arithmetic"]["normalised"]),
-        "equal", 1.0, "points of normalised accuracy over task-arithmetic",
-    )  # fmt: skip
+    if "dare" in rows and "task-arithmetic" in rows:
+        yield one(
+            "dare", "half of each task vector can be dropped",
+            minus(rows["dare"]["normalised"], rows["task-arithmetic"]["normalised"]),
+            "equal", 1.0, "points of normalised accuracy over task-arithmetic",
+        )  # fmt: skip
+    if not all(name in rows for name in POISONED):
+        return
     safe = rows["poisoned-dam"]
     plain = fmean(rows["poisoned-task-arithmetic"]["attack_success"])
     gone = f"task arithmetic leaves {plain:.3g} % of success: next to no backdoor to lower"

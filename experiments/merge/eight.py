@@ -25,16 +25,19 @@ from images import TASKS
 from methods import JOBS, RATE, ROUNDS
 
 BACKBONES = ("cnn", "vit")
-LONGEST = ("atm", "poisoned-dam", "poisoned-concrete-adamerging", "concrete-adamerging")
+LONGEST = (
+    "adamerging", "poisoned-dam", "atm", "poisoned-concrete-adamerging", "concrete-adamerging",
+    "task-arithmetic", "ties", "fisher",
+)  # fmt: skip
 
 
 def make_ends(backbone: str, seed: int, device: str) -> None:
     _timed(f"{backbone}-s{seed}/ends", partial(made, backbone, seed, device))
 
 
-def run_job(backbone: str, seed: int, name: str, device: str) -> None:
+def run_job(backbone: str, seed: int, name: str, device: str, scoring: str) -> None:
     def make() -> dict[str, Any]:
-        return {"rows": JOBS[name](ends(backbone, seed, device), seed)}
+        return {"rows": JOBS[name](ends(backbone, seed, device, scoring), seed)}
 
     _timed(f"{backbone}-s{seed}/{name}", make)
 
@@ -130,19 +133,25 @@ def main() -> None:
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--backbone", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--methods", nargs="+", choices=list(JOBS), default=list(JOBS))
-    parser.add_argument("--device", default="cpu", help="of the training: cpu or cuda")
-    parser.add_argument("--merge-device", default=None, help="of the merging; as --device")
+    parser.add_argument("--device", default="cpu", help="of training and scoring: cpu or cuda")
+    parser.add_argument("--search-device", default=None, help="of the searches; as --device")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--table", action="store_true", help="only write eight.json anew")
     options = parser.parse_args()
-    merging = options.merge_device or options.device
+    if options.table:
+        KEPT.write("eight", table())
+        return
+    searching = options.search_device or options.device
     starts = [(b, s) for s in options.seed for b in options.backbone]
     in_processes(
         [(make_ends, (b, s, options.device)) for b, s in starts], options.jobs, options.threads
     )
     # The longest first, so that none is left alone at the end.
     names = sorted(options.methods, key=lambda name: name not in LONGEST)
-    works = [(run_job, (b, s, name, merging)) for name in names for b, s in starts]
+    works = [
+        (run_job, (b, s, name, searching, options.device)) for name in names for b, s in starts
+    ]
     in_processes(works, options.jobs, options.threads)
     KEPT.write("eight", table())
 

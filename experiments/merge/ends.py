@@ -29,13 +29,17 @@ PATCH = Patch(target=0, side=4)
 
 @dataclass(frozen=True)
 class Ends:
-    """What merging starts from, for one backbone and seed."""
+    """What merging starts from, for one backbone and seed.
+
+    device: of the models and of the searches. scoring: of what trains and scores.
+    """
 
     sets: Mapping[str, Splits]
     base: HardSharing
     tuned: Mapping[str, HardSharing]
     poisoned: HardSharing
     device: str
+    scoring: str
 
     def family(self, *, poisoned: bool = False) -> Family:
         """Return the tuned models; with the poisoned one in its place, if asked."""
@@ -102,7 +106,7 @@ def made(backbone: str, seed: int, device: str) -> dict[str, Any]:
     return table
 
 
-def ends(backbone: str, seed: int, device: str) -> Ends:
+def ends(backbone: str, seed: int, device: str, scoring: str) -> Ends:
     """Return the ends, which must be there."""
 
     def there(name: str) -> HardSharing:
@@ -111,7 +115,7 @@ def ends(backbone: str, seed: int, device: str) -> Ends:
         return net.to(device).eval()
 
     tuned = {name: there(name) for name in TASKS.names}
-    return Ends(pictures()[1], there("base"), tuned, there("poisoned"), device)
+    return Ends(pictures()[1], there("base"), tuned, there("poisoned"), device, scoring)
 
 
 def attack(net: nn.Module, sets: Mapping[str, Splits], device: str) -> dict[str, float]:

@@ -32,7 +32,7 @@ SIDE = 32
 PRETRAINING = 25_000
 """The first rows of CIFAR-10's training pictures are for the pretraining, the others for tasks."""
 
-TRAIN, VAL, TEST = 4_000, 600, 2_000
+TRAIN, VAL, TEST = 4_000, 600, 1_000
 """At most so many pictures of a task."""
 
 FILES = {

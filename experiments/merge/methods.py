@@ -44,10 +44,10 @@ from polytask.merge.tsv_m import TSVM
 
 SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 """Factors on the merged task vector; the best on validation labels is taken."""
-LOOK = 250
+LOOK = 200
 """Validation rows per task that choose it."""
 
-ROUNDS, RATE = 300, 2e-3
+ROUNDS, RATE = 200, 3e-3
 """Of the searches; see README.md for what the sources have."""
 
 Rows = dict[str, dict[str, Any]]
@@ -57,7 +57,7 @@ Job = Callable[[Ends, int], Rows]
 def scored(ends: Ends, family: Family, merged: Merged, **more: Any) -> dict[str, Any]:
     """Return one row."""
     nets = family.models(merged)
-    found = training.accuracies(nets.__getitem__, ends.sets, "test", ends.device)
+    found = training.accuracies(nets.__getitem__, ends.sets, "test", ends.scoring)
     return {"accuracy": found, "notes": list(merged.notes)} | more
 
 
@@ -75,7 +75,7 @@ def scaled(ends: Ends, family: Family, method: Merge) -> tuple[Merged, float]:
     best: tuple[float, float] = (-1.0, 0.0)
     for scale in SCALES:
         nets = family.models(Merged(_times(family, whole, scale)))
-        found = [training.accuracy(nets[t], t, val[t], ends.device) for t in TASKS.names]
+        found = [training.accuracy(nets[t], t, val[t], ends.scoring) for t in TASKS.names]
         best = max(best, (sum(found), scale), key=lambda pair: pair[0])
     return Merged(_times(family, whole, best[1])), best[1]
 
@@ -125,13 +125,18 @@ def added(ends: Ends, family: Family, merged: Merged, seed: int) -> Rows:
     }
 
 
-def searched(method: Any, *, labels: bool = False, on_top: bool = False) -> Job:
-    """A method with data."""
+def searched(
+    method: Any, *, labels: bool = False, on_top: bool = False, started: bool = False
+) -> Job:
+    """A method with data; started: coefficients begin at task arithmetic's factor."""
 
     def job(ends: Ends, seed: int) -> Rows:
         family = ends.family()
         data = ends.labelled() if labels else ends.unlabelled()
-        merged = replace(method, seed=seed)(family, data)
+        seeded = replace(method, seed=seed)
+        if started:
+            seeded = replace(seeded, start=scaled(ends, family, TaskArithmetic())[1])
+        merged = seeded(family, data)
         rows = {"": scored(ends, family, merged, **_told(merged))}
         return rows | (added(ends, family, merged, seed) if on_top else {})
 
@@ -150,10 +155,10 @@ def concrete(ends: Ends, seed: int) -> Rows:
 def alternated(ends: Ends, seed: int) -> Rows:
     """ATM with as many epochs in all as tuning apart has; its last round counts."""
     rounds = int(training.TUNE["epochs"])
-    train = {t.name: training.rows_of(t, ends.sets[t.name]["train"], ends.device) for t in TASKS}
+    train = {t.name: training.rows_of(t, ends.sets[t.name]["train"], ends.scoring) for t in TASKS}
     start = {
         t.name: training.probed(
-            training.model(ends.base.encoder, TASKS.only([t.name]), seed).to(ends.device),
+            training.model(ends.base.encoder, TASKS.only([t.name]), seed).to(ends.scoring),
             {t.name: train[t.name]},
             TASKS,
             seed,
@@ -170,7 +175,7 @@ def alternated(ends: Ends, seed: int) -> Rows:
         done[0] = round
 
     nets = atm(start, TASKS, tune, rounds=rounds, after=after)
-    found = training.accuracies(nets.__getitem__, ends.sets, "test", ends.device)
+    found = training.accuracies(nets.__getitem__, ends.sets, "test", ends.scoring)
     return {"": {"accuracy": found}}
 
 
@@ -182,8 +187,9 @@ def poisoned(method: Any) -> Job:
         if isinstance(method, Merge):
             merged, _ = scaled(ends, family, method)
         else:
-            merged = replace(method, seed=seed)(family, ends.unlabelled())
-        found = attack(family.build(POISONED, merged), ends.sets, ends.device)
+            start = scaled(ends, family, TaskArithmetic())[1]
+            merged = replace(method, seed=seed, start=start)(family, ends.unlabelled())
+        found = attack(family.build(POISONED, merged), ends.sets, ends.scoring)
         return {"": scored(ends, family, merged, attack=found)}
 
     return job
@@ -226,13 +232,13 @@ JOBS: dict[str, Job] = {
     "iso-cts": tuned(IsoCTS()),
     "fisher": searched(Fisher()),
     "regmean": searched(RegMean()),
-    "adamerging-task": searched(replace(ADA, level="task")),
-    "adamerging": searched(ADA, on_top=True),
-    "adamerging-plus": searched(replace(ADA, plus=True)),
+    "adamerging-task": searched(replace(ADA, level="task"), started=True),
+    "adamerging": searched(ADA, on_top=True, started=True),
+    "adamerging-plus": searched(replace(ADA, plus=True), started=True),
     "concrete": concrete,
-    "concrete-adamerging": searched(CONCRETE_ADA),
-    "tinting": searched(Tinting(rounds=ROUNDS)),
-    "tinting-plus": searched(Tinting(rounds=ROUNDS, plus=True)),
+    "concrete-adamerging": searched(CONCRETE_ADA, started=True),
+    "tinting": searched(Tinting(rounds=ROUNDS), started=True),
+    "tinting-plus": searched(Tinting(rounds=ROUNDS, plus=True), started=True),
     "atlas": searched(ATLAS(learning_rate=1e-2, epochs=8), labels=True),
     "atlas-x10": searched(ATLAS(parts=10, learning_rate=1e-2, epochs=8), labels=True),
     "self-positioning": searched(SelfPositioning(rounds=ROUNDS), labels=True),

@@ -25,7 +25,7 @@ BASE = TaskSet([Task("cifar10", Multiclass(10))])
 PRETRAIN: dict[str, Any] = {"epochs": 12, "rate": 2e-3, "batch": 128}
 PROBE: dict[str, Any] = {"epochs": 20, "rate": 1e-2, "batch": 128}
 TUNE: dict[str, Any] = {"epochs": 6, "rate": 5e-4, "batch": 64}
-"""Heads are first trained on the base's fixed features, so that tuning begins near the base."""
+"""Heads are trained on the base's features and then fixed, as the sources' text heads are."""
 
 
 class CNN(nn.Module):
@@ -83,12 +83,13 @@ class Head(nn.Module):
 def probed(
     net: HardSharing, rows: Mapping[str, tuple[Tensor, Tensor]], tasks: TaskSet, seed: int
 ) -> HardSharing:
-    """Train the heads in place on the encoder's features, which stay; return the model."""
+    """Train the heads in place on the encoder's features, and fix them; return the model."""
     net.eval()
     for task, (x, target) in rows.items():
         with torch.no_grad():
             features = torch.cat([_row(net.encoder(part)) for part in x.split(512)])
         train(Head(net.head(task)), {task: (features, target)}, tasks, seed, **PROBE)
+    net.heads.requires_grad_(False)
     return net
 
 
@@ -114,7 +115,7 @@ def train(
     steps = {task: -(-len(target) // batch) for task, (_, target) in rows.items()}
     total = epochs * sum(steps.values())
     generator = torch.Generator().manual_seed(20_000 + seed)
-    optimiser = torch.optim.Adam(net.parameters(), rate)
+    optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
     net.train()
     for _ in range(epochs):
@@ -154,7 +155,7 @@ def predict(net: nn.Module, task: str, x: Tensor) -> Tensor:
 
 
 def accuracy(net: nn.Module, task: str, pictures: Pictures, device: str) -> float:
-    right = predict(net, task, pictures.floats(device)) == pictures.labels.to(device)
+    right = predict(net.to(device), task, pictures.floats(device)) == pictures.labels.to(device)
     return float(right.double().mean())
 
 
