@@ -133,7 +133,8 @@ def _tied(models: Sequence[Model], names: Sequence[Mapping[str, Entry]]) -> dict
     """Return tensors that some models leave out because they are another one: name -> that one.
 
     So are saved output layers that share the embedding's weight: one file has both, another only
-    one. Where a model has both, they must be equal in every bit.
+    one. Where a model has both, they must be equal in every bit; matrices alone count, and none
+    that is constant, since biases that are all 0 are equal by chance.
     """
     everywhere = set(names[0]).intersection(*names[1:])
     found: dict[str, str] = {}
@@ -146,13 +147,22 @@ def _tied(models: Sequence[Model], names: Sequence[Mapping[str, Entry]]) -> dict
                 other
                 for other in (everywhere if partners is None else partners)
                 if (mine[other].dtype, mine[other].shape) == (mine[name].dtype, mine[name].shape)
-                and mine[name].numel
+                and len(mine[name].shape) > 1
+                and _varied(model, name, arena)
                 and unequal([(model, name), (model, other)], arena) is None
             }
             partners = same
         if partners:
             found[name] = sorted(partners)[0]
     return found
+
+
+def _varied(model: Model, name: str, arena: Arena) -> bool:
+    """Return whether the beginning of a tensor has two values."""
+    entry = model.entries[name]
+    one = arena.one(min(entry.numel, COMPARED // 8), entry.dtype)
+    model.read(name, 0, one)
+    return bool((one.values_P != one.values_P[:1]).any())
 
 
 def _same_names(
