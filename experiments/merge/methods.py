@@ -37,6 +37,7 @@ from polytask.merge.pcb import PCB
 from polytask.merge.regmean import RegMean
 from polytask.merge.self_positioning import SelfPositioning
 from polytask.merge.surgery import Surgery
+from polytask.merge.tall_masks import TallMasks
 from polytask.merge.task_arithmetic import TaskArithmetic
 from polytask.merge.ties import TIES
 from polytask.merge.tinting import Tinting
@@ -99,6 +100,17 @@ def unmerged(ends: Ends, seed: int) -> Rows:
     """The base under the tuned heads: what merging must beat."""
     family = ends.family()
     return {"": scored(ends, family, Merged(family.base))}
+
+
+def tall_masks(ends: Ends, seed: int) -> Rows:
+    """Every task served with its own mask, at the default threshold and scale."""
+    family = ends.family()
+    found = {}
+    for index, task in enumerate(TASKS.names):
+        merged = Merged(data_free(family, TallMasks(task=index)))
+        net = family.build(task, merged)
+        found[task] = training.accuracy(net, task, ends.sets[task]["test"], ends.scoring)
+    return {"": {"accuracy": found}}
 
 
 def tuned(method: Merge, *, on_top: bool = False) -> Job:
@@ -226,6 +238,7 @@ JOBS: dict[str, Job] = {
     "dare-ties": tuned(DareTies()),
     "breadcrumbs": tuned(Breadcrumbs()),
     "pcb": tuned(PCB()),
+    "tall-masks": tall_masks,
     "consensus": tuned(Consensus()),
     "tsv-m": tuned(TSVM()),
     "iso-c": tuned(IsoC()),
