@@ -86,7 +86,6 @@ def test_every_method_of_the_room_takes_part_or_is_left_out_for_a_reason(scripts
     left_out = {
         "slerp": "takes two models",
         "adapter-merge": "is for adapters",
-        "grafting": "finds the region of one task, and merges nothing",
         "surgery": "rows with +surgery",
         "cold-fusion": "is ATM with scale 1 where all tasks contribute",
     }

@@ -120,7 +120,7 @@ def ends(backbone: str, seed: int, device: str, scoring: str) -> Ends:
 
 def attack(net: nn.Module, sets: Mapping[str, Splits], device: str) -> dict[str, float]:
     """Return how often the patch gets its class, and the accuracy without it."""
-    test = sets[POISONED]["test"]
+    net, test = net.to(device), sets[POISONED]["test"]
     x, labels = test.floats(device), test.labels.to(device)
     success = PATCH.success(lambda pictures: net(pictures, tasks=(POISONED,))[POISONED], x, labels)
     return {"success": success, "accuracy": training.accuracy(net, POISONED, test, device)}

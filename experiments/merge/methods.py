@@ -29,6 +29,7 @@ from polytask.merge.dare import DARE
 from polytask.merge.dare_ties import DareTies
 from polytask.merge.family import Family, Merged, Tensors
 from polytask.merge.fisher import Fisher
+from polytask.merge.grafting import Grafting
 from polytask.merge.iso_c import IsoC
 from polytask.merge.iso_cts import IsoCTS
 from polytask.merge.merging import merge
@@ -255,6 +256,7 @@ JOBS: dict[str, Job] = {
     "atlas": searched(ATLAS(learning_rate=1e-2, epochs=8), labels=True),
     "atlas-x10": searched(ATLAS(parts=10, learning_rate=1e-2, epochs=8), labels=True),
     "self-positioning": searched(SelfPositioning(rounds=ROUNDS), labels=True),
+    "grafting": searched(Grafting(), labels=True),
     "atm": alternated,
     "poisoned-task-arithmetic": poisoned(TaskArithmetic()),
     "poisoned-adamerging": poisoned(ADA),
