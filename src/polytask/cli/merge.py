@@ -110,9 +110,11 @@ def merge(
 
 def _merge(recipe: Path, out: Path | None, options: Options, as_json: bool) -> None:
     from polytask.merge import read_recipe
+    from polytask.merge.output import check_free
 
-    job = read_recipe(recipe).job(options)
     out = out or Path("merged") / recipe.stem
+    job = read_recipe(recipe).job(options)
+    check_free(out)
     _state(job, out)
     for text in job.warnings:
         click.echo(f"Warning: {text}", err=True)
