@@ -5,6 +5,8 @@ Shapes: P = elements of a piece.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,10 @@ from polytask.errors import RunError
 
 DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of a float32's fraction that the dtype has no room for."""
+
+
+LOW = 0 if sys.byteorder == "little" else 1
+"""Which half of a float32 holds its last bits."""
 
 
 def rounded(merged_P: Tensor, dtype: torch.dtype, name: str, finite: bool = True) -> Tensor:
@@ -82,7 +88,7 @@ def _ties(single_P: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.intp]
         # Its exponent is a float32's, so a tie ends in 16 bits 1000...0 wherever it stands. They
         # are looked for in both halves of each number: that is faster than every other one.
         halves = np.flatnonzero(single_P.view(np.uint16) == 0x8000)
-        return np.unique(halves >> 1)
+        return halves[halves & 1 == LOW] >> 1
     bits_P = single_P.view(np.uint32)
     size_P = bits_P & np.uint32(0x7FFFFFFF)
     tie = np.uint32(1 << (DROPPED[dtype] - 1))
