@@ -75,15 +75,15 @@ def cnn() -> Family:
     return Family(base, tuned, TASKS)
 
 
-def mlp(tasks: TaskSet = TASKS) -> Family:
+def mlp(tasks: TaskSet = TASKS, dtype: torch.dtype = torch.float64) -> Family:
     torch.manual_seed(1)
     base = MLP("none", 7).double()
     tuned = {}
     for i, task in enumerate(tasks):
         whole = MLP(task.name, OUTPUTS.get(task.name, 1)).double()
         whole.body = copy.deepcopy(base.body)
-        tuned[task.name] = moved(whole, i)
-    return Family(base, tuned, tasks)
+        tuned[task.name] = moved(whole, i).to(dtype)
+    return Family(base.to(dtype), tuned, tasks)
 
 
 def vit() -> Family:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from polytask.errors import UsageError
-from polytask.merge.family import Family, Merged, Tensors
+from polytask.merge.family import Family, Merged, Tensors, moved
 from polytask.tasks import TaskSet
 
 Tune = Callable[[nn.Module, str], nn.Module]
@@ -60,4 +60,4 @@ def nothing(done: int, models: dict[str, nn.Module]) -> None:
 def moved_mean(family: Family, scale: float) -> Tensors:
     """Return base + (scale / T) * sum of the task vectors."""
     with torch.no_grad():
-        return {n: base + scale * family.deltas[n].mean(0) for n, base in family.base.items()}
+        return moved(family.base, {n: scale * d.mean(0) for n, d in family.deltas.items()})

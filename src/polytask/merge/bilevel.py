@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Coefficients, Level, pull
 from polytask.merge.family import Inputs, Merged, Tensors
-from polytask.merge.masks import Masks, logits_of
+from polytask.merge.masks import Masks, logits_of, masked
 from polytask.merge.rounds import Rounds, search_coefficients
 from polytask.merge.search import Saving, SearchState, search
 from polytask.tasks import Task
@@ -70,8 +70,8 @@ def search_bilevel(
             assert lam.grad is not None
             # Adam's first step is one of the learning rate in the direction of the sign.
             lam = lam - settings.coefficient_rate * lam.grad / (lam.grad.abs() + 1e-8)
-            plain = start.merge(lam)
-        merged = {n: base + masks[n] * (plain[n] - base) for n, base in family.base.items()}
+            change = start.changes(lam)
+        merged = masked(family.base, change, masks)
         before(values, {n: tensor.detach() for n, tensor in merged.items()}, round)
         return pull(merged, rounds.losses(2 * round + 1, outer(values, round)))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.family import Tensors
+from polytask.merge.family import Tensors, moved
 
 Level = Literal["task", "layer"]
 
@@ -64,17 +64,21 @@ class Coefficients:
 
     def merge(self, values: Tensor, deltas: Tensors | None = None) -> Tensors:
         """Return the merged tensors. deltas: others than those it was made with, (T, ...)."""
+        return moved(self._base, self.changes(values, deltas))
+
+    def changes(self, values: Tensor, deltas: Tensors | None = None) -> Tensors:
+        """Return the sum over tasks of coefficient x task vector."""
         deltas = deltas or self._deltas
-        merged = {}
+        changes = {}
         for name, lam in self.of(values).items():
-            base, delta = self._base[name], deltas[name]
-            lam = lam.to(base.dtype)
+            delta = deltas[name]
+            lam = lam.to(delta.dtype)
             if name in self._parts:
                 each_TP = lam[:, self._parts[name]].reshape(delta.shape)
-                merged[name] = base + (each_TP * delta).sum(0)
+                changes[name] = (each_TP * delta).sum(0)
             else:
-                merged[name] = base + torch.tensordot(lam, delta, 1)
-        return merged
+                changes[name] = torch.tensordot(lam, delta, 1)
+        return changes
 
 
 def pull(merged: Tensors, losses: Callable[[Tensors], Iterable[Tensor]]) -> Tensor:

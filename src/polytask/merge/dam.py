@@ -25,7 +25,7 @@ from polytask.merge.batches import Draw, Unlabelled, unlabelled
 from polytask.merge.bilevel import Bilevel, search_bilevel
 from polytask.merge.classes import disagreement, entropy, log_probabilities
 from polytask.merge.coefficients import Level
-from polytask.merge.family import Family, Inputs, Merged, Tensors
+from polytask.merge.family import Family, Inputs, Merged, Tensors, wide
 from polytask.merge.masks import Masks
 from polytask.merge.rounds import OfTask, Rounds, check_rate
 from polytask.merge.search import Saving, SearchState
@@ -82,7 +82,7 @@ class DAM:
         inputs = unlabelled(family.tasks, data, "DAM")
         rounds = Rounds(family, inputs, Draw(self.batch_size, self.seed))
         shifts = {
-            f"shift/{task}": torch.zeros_like(_floats(task, x)[:1], device=rounds.device)
+            f"shift/{task}": torch.zeros_like(wide(_floats(task, x)[:1]), device=rounds.device)
             for task, x in inputs.items()
         }
         settings = Bilevel(
@@ -105,14 +105,16 @@ class DAM:
                 with torch.no_grad():
                     plain = family.output(task.name, merged, x)
                     answers = log_probabilities(task, plain, "DAM")
-                moved = family.output(task.name, merged, x + values[f"shift/{task.name}"])
+                shift = values[f"shift/{task.name}"].to(x.dtype)
+                moved = family.output(task.name, merged, x + shift)
                 loss, _ = disagreement(log_probabilities(task, moved, "DAM"), answers)
                 (-loss).backward()  # type: ignore[no-untyped-call]
 
         def outer(values: Tensors, round: int) -> OfTask:
             def sure(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
                 x = _floats(task.name, batch)
-                moved = (x + values[f"shift/{task.name}"].detach()).clamp(self.low, self.high)
+                shift = values[f"shift/{task.name}"].detach().to(x.dtype)
+                moved = (x + shift).clamp(self.low, self.high)
                 plain = entropy(task, family.output(task.name, shared, x), "DAM")
                 shifted = entropy(task, family.output(task.name, shared, moved), "DAM")
                 return plain + self.weight * shifted

@@ -27,6 +27,11 @@ Tensors = dict[str, Tensor]
 """Tensors by the name they have in a model's state."""
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32, any other as it is: what searches work in."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 @dataclass(frozen=True)
 class Merged:
     """What a method with data found; `Family.build` makes models of it.
@@ -57,6 +62,8 @@ class Family:
 
     Float buffers that all have (running statistics) are averaged, never scaled: a variance minus a
     variance is none. Other buffers stay the base's.
+
+    Models in half precision are merged and searched in float32, and run in their own precision.
 
     Memory: the base and the models are not copied. `deltas` holds T copies of what is shared.
 
@@ -118,17 +125,19 @@ class Family:
 
     @property
     def deltas(self) -> Tensors:
-        """The task vectors: tuned minus base, (T, ...) each, tasks in their order."""
+        """The task vectors: tuned minus base, (T, ...) each, tasks in their order; see `wide`."""
         if self._deltas is None:
             self._deltas = {
-                name: torch.stack([self._tuned[task][name] - base for task in self.tasks.names])
+                name: torch.stack(
+                    [wide(self._tuned[task][name]) - wide(base) for task in self.tasks.names]
+                )
                 for name, base in self.base.items()
             }
         return self._deltas
 
     def mean(self) -> Tensors:
         """Return the average of the tuned models."""
-        return {name: base + self.deltas[name].mean(0) for name, base in self.base.items()}
+        return moved(self.base, {name: delta.mean(0) for name, delta in self.deltas.items()})
 
     def output(
         self, task: str, shared: Tensors, inputs: Inputs, own: Tensors | None = None
@@ -220,6 +229,11 @@ class Family:
             output = output[task]
         found: Tensor = output
         return found
+
+
+def moved(base: Tensors, changes: Tensors) -> Tensors:
+    """Return base + changes: added in the changes' precision, in the base's at the end."""
+    return {name: (wide(tensor) + changes[name]).to(tensor.dtype) for name, tensor in base.items()}
 
 
 def _asks(model: nn.Module) -> bool:

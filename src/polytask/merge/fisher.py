@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from polytask.errors import UsageError
 from polytask.merge.batches import Unlabelled, chunks, row_count, some, take, unlabelled
 from polytask.merge.classes import log_probabilities
-from polytask.merge.family import Family, Inputs, Merged, Tensors
+from polytask.merge.family import Family, Inputs, Merged, Tensors, wide
 from polytask.tasks import DenseRegression, Regression, Task
 
 MOST = 1024
@@ -63,8 +63,8 @@ class Fisher:
         data: task -> inputs.
         """
         inputs = unlabelled(family.tasks, data, "Fisher")
-        numerator: Tensors = {name: torch.zeros_like(base) for name, base in family.base.items()}
-        total: Tensors = {name: torch.zeros_like(base) for name, base in family.base.items()}
+        numerator = {name: torch.zeros_like(wide(base)) for name, base in family.base.items()}
+        total = {name: torch.zeros_like(wide(base)) for name, base in family.base.items()}
         learned: Tensors = {}
         for index, task in enumerate(family.tasks):
             fisher = self.information(family, task, inputs[task.name], index)
@@ -75,9 +75,10 @@ class Fisher:
             tuned = family.shared(task.name)
             for name, f in fisher.items():
                 scaled = weight * (f + self.floor)
-                numerator[name] += scaled * tuned[name]
+                numerator[name] += scaled * wide(tuned[name])
                 total[name] += scaled
-        return Merged({n: numerator[n] / total[n] for n in numerator}, learned=learned)
+        merged = {n: (numerator[n] / total[n]).to(base.dtype) for n, base in family.base.items()}
+        return Merged(merged, learned=learned)
 
     def information(self, family: Family, task: Task, inputs: Inputs, index: int = 0) -> Tensors:
         """Return the diagonal Fisher of a task's tuned model: the mean over rows, per tensor.
@@ -88,7 +89,7 @@ class Fisher:
         device = next(iter(shared.values())).device
         taken = some(inputs, self.examples, self.seed, index)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        sums = {name: torch.zeros_like(tensor) for name, tensor in shared.items()}
+        sums = {name: torch.zeros_like(wide(tensor)) for name, tensor in shared.items()}
         squares = _Squares(family, task, shared)
         for batch in chunks(taken, self.batch_size, device):
             with torch.no_grad():
@@ -165,7 +166,9 @@ class _Squares:
             else:
                 self._batched = True
                 for name, gradient in gradients.items():
-                    sums[name] += torch.tensordot(weight_B.to(gradient.dtype), gradient.square(), 1)
+                    sums[name] += torch.tensordot(
+                        weight_B.to(sums[name].dtype), wide(gradient).square(), 1
+                    )
                 return
         leaves = {name: t.detach().requires_grad_() for name, t in self._shared.items()}
         for b in range(len(selector_BRC)):
@@ -177,4 +180,4 @@ class _Squares:
             )
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
-                    sums[name] += weight_B[b].to(gradient.dtype) * gradient.square()
+                    sums[name] += weight_B[b].to(sums[name].dtype) * wide(gradient).square()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polytask.errors import UsageError
 from polytask.merge.coefficients import named
-from polytask.merge.family import Tensors
+from polytask.merge.family import Tensors, moved, wide
 
 PREFIX = "mask/"
 """Begins the names of logits among the values of a search."""
@@ -38,7 +38,7 @@ class Masks:
 
     def start(self, base: Tensors) -> Tensors:
         """Return the logits 0 of a search, one per entry of the shared tensors."""
-        return {PREFIX + name: torch.zeros_like(tensor) for name, tensor in base.items()}
+        return {PREFIX + name: torch.zeros_like(wide(tensor)) for name, tensor in base.items()}
 
     def draw(self, values: Tensors, round: int) -> Tensors:
         """Return the masks of a round; each tensor draws for itself."""
@@ -65,4 +65,4 @@ def logits_of(values: Tensors) -> Tensors:
 
 def masked(base: Tensors, changes: Tensors, masks: Tensors) -> Tensors:
     """Return the base plus the masked changes."""
-    return {name: tensor + masks[name] * changes[name] for name, tensor in base.items()}
+    return moved(base, {name: masks[name] * change for name, change in changes.items()})

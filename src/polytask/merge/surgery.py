@@ -21,7 +21,7 @@ from torch.nn import functional
 from polytask.errors import UsageError
 from polytask.merge.batches import Draw, Unlabelled, chunks, unlabelled
 from polytask.merge.coefficients import named
-from polytask.merge.family import Family, Merged, Tensors
+from polytask.merge.family import Family, Merged, Tensors, wide
 from polytask.merge.rounds import check_rate
 from polytask.merge.search import Saving, SearchState, search
 
@@ -86,10 +86,10 @@ class Surgery:
             for task, rows in inputs.items():
                 parts = list(chunks(rows, 256, device))
                 merged_of[task] = torch.cat(
-                    [family.seen(task, places[task], on.shared, part) for part in parts]
+                    [wide(family.seen(task, places[task], on.shared, part)) for part in parts]
                 )
                 tuned_of[task] = torch.cat(
-                    [family.seen(task, places[task], None, part) for part in parts]
+                    [wide(family.seen(task, places[task], None, part)) for part in parts]
                 )
         values: Tensors = {}
         for task, features in merged_of.items():
@@ -117,7 +117,8 @@ class Surgery:
         )  # fmt: skip
         before = {}
         for task, place in places.items():
-            operation = Operation(merged_of[task].shape[-1], self.rank).to(merged_of[task])
+            like = next(iter(family.base.values()))  # the precision that the model runs in
+            operation = Operation(merged_of[task].shape[-1], self.rank).to(like)
             with torch.no_grad():
                 operation.down.weight.copy_(found.values[f"down/{task}"])
                 operation.up.weight.copy_(found.values[f"up/{task}"])

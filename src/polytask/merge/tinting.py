@@ -19,7 +19,7 @@ from polytask.errors import UsageError
 from polytask.merge.batches import Draw, Unlabelled, unlabelled
 from polytask.merge.classes import disagreement, log_probabilities
 from polytask.merge.coefficients import Coefficients, pull
-from polytask.merge.family import Family, Inputs, Merged, Tensors
+from polytask.merge.family import Family, Inputs, Merged, Tensors, wide
 from polytask.merge.rounds import Rounds, check_rate
 from polytask.merge.search import Saving, SearchState, search
 from polytask.tasks import Task
@@ -61,13 +61,13 @@ class Tinting:
         """
         inputs = unlabelled(family.tasks, data, "Tinting")
         heads = {
-            f"own/{task}/{name}": tensor
+            f"own/{task}/{name}": wide(tensor)
             for task in inputs
             for name, tensor in {**family.own(task), **(on.own.get(task, {}) if on else {})}.items()
             if tensor.is_floating_point()
         }
         for task in inputs:
-            if not _own(heads, task):
+            if not any(name.startswith(f"own/{task}/") for name in heads):
                 raise UsageError(
                     f"Tinting trains each task's own layer; task {task!r} shares all of its model. "
                     "Name its head in own= of the family."
@@ -76,13 +76,23 @@ class Tinting:
         coefficients = Coefficients(family.base, family.deltas, self.start, "layer")
         values = heads if on else {"coefficients": coefficients.values} | heads
 
+        def own(values: Tensors, task: str) -> Tensors:
+            """Return a task's own tensors among the values, in the precision its model has."""
+            begin = f"own/{task}/"
+            as_tuned = family.own(task)
+            return {
+                name: values[begin + name].to(tensor.dtype)
+                for name, tensor in as_tuned.items()
+                if begin + name in values
+            }
+
         def gradients(round: int, values: Tensors) -> Tensor:
             def of_task(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
                 with torch.no_grad():
                     teacher = log_probabilities(
                         task, family.tuned_output(task.name, batch), "Tinting"
                     )
-                output = family.output(task.name, shared, batch, _own(values, task.name))
+                output = family.output(task.name, shared, batch, own(values, task.name))
                 log_BRC = log_probabilities(task, output, "Tinting")
                 return disagreement(log_BRC, teacher, only_trusted=self.plus)[0]
 
@@ -97,15 +107,10 @@ class Tinting:
             "Tinting", values, lambda ps: torch.optim.Adam(ps, self.learning_rate), gradients,
             self.rounds, after=clamp, state=state, saving=saving,
         )  # fmt: skip
-        own = {task: _own(found.values, task) for task in inputs}
+        tinted = {task: own(found.values, task) for task in inputs}
         if on:
-            return Merged(on.shared, own, on.before, on.learned, found.losses, on.notes)
+            return Merged(on.shared, tinted, on.before, on.learned, found.losses, on.notes)
         lam = found.values["coefficients"]
         return Merged(
-            coefficients.merge(lam), own, learned={"coefficients": lam}, losses=found.losses
+            coefficients.merge(lam), tinted, learned={"coefficients": lam}, losses=found.losses
         )
-
-
-def _own(values: Tensors, task: str) -> Tensors:
-    start = f"own/{task}/"
-    return {name.removeprefix(start): v for name, v in values.items() if name.startswith(start)}
