@@ -42,12 +42,15 @@ class Place:
     name: of the tensor; seeds draws. start: index of the piece's first element in the flattened
         tensor, a multiple of GRAIN. shape: of the whole tensor.
     alone: True where that tensor is the whole model.
+    stands_for: how many elements a thinned piece stands for, see `Surveyor.sample`; 0 for one
+        that is not thinned.
     """
 
     name: str = ""
     start: int = 0
     shape: tuple[int, ...] = ()
     alone: bool = False
+    stands_for: int = 0
 
     @property
     def elements(self) -> int:
@@ -163,6 +166,14 @@ class Surveyor(Merge):
     def sees_all(self, at: Place, elements: int) -> bool:
         """Return True where a piece of so many elements is all that this survey goes over."""
         return at.elements == elements and (at.alone or self.over == "tensor")
+
+    def sample(self, state: State) -> int:
+        """Return s, where the first element in s of every piece is enough for the next pass.
+
+        The engine then reads no more, and says how many elements the piece stands for. What is
+        found in the end does not depend on it.
+        """
+        return 1
 
     @abstractmethod
     def begin(self, models: int, dtype: torch.dtype) -> State:

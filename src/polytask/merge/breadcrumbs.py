@@ -62,6 +62,10 @@ class Breadcrumbs(Surveyor):
         """Return the state before anything was seen."""
         return RANKS.begin(models, 2, dtype)
 
+    def sample(self, state: State) -> int:
+        """Return how few elements the next pass needs."""
+        return RANKS.stride(state)
+
     def settled(self, state: State) -> bool:
         """Return True where both ends of what is kept are known."""
         return RANKS.settled(state)
@@ -72,12 +76,12 @@ class Breadcrumbs(Surveyor):
 
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Count sizes of changes."""
-        elements = base_P.numel()
+        elements = at.stands_for or base_P.numel()
         if self.sees_all(at, elements):
             sizes_MP = task_vectors(base_P, tuned_MP).abs()
             RANKS.look_whole(sizes_MP, sums, self._ranks(elements))
         else:
-            stride = RANKS.stride(state)
+            stride = 1 if at.stands_for else RANKS.stride(state)
             sizes_MP = task_vectors(base_P[::stride], tuned_MP[:, ::stride]).abs()
             RANKS.look(sizes_MP, elements, state, sums)
 
@@ -88,7 +92,8 @@ class Breadcrumbs(Surveyor):
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the merged piece, (P,)."""
         ends_MK = RANKS.values(state)
-        tau_MP = trim(task_vectors(base_P, tuned_MP), ends_MK[:, 1])
+        tau_MP = task_vectors(base_P, tuned_MP)
+        trim(tau_MP, ends_MK[:, 1], out=tau_MP)
         for m, most in enumerate(ends_MK[:, 0].tolist()):
             tau_MP[m] -= functional.hardshrink(tau_MP[m], most)  # what is larger, less itself
         return moved(base_P, weighted_sum(tau_MP, self.weights), self.scale)

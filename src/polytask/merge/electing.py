@@ -35,13 +35,18 @@ class Electing(Surveyor):
 
     @abstractmethod
     def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
-        """Return what is trimmed, (M, P), of one element in `stride`."""
+        """Return what is trimmed, (M, P), of one element in `stride`; in memory of its own."""
 
     @final
     def begin(self, models: int, dtype: torch.dtype) -> State:
         """Return the state before anything was seen; where all is kept, no threshold is sought."""
         state = RANKS.begin(models, 1, dtype)
         return state | {"high_L": state["low_L"]} if self.density == 1 else state
+
+    @final
+    def sample(self, state: State) -> int:
+        """Return how few elements the next pass needs."""
+        return 1 if RANKS.settled(state) else RANKS.stride(state)
 
     @final
     def settled(self, state: State) -> bool:
@@ -58,7 +63,7 @@ class Electing(Surveyor):
     @final
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Count a piece."""
-        elements = base_P.numel()
+        elements = at.stands_for or base_P.numel()
         if RANKS.settled(state):
             change_MP = self._trimmed(self.changes(base_P, tuned_MP, at), state)
             sums["signs"] += weighted_sum(change_MP).sign_().sum(dtype=torch.float64).cpu()
@@ -66,7 +71,8 @@ class Electing(Surveyor):
             sizes_MP = self.changes(base_P, tuned_MP, at).abs_()
             RANKS.look_whole(sizes_MP, sums, self._ranks(elements))
         else:
-            sizes_MP = self.changes(base_P, tuned_MP, at, RANKS.stride(state)).abs_()
+            stride = 1 if at.stands_for else RANKS.stride(state)
+            sizes_MP = self.changes(base_P, tuned_MP, at, stride).abs_()
             RANKS.look(sizes_MP, elements, state, sums)
 
     @final
@@ -87,4 +93,5 @@ class Electing(Surveyor):
         return (ranked(elements, self.density),)
 
     def _trimmed(self, change_MP: Tensor, state: State) -> Tensor:
-        return weighted(trim(change_MP, RANKS.values(state)[:, 0]), self.weights)
+        least_M = RANKS.values(state)[:, 0]
+        return weighted(trim(change_MP, least_M, out=change_MP), self.weights)

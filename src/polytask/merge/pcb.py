@@ -58,6 +58,11 @@ class PCB(Surveyor):
             "score", SCORES.begin(models, 2, dtype)
         )
 
+    def sample(self, state: State) -> int:
+        """Return how few elements the next pass needs."""
+        size, score = _of("size", state), _of("score", state)
+        return SCORES.stride(score) if SIZES.settled(size) else SIZES.stride(size)
+
     def settled(self, state: State) -> bool:
         """Return True where sizes and scores are ranked."""
         return SIZES.settled(_of("size", state)) and SCORES.settled(_of("score", state))
@@ -73,9 +78,9 @@ class PCB(Surveyor):
         size, score = _of("size", state), _of("score", state)
         sized = SIZES.settled(size)
         ranks, own = (SCORES, score) if sized else (SIZES, size)
-        elements = base_P.numel()
+        elements = at.stands_for or base_P.numel()
         alone = self.sees_all(at, elements)
-        stride = 1 if alone else ranks.stride(own)
+        stride = 1 if alone or at.stands_for else ranks.stride(own)
         tau_MP = task_vectors(base_P[::stride], tuned_MP[:, ::stride])
         values_MP = _scores(tau_MP, SIZES.values(size)) if sized else tau_MP.abs()
         if alone:

@@ -63,7 +63,7 @@ class Ranks:
         return found_L.reshape(int(state["rows"]), -1)
 
     def stride(self, state: State) -> int:
-        """Return s, where one element in s is enough for the next pass; all must be counted."""
+        """Return s, where one element in s is enough for the next pass."""
         return 1 if bool(state["rank_K"].any()) else STRIDE
 
     def blank(self, state: State, counters: bool = True) -> State:
@@ -167,8 +167,9 @@ def _bracketed(low: int, high: int, bins_B: NDArray[np.int64], share: float) -> 
     if low == high or sampled == 0:
         return low, high
     margin = 2 + DEVIATIONS * math.sqrt(sampled * share * (1 - share))
-    top = _bin_of(max(1, sampled * share - margin), bins_B)
-    bottom = _bin_of(min(sampled, sampled * share + margin), bins_B)
+    first = max(1, math.floor(sampled * share - margin))
+    last = min(sampled, math.ceil(sampled * share + margin))
+    bottom, top = _bins_of((last, first), bins_B)
     shift = _shift(low, high)
     return low + (bottom << shift), min(high, low + ((top + 1) << shift) - 1)
 
@@ -192,10 +193,12 @@ def _narrowed(
     if rank > above + bins_B.sum():
         return everything[0], low - 1
     shift = _shift(low, high)
-    bottom = low + (_bin_of(rank - above, bins_B) << shift)
+    bottom = low + (_bins_of((rank - above,), bins_B)[0] << shift)
     return bottom, min(high, bottom + (1 << shift) - 1)
 
 
-def _bin_of(rank: float, bins_B: NDArray[np.int64]) -> int:
-    """Return the bin that holds the rank, counted from the largest value, which has rank 1."""
-    return len(bins_B) - 1 - int(np.searchsorted(np.cumsum(bins_B[::-1]), rank))
+def _bins_of(ranks: tuple[int, ...], bins_B: NDArray[np.int64]) -> list[int]:
+    """Return the bins that hold values of these ranks, of which the largest value has 1."""
+    up_to_B = np.cumsum(bins_B)
+    found: list[int] = np.searchsorted(up_to_B, [up_to_B[-1] + 1 - rank for rank in ranks]).tolist()
+    return found

@@ -1,7 +1,8 @@
 """The steps that merge methods are made of, each a rule on M stacked tensors.
 
 task_vectors -> trim / drop / rescale -> elect -> agreeing_mean -> moved. None changes what it is
-given. Sums over models are taken in float64, so that their order shows in no bit of a float32.
+given, unless told to. Sums over models are taken in float64, so that their order shows in no bit
+of a float32.
 What is not finite stays so, also where a mask drops it.
 
 Written in operations that torch runs many elements at a time; comparisons and `where` take up to
@@ -55,9 +56,12 @@ def mask(tau_MP: Tensor, keep_MP: Tensor) -> Tensor:
     return tau_MP * keep_MP.view(torch.uint8).to(tau_MP.dtype)  # torch widens bools slowly
 
 
-def trim(tau_MP: Tensor, least_M: Tensor) -> Tensor:
-    """Return the task vectors with 0 for elements smaller in size than their model's `least_M`."""
-    trimmed_MP = torch.empty_like(tau_MP)
+def trim(tau_MP: Tensor, least_M: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the task vectors with 0 for elements smaller in size than their model's `least_M`.
+
+    out: where they are written, if given; it may be `tau_MP` itself.
+    """
+    trimmed_MP = torch.empty_like(tau_MP) if out is None else out
     below_M = torch.nextafter(least_M, torch.zeros_like(least_M)).tolist()
     for tau_P, below, out_P in zip(tau_MP, below_M, trimmed_MP, strict=True):
         torch.ops.aten.hardshrink.out(tau_P, below, out=out_P)

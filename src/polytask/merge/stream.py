@@ -117,16 +117,18 @@ class Stream:
             for other in others:  # counts: the order they are added in does not matter
                 for name, value in other.items():
                     first[name] += value
+            self._seen |= method.sample(state) == 1
             state = method.settle(state, first)
-            self._seen = True
         return state
 
     def _look(
         self, method: Surveyor, state: State, sums: dict[int, State], item: Item, own: Buffers
     ) -> None:
+        thin = method.sample(state)
         for start, count in _chunks(0, item.entry.numel, self.need.chunk):
-            base_P, tuned_MP, _ = self._pieces.load(item, method, start, count, own, self._seen)
-            at = Place(item.key, start, item.entry.shape)
+            part = -(-count // thin)
+            base_P, tuned_MP, _ = self._pieces.load(item, method, start, part, own, self._seen)
+            at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
             method.look(base_P, tuned_MP, at, state, sums[id(own)])
             self._advance(count)
 
@@ -183,10 +185,13 @@ class Stream:
         while not method.settled(state):
             sums = method.blank(state)
             step = total if method.reach == "tensor" else self.need.chunk
+            thin = 1 if step >= total else method.sample(state)  # a tensor in one piece is all
             for start, count in _chunks(0, total, step):
-                base, tuned_M, _ = self._shaped(item, method, start, count, own, seen)
-                method.look(base, tuned_M, Place(item.key, start, item.entry.shape), state, sums)
-            state, seen = method.settle(state, sums), True
+                part = -(-count // thin)
+                base, tuned_M, _ = self._shaped(item, method, start, part, own, seen)
+                at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
+                method.look(base, tuned_M, at, state, sums)
+            state, seen = method.settle(state, sums), seen or thin == 1
         return state
 
     def _shaped(
