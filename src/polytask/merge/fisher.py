@@ -6,6 +6,8 @@ Source: Matena & Raffel, "Merging Models with Fisher-Weighted Averaging", NeurIP
     https://arxiv.org/abs/2111.09832
 Differs from the source: the floor is added to every entry, not a least value. A regression counts
     as a normal distribution of variance 1 in the unit its loss sees; the source has classes alone.
+    FusionBench averages in the same way (to 1e-5: it divides by norm + 1e-6), but squares the
+    gradient of a sum over a batch's rows and classes, in which they cancel: its weights differ.
 Shapes: T = tasks, B = rows, R = places of a row, C = classes.
 """
 
