@@ -25,7 +25,7 @@ from polytask.merge.checks import check_finite, check_share, check_weights
 from polytask.merge.ranks import Ranks
 from polytask.merge.steps import moved, ranked, task_vectors, trim, weighted_sum
 
-RANKS = Ranks()
+RANKS = Ranks(keeps=True)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A float's bits, read as an integer, keep its order. The first pass looks at a sample and leaves a
 bracket around each rank; the next counts what lies above the bracket and, inside, how many values
-each integer has. Where the bracket missed, or is too wide for the counters, passes follow until
-one integer is left. What is found is the same however the values came.
+each integer has, or keeps them where they are few. Where the bracket missed, or is too wide for the
+counters, passes follow until one integer is left. What is found is the same however values came.
 
 Shapes: R = rows, ranked apart; K = ranks asked of each; L = R * K lines; P = elements of a piece.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from polytask.merge.base import State
 
 BINS = 1 << 17
-"""Counters per line: one mebibyte."""
+"""Counters per line, or values kept: one mebibyte."""
 
 STRIDE = 31
 """The first pass looks at one element in so many; a prime, so that no row length falls in step."""
@@ -36,9 +36,12 @@ class Ranks:
 
     signed: False where no value is negative; half the integers are then left out. NaN counts as
         larger than everything.
+    keeps: keep the values inside a bracket where they are few, which saves a pass. Sums of two
+        lookers can then not be added.
     """
 
     signed: bool = False
+    keeps: bool = False
 
     def begin(self, rows: int, ranks: int, dtype: torch.dtype) -> State:
         """Return the state before the first pass; dtype: float32 or float64."""
@@ -49,6 +52,7 @@ class Ranks:
             "low_L": torch.full((rows * ranks,), low, dtype=torch.int64),
             "high_L": torch.full((rows * ranks,), high, dtype=torch.int64),
             "rows": torch.tensor(rows),
+            "few": torch.tensor(False),  # whether the next pass keeps what is inside the brackets
         }
 
     def settled(self, state: State) -> bool:
@@ -74,11 +78,11 @@ class Ranks:
     def look(self, values_RP: Tensor, elements: int, state: State, sums: State) -> None:
         """Count a piece. elements: of it, also where `stride` has thinned it out."""
         sums["elements"] += elements
-        if "bins_LB" not in sums:
+        if "above_L" not in sums:
             sums.update(_counters(state))
         keys_RP = self._keys(values_RP)
         ranks = len(state["rank_K"])
-        above_L, bins_LB = sums["above_L"].numpy(), sums["bins_LB"].numpy()
+        above_L, inside_LB = sums["above_L"].numpy(), sums["inside_LB"].numpy()
         for line, (low, high) in enumerate(_brackets(state)):
             keys_P = keys_RP[line // ranks]
             if low == high:
@@ -88,11 +92,17 @@ class Ranks:
             inside_N = np.flatnonzero(from_low_P <= from_low_P.dtype.type(high - low))
             if len(inside_N) < len(keys_P):
                 above_L[line] += np.count_nonzero(keys_P > keys_P.dtype.type(high))
+            if "kept_L" in sums:
+                kept = int(sums["kept_L"][line])
+                fits = min(len(inside_N), max(0, BINS - kept))
+                inside_LB[line, kept : kept + fits] = keys_P[inside_N[:fits]]
+                sums["kept_L"][line] += len(inside_N)
+                continue
             bin_N = (from_low_P[inside_N] >> from_low_P.dtype.type(shift)).astype(np.int64)
             if len(bin_N) > BINS:
-                bins_LB[line] += np.bincount(bin_N, minlength=BINS)
+                inside_LB[line] += np.bincount(bin_N, minlength=BINS)
             else:
-                np.add.at(bins_LB[line], bin_N, 1)
+                np.add.at(inside_LB[line], bin_N, 1)
 
     def settle(self, state: State, sums: State, ranks: tuple[int, ...]) -> State:
         """Return the state after a pass. ranks: K of them, each from 1 to `sums["elements"]`."""
@@ -102,15 +112,22 @@ class Ranks:
         sampled = not bool(state["rank_K"].any())
         everything = self._ends(state["like"].dtype)
         elements = max(1, int(sums["elements"]))
-        ends = []
+        ends, most = [], 0.0
         for line, (low, high) in enumerate(_brackets(state)):
-            bins_B, above = sums["bins_LB"][line].numpy(), int(sums["above_L"][line])
+            inside_B, above = sums["inside_LB"][line].numpy(), int(sums["above_L"][line])
             rank = ranks[line % len(ranks)]
             if sampled:
-                ends.append(_bracketed(low, high, bins_B, rank / elements))
+                low, high, share = _bracketed(low, high, inside_B, rank / elements)
+                most = max(most, share * elements)
+            elif "kept_L" in sums:
+                kept = int(sums["kept_L"][line])
+                if kept <= BINS:  # else all again, counted
+                    low, high = _found(low, high, inside_B[:kept], rank, above, everything)
             else:
-                ends.append(_narrowed(low, high, bins_B, rank, above, everything))
+                low, high = _narrowed(low, high, inside_B, rank, above, everything)
+            ends.append((low, high))
         return state | {
+            "few": torch.tensor(self.keeps and sampled and most < 0.8 * BINS),
             "rank_K": torch.tensor(ranks),
             "low_L": torch.tensor([low for low, _ in ends]),
             "high_L": torch.tensor([high for _, high in ends]),
@@ -145,11 +162,13 @@ _UNSIGNED = {np.dtype(np.int32): np.uint32, np.dtype(np.int64): np.uint64}
 
 
 def _counters(state: State) -> State:
+    """Return room for what a pass finds: counts, or values and how many they are."""
     lines = len(state["low_L"])
-    return {
-        "above_L": torch.zeros(lines, dtype=torch.int64),
-        "bins_LB": torch.zeros(lines, BINS, dtype=torch.int64),
-    }
+    above = {"above_L": torch.zeros(lines, dtype=torch.int64)}
+    if bool(state["few"]):
+        kept = {"kept_L": torch.zeros(lines, dtype=torch.int64)}
+        return above | kept | {"inside_LB": torch.empty(lines, BINS, dtype=torch.int64)}
+    return above | {"inside_LB": torch.zeros(lines, BINS, dtype=torch.int64)}
 
 
 def _brackets(state: State) -> list[tuple[int, int]]:
@@ -161,17 +180,43 @@ def _shift(low: int, high: int) -> int:
     return max(0, (high - low).bit_length() - (BINS.bit_length() - 1))
 
 
-def _bracketed(low: int, high: int, bins_B: NDArray[np.int64], share: float) -> tuple[int, int]:
-    """Return a bracket that most likely holds the rank, from a sample in bins over all keys."""
+def _bracketed(
+    low: int, high: int, bins_B: NDArray[np.int64], share: float
+) -> tuple[int, int, float]:
+    """Return a bracket that most likely holds the rank, and what share of values it holds.
+
+    bins_B: counts of a sample over all keys.
+    """
     sampled = int(bins_B.sum())
     if low == high or sampled == 0:
-        return low, high
+        return low, high, 1.0
     margin = 2 + DEVIATIONS * math.sqrt(sampled * share * (1 - share))
     first = max(1, math.floor(sampled * share - margin))
     last = min(sampled, math.ceil(sampled * share + margin))
     bottom, top = _bins_of((last, first), bins_B)
     shift = _shift(low, high)
-    return low + (bottom << shift), min(high, low + ((top + 1) << shift) - 1)
+    inside = bins_B[bottom : top + 1].sum() / sampled
+    return low + (bottom << shift), min(high, low + ((top + 1) << shift) - 1), float(inside)
+
+
+def _found(
+    low: int,
+    high: int,
+    kept_N: NDArray[np.int64],
+    rank: int,
+    above: int,
+    everything: tuple[int, int],
+) -> tuple[int, int]:
+    """Return the key of the rank, or on which side of the bracket it is."""
+    if low == high:
+        return low, high
+    if rank <= above:
+        return high + 1, everything[1]
+    if rank > above + len(kept_N):
+        return everything[0], low - 1
+    place = len(kept_N) - (rank - above)
+    key = int(np.partition(kept_N, place)[place])
+    return key, key
 
 
 def _narrowed(

@@ -88,7 +88,8 @@ def _ties(single_P: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.intp]
         # Its exponent is a float32's, so a tie ends in 16 bits 1000...0 wherever it stands. They
         # are looked for in both halves of each number: that is faster than every other one.
         halves = np.flatnonzero(single_P.view(np.uint16) == 0x8000)
-        return halves[halves & 1 == LOW] >> 1
+        places: NDArray[np.intp] = halves[halves & 1 == LOW] >> 1
+        return places
     bits_P = single_P.view(np.uint32)
     size_P = bits_P & np.uint32(0x7FFFFFFF)
     tie = np.uint32(1 << (DROPPED[dtype] - 1))
