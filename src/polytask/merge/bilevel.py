@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Coefficients, Level, pull
 from polytask.merge.family import Inputs, Merged, Tensors
-from polytask.merge.masks import Masks, logits_of, masked
+from polytask.merge.masks import Masks, masked
 from polytask.merge.rounds import Rounds, search_coefficients
 from polytask.merge.search import Saving, SearchState, search
 from polytask.tasks import Task
@@ -76,32 +76,40 @@ def search_bilevel(
         return pull(merged, rounds.losses(2 * round + 1, outer(values, round)))
 
     values = settings.masks.start(family.base) | extra
-    carried = state is not None and "coefficients" in state.values
-    if carried:
-        assert state is not None
-        found = replace(state, values={n: v for n, v in state.values.items() if n in values})
-    else:
+    if state is None or "coefficients" not in state.values:
         found = search(
             settings.who, values, optimiser, gradients, settings.rounds, state=state, saving=saving
         )
+        second = None
+    else:  # the masks are found: the state is of the second phase, and carries them
+        past = state.losses[: settings.rounds], state.losses[settings.rounds :]
+        masks_of = {name: state.values[name] for name in values}
+        found = SearchState(settings.rounds, masks_of, {}, past[0])
+        lam_of = {"coefficients": state.values["coefficients"]}
+        second = replace(state, values=lam_of, losses=past[1])
     masks = settings.masks.settled(found.values)
     deltas = {name: delta * masks[name] for name, delta in family.deltas.items()}
     coefficients = Coefficients(family.base, deltas, settings.start, settings.level)
-    kept = None
-    if saving is not None:
-        last = saving.keep
-        both = found.values
-        kept = Saving(lambda s: last(replace(s, values=s.values | both)), saving.every)
-    second = None
-    if carried:
-        assert state is not None
-        second = replace(state, values={"coefficients": state.values["coefficients"]})
     done = search_coefficients(
         settings.who, rounds, coefficients, sure, settings.coefficient_rounds,
-        settings.coefficient_rate, state=second, saving=kept,
+        settings.coefficient_rate, state=second, saving=_both(saving, found),
     )  # fmt: skip
     lam = done.values["coefficients"]
-    learned = {f"mask/{name}": logits for name, logits in logits_of(found.values).items()}
-    learned |= {name: found.values[name] for name in extra} | {"coefficients": lam}
-    losses = done.losses if carried else found.losses + done.losses
-    return Merged(coefficients.merge(lam), learned=learned, losses=losses)
+    return Merged(
+        coefficients.merge(lam),
+        learned={**found.values, "coefficients": lam},
+        losses=found.losses + done.losses,
+    )
+
+
+def _both(saving: Saving | None, first: SearchState) -> Saving | None:
+    """Return the saving of the second phase, whose states carry what the first found."""
+    if saving is None:
+        return None
+    keep = saving.keep
+
+    def kept(state: SearchState) -> None:
+        values = state.values | first.values
+        keep(replace(state, values=values, losses=first.losses + state.losses))
+
+    return Saving(kept, saving.every)

@@ -92,7 +92,8 @@ def search(
             f"{who}: the state is of another search: it holds {list(begun)}, this one looks for "
             f"{list(values)}. Start without a state, or with the same models and settings."
         )
-    now = {n: v.detach().clone().to(values[n].device).requires_grad_() for n, v in begun.items()}
+    # In the order of `values`: a file may hold a state's tensors in another.
+    now = {n: begun[n].detach().clone().to(v.device).requires_grad_() for n, v in values.items()}
     steps = optimiser(list(now.values()))
     first, losses = (state.round, list(state.losses)) if state is not None else (0, [])
     if state is not None:
