@@ -5,6 +5,7 @@ python experiments/merge/page.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -26,7 +27,13 @@ has a backdoor; the last columns say how often it succeeds, and mnist's accuracy
 """
 
 
+def shown(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation, or the one value."""
+    return spread(values) if len(values) > 1 else f"{values[0]:.4g}"
+
+
 def page(table: Table) -> str:
+    """Return the page: per backbone, one line per method, the best first."""
     parts = [HEADER]
     for backbone, methods in table["backbones"].items():
         if not methods:
@@ -38,13 +45,13 @@ def page(table: Table) -> str:
             row = methods[name]
             each = [fmean(values) for values in zip(*row["tasks"], strict=True)]
             attack = (
-                [spread(row["attack_success"]), spread(row["attacked_accuracy"])]
+                [shown(row["attack_success"]), shown(row["attacked_accuracy"])]
                 if "attack_success" in row
                 else ["", ""]
             )
             scale = f"{fmean(row['scale']):.2g}" if "scale" in row else ""
             rows.append(
-                [name, spread(row["normalised"]), spread(row["accuracy"])]
+                [name, shown(row["normalised"]), shown(row["accuracy"])]
                 + [f"{value:.1f}" for value in each] + [scale] + attack
             )  # fmt: skip
         head = ["method", "normalised", "accuracy", *tasks, "factor", "success", "mnist"]
