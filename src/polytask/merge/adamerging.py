@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polytask.merge.batches import Draw, Unlabelled, unlabelled
-from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Coefficients, Level
 from polytask.merge.family import Family, Merged
-from polytask.merge.rounds import Rounds, check_rate, search_coefficients
+from polytask.merge.rounds import Rounds, check_rate, search_coefficients, sure
 from polytask.merge.search import Saving, SearchState
 from polytask.merge.selected import selected
 
@@ -65,9 +64,7 @@ class AdaMerging:
         )
         found = search_coefficients(
             "AdaMerging", rounds, coefficients,
-            lambda task, shared, batch: entropy(
-                task, family.output(task.name, shared, batch), "AdaMerging"
-            ),
+            sure(family, "AdaMerging"),
             self.rounds, self.learning_rate, state=state, saving=saving,
         )  # fmt: skip
         values = found.values["coefficients"]

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Coefficients, Level, pull
-from polytask.merge.family import Inputs, Merged, Tensors
+from polytask.merge.family import Merged, Tensors
 from polytask.merge.masks import Masks, masked
-from polytask.merge.rounds import Rounds, search_coefficients
+from polytask.merge.rounds import OfTask, Rounds, search_coefficients, sure
 from polytask.merge.search import Saving, SearchState, search
-from polytask.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def search_bilevel(
     rounds: Rounds,
     extra: Tensors,
     optimiser: Callable[[list[Tensor]], Optimizer],
-    outer: Callable[[Tensors, int], Callable[[Task, Tensors, Inputs], Tensor]],
+    outer: Callable[[Tensors, int], OfTask],
     before: Callable[[Tensors, Tensors, int], None],
     state: SearchState | None,
     saving: Saving | None,
@@ -57,15 +55,14 @@ def search_bilevel(
     family = rounds.family
     start = Coefficients(family.base, family.deltas, settings.start, settings.level)
 
-    def sure(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
-        return entropy(task, family.output(task.name, shared, batch), settings.who)
+    plainly = sure(family, settings.who)
 
     def gradients(round: int, values: Tensors) -> Tensor:
         masks = settings.masks.draw(values, round)
         lam = start.values.clone().requires_grad_()
         deltas = {name: delta * masks[name].detach() for name, delta in family.deltas.items()}
         # Two batches a round: one for the step inside, one for the step on the mask.
-        pull(start.merge(lam, deltas), rounds.losses(2 * round, sure))
+        pull(start.merge(lam, deltas), rounds.losses(2 * round, plainly))
         with torch.no_grad():
             assert lam.grad is not None
             # Adam's first step is one of the learning rate in the direction of the sign.
@@ -91,7 +88,7 @@ def search_bilevel(
     deltas = {name: delta * masks[name] for name, delta in family.deltas.items()}
     coefficients = Coefficients(family.base, deltas, settings.start, settings.level)
     done = search_coefficients(
-        settings.who, rounds, coefficients, sure, settings.coefficient_rounds,
+        settings.who, rounds, coefficients, plainly, settings.coefficient_rounds,
         settings.coefficient_rate, state=second, saving=_both(saving, found),
     )  # fmt: skip
     lam = done.values["coefficients"]

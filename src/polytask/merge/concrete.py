@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from polytask.merge.batches import Draw, Unlabelled, unlabelled
-from polytask.merge.classes import entropy
 from polytask.merge.coefficients import pull
-from polytask.merge.family import Family, Inputs, Merged, Tensors
+from polytask.merge.family import Family, Merged, Tensors
 from polytask.merge.masks import Masks, masked
-from polytask.merge.rounds import Rounds, check_rate
+from polytask.merge.rounds import Rounds, check_rate, sure
 from polytask.merge.search import Saving, SearchState, search
-from polytask.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,9 @@ class Concrete:
         masks = Masks(self.temperature, self.seed)
         change = {name: self.scale * delta.sum(0) for name, delta in family.deltas.items()}
 
-        def of_task(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
-            return entropy(task, family.output(task.name, shared, batch), "Concrete")
-
         def gradients(round: int, values: Tensors) -> Tensor:
             merged = masked(family.base, change, masks.draw(values, round))
-            return pull(merged, rounds.losses(round, of_task))
+            return pull(merged, rounds.losses(round, sure(family, "Concrete")))
 
         found = search(
             "Concrete", masks.start(family.base),

@@ -12,17 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from polytask.merge.batches import Draw, Unlabelled, unlabelled
 from polytask.merge.bilevel import Bilevel, search_bilevel
-from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Level
-from polytask.merge.family import Family, Inputs, Merged, Tensors
+from polytask.merge.family import Family, Merged
 from polytask.merge.masks import Masks
-from polytask.merge.rounds import OfTask, Rounds, check_rate
+from polytask.merge.rounds import Rounds, check_rate, sure
 from polytask.merge.search import Saving, SearchState
-from polytask.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,8 @@ class ConcreteAdaMerging:
             self.coefficient_rate, self.coefficient_rounds,
         )  # fmt: skip
 
-        def outer(values: Tensors, round: int) -> OfTask:
-            def sure(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
-                return entropy(task, family.output(task.name, shared, batch), who)
-
-            return sure
-
         return search_bilevel(
-            settings, rounds, {}, lambda ps: torch.optim.Adam(ps, self.learning_rate), outer,
-            lambda values, merged, round: None, state, saving,
+            settings, rounds, {}, lambda ps: torch.optim.Adam(ps, self.learning_rate),
+            lambda values, round: sure(family, who), lambda values, merged, round: None,
+            state, saving,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polytask.errors import UsageError
 from polytask.merge.batches import Draw, row_count, take
+from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Coefficients, pull
 from polytask.merge.family import Family, Inputs, Tensors
 from polytask.merge.search import Saving, SearchState, search
@@ -48,6 +49,15 @@ class Rounds:
     @property
     def device(self) -> torch.device:
         return next(iter(self.family.base.values())).device
+
+
+def sure(family: Family, who: str) -> OfTask:
+    """Return the entropy of a task's predicted classes. who: the method, for its errors."""
+
+    def of_task(task: Task, shared: Tensors, batch: Inputs) -> Tensor:
+        return entropy(task, family.output(task.name, shared, batch), who)
+
+    return of_task
 
 
 def search_coefficients(
