@@ -8,9 +8,10 @@
 
 The models are random, of GPT-2's layout: a base and 4 tuned ones, in bf16 and fp32; one thread.
 The floor reads the same files into one reused buffer of a mebibyte and writes as many bytes as the
-result has. Times are processor time, system included, so that a busy disk does not count; the
-medians of rounds in which the floor and every method take turns. SLERP merges two models and has
-the floor of two. Memory is the peak of a process that merges, above what it has after importing.
+result has. Times are processor time, system included, so that a busy disk does not count; medians of
+rounds in which every method and its floor (of three, the median) take turns. SLERP merges two
+models and has the floor of two. Memory is the peak of a process that merges, above what it has
+after importing.
 Files go below TMPDIR and are removed.
 """
 
@@ -109,7 +110,10 @@ def speed(models: Sequence[Path], rounds: int, out: Path) -> dict[str, tuple[flo
         for name, (method, _) in METHODS.items():
             base, tuned = inputs(method, models)
             read = files_of([base, *tuned])
-            below = cost(lambda read=read: floor(read, size, out.with_suffix(".floor")))
+            below = statistics.median(
+                cost(lambda read=read: floor(read, size, out.with_suffix(".floor")))
+                for _ in range(3)
+            )
             mine = cost(lambda method=method: merged(method, models, out))
             if turn:  # the first warms caches up
                 ratios[name].append(mine / below)
@@ -175,6 +179,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="125 million, and 1 billion for memory")
     parser.add_argument("--rounds", type=int, help="of each figure")
     parser.add_argument("--json", action="store_true", help="a JSON line per figure")
+    parser.add_argument("--dtypes", default="bf16,fp32", help="one of them, or both")
     parser.add_argument("--mergekit", metavar="PYTHON", help="of an environment with mergekit")
     parser.add_argument("--fusionbench", metavar="PYTHON", help="of one with FusionBench")
     options = parser.parse_args()
@@ -198,7 +203,8 @@ def main() -> None:
         print(f"{platform.machine()}, torch {torch.__version__}, {size}, {rounds} rounds")
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
-        for word, dtype in DTYPES.items():
+        for word in options.dtypes.split(","):
+            dtype = DTYPES[word]
             shapes = merge_models.gpt2(size)
             models = merge_models.make(
                 folder / word, shapes, 4, dtype, merge_models.configuration(size, dtype)
@@ -215,7 +221,7 @@ def main() -> None:
                 for name, seconds, peak, reads in (
                     merge_peers.run(peer, python, models, folder) if python else ()
                 ):
-                    below = alone(models[:reads], rounds, folder / "floor")
+                    below = alone(models[:reads], 9, folder / "floor")
                     show(
                         f"{peer} {name}, {word}", "time / floor", seconds / below, None,
                         f"{seconds:.2f} s",
