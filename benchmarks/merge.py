@@ -8,8 +8,8 @@
 
 The models are random, of GPT-2's layout: a base and 4 tuned ones, in bf16 and fp32; one thread.
 The floor reads the same files into one reused buffer of a mebibyte and writes as many bytes as the
-result has. Times are processor time, system included, so that a busy disk does not count; medians of
-rounds in which every method and its floor (of three, the median) take turns. SLERP merges two
+result has. Times are processor time, system included, so that a busy disk does not count; medians
+of rounds in which every method and its floor (of three, the median) take turns. SLERP merges two
 models and has the floor of two. Memory is the peak of a process that merges, above what it has
 after importing.
 Files go below TMPDIR and are removed.
