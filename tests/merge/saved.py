@@ -62,6 +62,14 @@ def save(folder: Path, tensors: Tensors, shards: int = 1) -> Path:
     return folder
 
 
+def mixed(home: Path) -> tuple[Tensors, Path, list[Tensors], list[Path]]:
+    """Return a base and three tuned models, in memory and on disk: dtypes and shards differ."""
+    start = base()
+    models = [tuned(start, 1), tuned(start, 2, torch.bfloat16), tuned(start, 3, torch.float16)]
+    paths = [save(home / f"m{i}", model, i + 1) for i, model in enumerate(models)]
+    return start, save(home / "base", start, 2), models, paths
+
+
 def load(out: Path) -> Tensors:
     """Return all tensors of a folder, read by safetensors itself."""
     found: Tensors = {}
