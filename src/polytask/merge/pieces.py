@@ -89,7 +89,9 @@ class Pieces:
         for number, (part, factor) in enumerate(zip(tuned, mixture.tuned, strict=True)):
             raw_P = _raw(part, start, count, own)
             if number == 0:
-                sum_P.copy_(raw_P).mul_(factor)
+                sum_P.copy_(raw_P)
+                if factor != 1:
+                    sum_P.mul_(factor)
             else:
                 sum_P.add_(raw_P if factor == 1 else one_P.copy_(raw_P).mul_(factor))
         if method.needs_base:
