@@ -21,7 +21,8 @@ from polytask.balance import (
 )
 from polytask.catalog import METHODS, ROOMS, Method, method
 from polytask.errors import UsageError
-from polytask.parsing import Choice, parse, split
+from polytask.merge import TIES
+from polytask.parsing import Choice, choose, parse, split
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,13 @@ def test_a_method_of_another_room_has_no_place_in_a_recipe(monkeypatch):
         parse("hard+ties")
 
 
+def test_a_method_of_any_room_can_be_chosen_with_its_settings():
+    choice = choose("ties:density=0.1,weights=1/0.5", "merge")
+    assert choice.build() == TIES(density=0.1, weights=(1.0, 0.5))
+    with pytest.raises(UsageError, match=r"'dwa' is of the room 'balance'; give one of 'merge'"):
+        choose("dwa", "merge")
+
+
 @pytest.mark.parametrize("row", METHODS, ids=[row.name for row in METHODS])
 def test_every_setting_of_every_method_can_be_written(row: Method):
     for name, parameter in parsing.settings_of(row).items():
@@ -260,7 +268,7 @@ def test_every_setting_of_every_method_can_be_written(row: Method):
         if row.wraps:
             (choice,) = parse(f"pcgrad+{written}").wrappers
         else:
-            choice = getattr(parse(written), row.room)
+            choice = choose(written, row.room)
         assert dict(choice.settings) == {name: parameter.default}
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import errors as errors
     from polytask import evaluate as evaluate
     from polytask import fit as fit
+    from polytask import lock as lock
+    from polytask import merge as merge
     from polytask import mix as mix
     from polytask import parsing as parsing
     from polytask import recipes as recipes
@@ -31,8 +33,8 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "balance", "catalog", "errors", "evaluate", "fit", "mix", "parsing", "recipes", "records",
-    "report", "share", "suites", "tasks", "testing",
+    "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
+    "recipes", "records", "report", "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 

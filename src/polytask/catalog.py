@@ -355,6 +355,146 @@ METHODS: tuple[Method, ...] = (
         "between proportional and uniform: sizes, capped, to the power 1/temperature",
         "Raffel et al., JMLR 2020, arXiv:1910.10683, section 3.5.2",
     ),
+    Method(
+        "average", "merge", "polytask.merge.average:Average",
+        "the weighted mean of the models",
+        "Wortsman et al., ICML 2022, arXiv:2203.05482",
+    ),
+    Method(
+        "task-arithmetic", "merge", "polytask.merge.task_arithmetic:TaskArithmetic",
+        "the base, moved by the scaled sum of all changes",
+        "Ilharco et al., ICLR 2023, arXiv:2212.04089",
+    ),
+    Method(
+        "ties", "merge", "polytask.merge.ties:TIES",
+        "the largest changes, and of them the mean of those with the elected sign",
+        "Yadav et al., NeurIPS 2023, arXiv:2306.01708",
+    ),
+    Method(
+        "dare", "merge", "polytask.merge.dare:DARE",
+        "drops random changes, rescales the others and adds them up",
+        "Yu et al., ICML 2024, arXiv:2311.03099",
+    ),
+    Method(
+        "dare-ties", "merge", "polytask.merge.dare_ties:DareTies",
+        "drops random changes, rescales the others, then TIES",
+        "Yu et al., ICML 2024, arXiv:2311.03099",
+    ),
+    Method(
+        "breadcrumbs", "merge", "polytask.merge.breadcrumbs:Breadcrumbs",
+        "leaves out the smallest changes and the very largest",
+        "Davari & Belilovsky, ECCV 2024, arXiv:2312.06795",
+    ),
+    Method(
+        "pcb", "merge", "polytask.merge.pcb:PCB",
+        "weighs changes by their size within a task and their agreement across tasks",
+        "Du et al., NeurIPS 2024, arXiv:2410.02396",
+    ),
+    Method(
+        "slerp", "merge", "polytask.merge.slerp:SLERP",
+        "from one model to another along the arc between them",
+        "Shoemake, SIGGRAPH 1985, doi:10.1145/325334.325242",
+    ),
+    Method(
+        "model-stock", "merge", "polytask.merge.model_stock:ModelStock",
+        "between base and average, nearer to the average the more the models agree",
+        "Jang, Yun & Han, ECCV 2024, arXiv:2403.19522",
+    ),
+    Method(
+        "tall-masks", "merge", "polytask.merge.tall_masks:TallMasks",
+        "one task's model from the summed changes and a mask",
+        "Wang et al., ICML 2024, arXiv:2405.07813",
+    ),
+    Method(
+        "consensus", "merge", "polytask.merge.consensus:Consensus",
+        "the summed changes where several tasks need them",
+        "Wang et al., ICML 2024, arXiv:2405.07813",
+    ),
+    Method(
+        "tsv-m", "merge", "polytask.merge.tsv_m:TSVM",
+        "the tasks' largest singular vectors, made orthogonal to each other",
+        "Gargiulo et al., CVPR 2025, arXiv:2412.00081",
+    ),
+    Method(
+        "iso-c", "merge", "polytask.merge.iso_c:IsoC",
+        "the summed changes, every direction made equally long",
+        "Marczak et al., ICML 2025, arXiv:2502.04959",
+    ),
+    Method(
+        "iso-cts", "merge", "polytask.merge.iso_cts:IsoCTS",
+        "Iso-C on common directions and some of each task's own",
+        "Marczak et al., ICML 2025, arXiv:2502.04959",
+    ),
+    Method(
+        "adapter-merge", "merge", "polytask.merge.adapters:AdapterMerge",
+        "LoRA and DoRA adapters become one whose change is the sum of theirs",
+        "Hu et al., ICLR 2022, arXiv:2106.09685; Liu et al., ICML 2024, arXiv:2402.09353",
+    ),
+    Method(
+        "fisher", "merge", "polytask.merge.fisher:Fisher",
+        "unlabelled data: an average weighted by each weight's Fisher information",
+        "Matena & Raffel, NeurIPS 2022, arXiv:2111.09832",
+    ),
+    Method(
+        "regmean", "merge", "polytask.merge.regmean:RegMean",
+        "unlabelled data: layers that answer as the tuned ones do on their own inputs",
+        "Jin et al., ICLR 2023, arXiv:2212.09849",
+    ),
+    Method(
+        "adamerging", "merge", "polytask.merge.adamerging:AdaMerging",
+        "unlabelled data: coefficients that make the model sure of its answers",
+        "Yang et al., ICLR 2024, arXiv:2310.02575",
+    ),
+    Method(
+        "concrete", "merge", "polytask.merge.concrete:Concrete",
+        "unlabelled data: one mask on the summed changes, searched for sure answers",
+        "Tang et al. 2023, arXiv:2312.06173",
+    ),
+    Method(
+        "concrete-adamerging", "merge", "polytask.merge.concrete_adamerging:ConcreteAdaMerging",
+        "unlabelled data: a mask that suits coefficients which adapt to it",
+        "Tang et al. 2023, arXiv:2312.06173",
+    ),
+    Method(
+        "dam", "merge", "polytask.merge.dam:DAM",
+        "unlabelled data: Concrete AdaMerging that stays sure under shifted inputs",
+        "Yang et al. 2024, arXiv:2410.13910",
+    ),
+    Method(
+        "surgery", "merge", "polytask.merge.surgery:Surgery",
+        "unlabelled data: a small correction of the features before each head",
+        "Yang et al., ICML 2024, arXiv:2402.02705",
+    ),
+    Method(
+        "tinting", "merge", "polytask.merge.tinting:Tinting",
+        "unlabelled data: coefficients and heads that answer as the tuned models do",
+        "Jung et al. 2024, arXiv:2412.19098",
+    ),
+    Method(
+        "atlas", "merge", "polytask.merge.atlas:ATLAS",
+        "labels: a coefficient for every task and tensor, or part of a tensor",
+        "Zhang et al., NeurIPS 2024, arXiv:2407.02880",
+    ),
+    Method(
+        "self-positioning", "merge", "polytask.merge.self_positioning:SelfPositioning",
+        "labels: a place between the models, by descent on a small balanced probe",
+        "Li et al. 2024, arXiv:2410.15035",
+    ),
+    Method(
+        "atm", "merge", "polytask.merge.atm:atm",
+        "training: tune a little, merge, and begin again from there",
+        "Zhou et al. 2024, arXiv:2411.03055",
+    ),
+    Method(
+        "cold-fusion", "merge", "polytask.merge.cold_fusion:cold_fusion",
+        "training: contributors tune the common model, their average is the next",
+        "Don-Yehiya et al., ACL 2023, arXiv:2212.01378",
+    ),
+    Method(
+        "grafting", "merge", "polytask.merge.grafting:Grafting",
+        "the few entries that carry each task's skill, grafted onto the base",
+        "Panigrahi et al., ICML 2023, arXiv:2302.06600",
+    ),
 )  # fmt: skip
 
 

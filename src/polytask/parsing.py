@@ -147,6 +147,18 @@ def parse(text: str) -> Recipe:
     return recipe
 
 
+def choose(text: str, room: str) -> Choice:
+    """Return one method of a room with its settings: `ties:density=0.1,scale=2`."""
+    name, _, rest = text.strip().partition(":")
+    row = method(name)
+    if row.room != room:
+        raise UsageError(
+            f"Method {name!r} is of the room {row.room!r}; give one of {room!r}. "
+            f"See `polytask methods {room}`."
+        )
+    return Choice(row, _settings(row, rest))
+
+
 def _weighing(text: str, first: Choice, second: Choice) -> Choice:
     """Return the first of two balance methods, where it weighs losses for the second."""
     by_losses = [choice.method.load().needs == "losses" for choice in (first, second)]

@@ -407,7 +407,7 @@ def test_substitutes_are_counted_over_seeds(copied: Plan, compared: Compared):
 def test_two_commands_in_one_folder(copied: Plan):
     """The second is refused while the first lives; one that was killed leaves nothing behind."""
     holds = (
-        "import sys, time\nfrom pathlib import Path\nfrom polytask.recipes.lock import alone\n"
+        "import sys, time\nfrom pathlib import Path\nfrom polytask.lock import alone\n"
         "with alone(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", holds, str(copied.out)]

@@ -5,7 +5,6 @@ Heavy imports happen inside the commands, so that `--help` and listings answer a
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -17,6 +16,8 @@ from typing import Any, NoReturn
 import click
 
 from polytask import __version__, catalog, parsing
+from polytask.cli.merge import merge
+from polytask.cli.parts import examples, json_option, print_json
 from polytask.errors import PolytaskError, RunError, UsageError, did_you_mean
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -65,26 +66,10 @@ def _stop(text: str) -> NoReturn:
     os._exit(INTERRUPTED)  # at once: no thread, no process group is waited for
 
 
-def _print_json(value: Any) -> None:
-    from polytask.records import to_json
-
-    click.echo(json.dumps(to_json(value), indent=1, allow_nan=False))
-
-
-def _examples(*lines: str) -> str:
-    """Return the end of a help page. The mark \\b keeps click from joining the lines."""
-    return "\n".join(
-        ["\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {x}" for x in lines)]
-    )
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-
-
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_examples("polytask compare digits2"),
+    epilog=examples("polytask compare digits2"),
     invoke_without_command=True,
 )
 @click.version_option(__version__, prog_name="polytask")
@@ -98,16 +83,16 @@ def commands(ctx: click.Context) -> None:
 
 @commands.command(
     short_help="The suites and whether their data is here.",
-    epilog=_examples("polytask suites", "polytask suites --json"),
+    epilog=examples("polytask suites", "polytask suites --json"),
 )
-@_json
+@json_option
 def suites(as_json: bool) -> None:
     """List the suites: tasks, and whether their data is on this machine."""
     from polytask.suites import SUITES, absent, task_names
 
     rows = [(row, absent(row)) for row in SUITES]
     if as_json:
-        _print_json(
+        print_json(
             [
                 {
                     "name": row.name,
@@ -127,10 +112,10 @@ def suites(as_json: bool) -> None:
 
 @commands.command(
     short_help="The methods and their sources.",
-    epilog=_examples("polytask methods balance", "polytask methods --json"),
+    epilog=examples("polytask methods balance", "polytask methods --json"),
 )
 @click.argument("room", required=False)
-@_json
+@json_option
 def methods(room: str | None, as_json: bool) -> None:
     """List the methods, of one ROOM or of all, with their sources."""
     if room is not None and room not in catalog.ROOMS:
@@ -138,7 +123,7 @@ def methods(room: str | None, as_json: bool) -> None:
         raise UsageError(f"Unknown room {room!r}.{near} The rooms: {', '.join(catalog.ROOMS)}.")
     rows = [row for row in catalog.METHODS if room in (None, row.room)]
     if as_json:
-        _print_json(
+        print_json(
             [
                 {
                     "name": r.name,
@@ -208,7 +193,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @commands.command(
     short_help="Every task alone and all together: who gains, who loses, why.",
-    epilog=_examples(
+    epilog=examples(
         "polytask compare digits2",
         "polytask compare my.yaml --methods equal,pcgrad --seeds 5",
         "polytask compare tox21 --methods dwa:temperature=1,pcgrad+uniform --jobs 2 --json",
@@ -234,7 +219,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--jobs", type=int, help="Runs at a time. Default: one per core; 1 on a GPU.")
 @click.option("--threads", default=1, show_default=True, help="Threads of each run.")
 @_training_options
-@_json
+@json_option
 @click.pass_context
 def compare(
     ctx: click.Context,
@@ -273,7 +258,7 @@ def compare(
         result = run(plan, live)
     page = write_report([plan.out], plan.out / "report.html")
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         result_tables(result, page)
     if failed := result["failed"]:
@@ -285,7 +270,7 @@ def compare(
 
 @commands.command(
     short_help="Train one model of all tasks.",
-    epilog=_examples(
+    epilog=examples(
         "polytask fit digits2 --method pcgrad --lr 3e-3",
         "polytask fit my-run.yaml --seed 1",
         "torchrun --nproc-per-node 2 -m polytask fit my-run.yaml",
@@ -305,7 +290,7 @@ def compare(
     "--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME-METHOD-sSEED."
 )
 @_training_options
-@_json
+@json_option
 @click.pass_context
 def fit(
     ctx: click.Context,
@@ -346,40 +331,43 @@ def fit(
         return
     scores = test(job)  # after the processes have parted: one of them reads the test split
     if as_json:
-        _print_json({"folder": str(folder), "test": scores, "record": record})
+        print_json({"folder": str(folder), "test": scores, "record": record})
     else:
         fit_summary(record, scores, folder)
 
 
+commands.add_command(merge)
+
+
 @commands.command(
     short_help="One HTML page about finished runs.",
-    epilog=_examples("polytask report runs/digits2 runs/tox21 --out both.html"),
+    epilog=examples("polytask report runs/digits2 runs/tox21 --out both.html"),
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Default: report.html in the first folder."
 )
-@_json
+@json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one HTML page about finished RUNS: comparisons or single fits, side by side."""
     from polytask.report import write_report
 
     page = write_report(list(runs), out or runs[0] / "report.html")
     if as_json:
-        _print_json({"report": str(page)})
+        print_json({"report": str(page)})
     else:
         click.echo(f"Wrote {page}")
 
 
 @commands.command(
     short_help="A first YAML file for your own tables.",
-    epilog=_examples("polytask init patients.csv", "polytask compare patients.yaml"),
+    epilog=examples("polytask init patients.csv", "polytask compare patients.yaml"),
 )
 @click.argument("tables", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Default: the first table's name with .yaml."
 )
-@_json
+@json_option
 def init(tables: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write a first YAML file for your own TABLES (CSV, TSV, Parquet), with guesses to correct."""
     from polytask.suites.guess import write_draft
@@ -387,14 +375,14 @@ def init(tables: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     path = out or Path(tables[0].name.split(".")[0] + ".yaml")
     write_draft(list(tables), path)
     if as_json:
-        _print_json({"file": str(path)})
+        print_json({"file": str(path)})
     else:
         click.echo(f"Wrote {path}. Correct the guesses in it, then: polytask compare {path}")
 
 
 @commands.command(
     short_help="The ledger of papers' claims, re-run here.",
-    epilog=_examples("polytask claims", "polytask claims --json"),
+    epilog=examples("polytask claims", "polytask claims --json"),
 )
 @click.option(
     "--experiments",
@@ -410,7 +398,7 @@ def init(tables: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     show_default=True,
     help="The page to write.",
 )
-@_json
+@json_option
 def claims(experiments: Path, out: Path, as_json: bool) -> None:
     """Print the claims ledger (papers' claims, re-run here) and write its page."""
     from polytask.cli.show import claims_table
@@ -421,7 +409,7 @@ def claims(experiments: Path, out: Path, as_json: bool) -> None:
     links = Path(os.path.relpath(experiments, out.parent)).as_posix()
     write_atomic(out, markdown(ledger, experiments=links).encode())
     if as_json:
-        _print_json(list(ledger))
+        print_json(list(ledger))
     else:
         claims_table(ledger)
         click.echo(f"Wrote {out}")

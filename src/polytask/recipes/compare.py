@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from polytask.errors import Diverged, PolytaskError, RunError
 from polytask.fit import RECORD
-from polytask.recipes.lock import alone
+from polytask.lock import alone
 from polytask.recipes.plan import GRID, SINGLE, Model, Plan, Setting
 from polytask.recipes.result import Finals, result
 from polytask.recipes.train import TEST, Job, load_suite

@@ -1,4 +1,4 @@
-"""One command at a time in a run folder: two would train the same runs into the same files."""
+"""One command at a time in a folder: two would write the same files."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""What a merge needs: memory, disk and passes, known before it starts.
+
+Shapes: R = rows of a piece, the models and the base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polytask.merge.base import GRAIN, Merge, Surveyor
+from polytask.merge.options import Options
+from polytask.merge.plan import Plan
+
+PIECES = 4 << 20
+"""Bytes that the pieces of all models and threads hold together, in float64: about what the caches
+hold."""
+
+WORK = 4
+"""Copies of a piece that a method makes at most while it merges one."""
+
+WIDEST = 8
+"""Bytes of a float64."""
+
+FIXED = 14 << 20
+"""Bytes for what does not grow: the interpreter's own, stacks of threads, small tensors."""
+
+SURVEY = 5 << 20
+"""Bytes per model and thread of what a survey counts, and of their copies while passes end."""
+
+PER_TENSOR = 1000
+"""Bytes that the plan holds of a tensor, for each model."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """chunk: elements of a piece, a multiple of GRAIN. memory: bytes above what the process holds
+    before, at most. passes over the inputs are the method's business."""
+
+    chunk: int
+    threads: int
+    piece_bytes: int
+    scratch_bytes: int
+    memory: int
+
+
+def need_of(plan: Plan, methods: tuple[Merge, ...], options: Options) -> Need:
+    """Return what the merge needs. methods: all that take part."""
+    threads, chunk = options.threads, options.chunk
+    rows = len(plan.labels)
+    if chunk is None:
+        chunk = max(GRAIN, PIECES // (threads * rows * WIDEST) // GRAIN * GRAIN)
+    piece = rows * chunk * WIDEST
+    scratch = chunk * WIDEST
+    memory = FIXED + threads * (piece * (1 + WORK) + scratch)
+    memory += len(plan.items) * rows * PER_TENSOR
+    if any(isinstance(method, Surveyor) for method in methods):
+        memory += threads * rows * SURVEY
+    if any(method.reach == "tensor" for method in methods):
+        largest = max(item.entry.numel for item in plan.items if item.merged)
+        memory += threads * rows * largest * WIDEST * (1 + WORK)
+    return Need(chunk, threads, piece, scratch, memory)
