@@ -110,7 +110,8 @@ def _normal(seed: str, shape: tuple[int, ...]) -> torch.Tensor:
     count = torch.Size(shape).numel()
     start = zlib.crc32(seed.encode()) % POOL
     tiles = (start + count) // POOL + 1
-    return _pool().repeat(tiles)[start : start + count].view(shape)
+    numbers = _pool().repeat(tiles) if tiles > 1 else _pool()
+    return numbers[start : start + count].view(shape)
 
 
 def _shards(shapes: Shapes, dtype: torch.dtype, most: int = 200_000_000) -> Iterator[list[str]]:
