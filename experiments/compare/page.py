@@ -74,8 +74,8 @@ What these figures are not blind to:
 - Architectures on census, clicks and tox21 had been compared once with fewer of them; those tables
   were replaced whole, by runs on the CPU of another machine (see the versions), with nothing else
   changed. Camvid's comparison of architectures was first begun with 30 epochs on a GPU, and was cut
-  off before anything was tested; its validation scores had been seen when 16 epochs were chosen, for
-  time.
+  off before anything was tested; its validation scores had been seen when 16 epochs were chosen,
+  for time.
 
 Run them all again with `python experiments/compare/run.py`; the tables behind this page are in
 [`experiments/compare`](../experiments/compare).

@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -267,3 +268,11 @@ def test_an_empty_ledger_has_no_table(tmp_path):
 def test_a_claim_checks_itself_without_a_file():
     with pytest.raises(DataError, match="Claim 'c' of 's': outcome 'not seen' rests on"):
         Claim("s", "p", "c", "x", (0,), "not seen", None, None, "", "run", {"torch": "2"})
+
+
+def test_an_effect_of_equal_numbers_is_inside_its_interval():
+    """Their mean, by fmean, is off by the last bit of these."""
+    value = 14.137544753662656
+    assert fmean([value] * 3) != value
+    effect, bounds = Effect(fmean([value] * 3), "points"), interval([value] * 3)
+    Claim("s", "p", "c", "x", (0, 1, 2), "not seen", effect, bounds, "", "run", {"torch": "2"})

@@ -183,7 +183,8 @@ def _fault(claim: Claim) -> str:
         return f"its effect is {claim.effect.value}; give a finite number"
     if claim.interval is not None:
         low, high = claim.interval
-        if not low <= claim.effect.value <= high:
+        rounding = 1e-12 * abs(claim.effect.value)  # a mean of equal numbers may be off by a bit
+        if not low - rounding <= claim.effect.value <= high + rounding:
             return f"its effect {claim.effect.value} is not inside its interval [{low}, {high}]"
     return ""
 
