@@ -74,11 +74,7 @@ ROWS = (
     "multimodn"
 )
 SHARING = {
-    "digits2-sharing": (
-        "digits2", 3,
-        "hard,mmoe,mmoeex,cgc,ple,home,dselect-k,cross-stitch,sluice,sparse-moe,task-gating,dsmtl,"
-        "learning-to-branch", "",
-    ),
+    "digits2-sharing": ("digits2", 3, f"{ROWS},sluice,learning-to-branch", ""),
     "census-sharing": ("census", 3, f"{ROWS},sluice,learning-to-branch,stem,apem,dtrn", ""),
     "tox21-sharing": ("tox21", 3, f"{ROWS},sluice,learning-to-branch", ""),
     "clicks-sharing": ("clicks", 3, f"{ROWS},sluice,stem,apem,dtrn,esmm,aitm", ""),
