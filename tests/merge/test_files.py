@@ -133,10 +133,7 @@ def test_a_flipped_byte_of_the_header_raises_dataerror_or_reads_as_safetensors_d
 
 def test_every_dtype_name_is_that_of_safetensors(tmp_path):
     for name, dtype in DTYPES.items():
-        try:
-            save_file({"a": torch.zeros(2).to(dtype)}, tmp_path / "m.safetensors")
-        except (RuntimeError, NotImplementedError, KeyError):  # torch cannot make one, or save it
-            continue
+        save_file({"a": torch.zeros(2).to(dtype)}, tmp_path / "m.safetensors")
         assert read_header(tmp_path / "m.safetensors")[0]["a"].dtype == dtype, name
 
 
