@@ -46,13 +46,10 @@ class TopK(Trunk):
     def __init__(self, tasks: Sequence[str], experts: Experts, k: int, noise: bool) -> None:
         super().__init__(experts.inputs, experts.width)
         self.experts, self.k, self.noise = experts, k, noise
-        self.logits = nn.ParameterDict(
-            {key(task): nn.Parameter(0.01 * torch.randn(experts.number)) for task in tasks}
-        )
-        self.deviations = nn.ParameterDict(
-            {key(task): nn.Parameter(torch.zeros(experts.number)) for task in tasks if noise}
-        )
-        self._tasks = tuple(tasks)
+        self.logits, self.deviations = nn.ParameterDict(), nn.ParameterDict()
+        self._tasks: tuple[str, ...] = ()
+        for task in tasks:
+            self.add_task(task)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -88,7 +85,11 @@ class TopK(Trunk):
         return [part[key(task)] for part in parts if key(task) in part]
 
     def add_task(self, task: str) -> None:
-        raise NotImplementedError("no experiment adds a task to top-k gates")
+        number = self.experts.number
+        self.logits[key(task)] = nn.Parameter(0.01 * torch.randn(number))
+        if self.noise:
+            self.deviations[key(task)] = nn.Parameter(torch.zeros(number))
+        self._tasks = (*self._tasks, task)
 
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
