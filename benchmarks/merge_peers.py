@@ -59,8 +59,8 @@ else:
 recipe["dtype"] = dtype
 before, begun = peak(), time.process_time()
 run_merge(MergeConfiguration.model_validate(recipe), out,
-          MergeOptions(copy_tokenizer=False, lazy_unpickle=True, write_model_card=False,
-                       quiet=True, allow_crimes=True))
+          MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True,
+                       allow_crimes=True))
 print(json.dumps([time.process_time() - begun, peak() - before]))
 """,
     "FusionBench": MEASURE
