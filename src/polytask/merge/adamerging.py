@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polytask.merge.batches import Draw, Unlabelled, unlabelled
+from polytask.merge.batches import Unlabelled
 from polytask.merge.coefficients import Coefficients, Level
 from polytask.merge.family import Family, Merged
 from polytask.merge.rounds import Rounds, check_rate, search_coefficients, sure
@@ -59,9 +59,7 @@ class AdaMerging:
         """
         deltas = selected(family.deltas, self.density) if self.plus else family.deltas
         coefficients = Coefficients(family.base, deltas, self.start, self.level)
-        rounds = Rounds(
-            family, unlabelled(family.tasks, data, "AdaMerging"), Draw(self.batch_size, self.seed)
-        )
+        rounds = Rounds.of(family, data, "AdaMerging", self.batch_size, self.seed)
         found = search_coefficients(
             "AdaMerging", rounds, coefficients,
             sure(family, "AdaMerging"),

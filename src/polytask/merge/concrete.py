@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polytask.merge.batches import Draw, Unlabelled, unlabelled
+from polytask.merge.batches import Unlabelled
 from polytask.merge.coefficients import pull
 from polytask.merge.family import Family, Merged, Tensors
 from polytask.merge.masks import Masks, masked
@@ -56,9 +56,7 @@ class Concrete:
 
         data: task -> inputs. Raises UsageError for a task whose kind has no classes.
         """
-        rounds = Rounds(
-            family, unlabelled(family.tasks, data, "Concrete"), Draw(self.batch_size, self.seed)
-        )
+        rounds = Rounds.of(family, data, "Concrete", self.batch_size, self.seed)
         masks = Masks(self.temperature, self.seed)
         change = {name: self.scale * delta.sum(0) for name, delta in family.deltas.items()}
 

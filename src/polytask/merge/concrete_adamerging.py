@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from polytask.merge.batches import Draw, Unlabelled, unlabelled
+from polytask.merge.batches import Unlabelled
 from polytask.merge.bilevel import Bilevel, search_bilevel
 from polytask.merge.coefficients import Level
 from polytask.merge.family import Family, Merged
@@ -58,9 +58,7 @@ class ConcreteAdaMerging:
         data: task -> inputs. Raises UsageError for a task whose kind has no classes.
         """
         who = "ConcreteAdaMerging"
-        rounds = Rounds(
-            family, unlabelled(family.tasks, data, who), Draw(self.batch_size, self.seed)
-        )
+        rounds = Rounds.of(family, data, who, self.batch_size, self.seed)
         settings = Bilevel(
             who, self.level, self.start, Masks(self.temperature, self.seed), self.rounds,
             self.coefficient_rate, self.coefficient_rounds,

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from polytask.errors import UsageError
-from polytask.merge.batches import Draw, Unlabelled, unlabelled
+from polytask.merge.batches import Unlabelled
 from polytask.merge.bilevel import Bilevel, search_bilevel
 from polytask.merge.classes import disagreement, entropy, log_probabilities
 from polytask.merge.coefficients import Level
@@ -79,11 +79,10 @@ class DAM:
         data: task -> inputs. Raises UsageError for a task whose kind has no classes, and for inputs
         that are no float tensor.
         """
-        inputs = unlabelled(family.tasks, data, "DAM")
-        rounds = Rounds(family, inputs, Draw(self.batch_size, self.seed))
+        rounds = Rounds.of(family, data, "DAM", self.batch_size, self.seed)
         shifts = {
             f"shift/{task}": torch.zeros_like(wide(_floats(task, x)[:1]), device=rounds.device)
-            for task, x in inputs.items()
+            for task, x in rounds.inputs.items()
         }
         settings = Bilevel(
             "DAM", self.level, self.start, Masks(self.temperature, self.seed), self.rounds,

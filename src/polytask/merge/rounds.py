@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.batches import Draw, row_count, take
+from polytask.merge.batches import Draw, Unlabelled, row_count, take, unlabelled
 from polytask.merge.classes import entropy
 from polytask.merge.coefficients import Coefficients, pull
 from polytask.merge.family import Family, Inputs, Tensors
@@ -30,6 +31,11 @@ class Rounds:
     family: Family
     inputs: dict[str, Inputs]
     draw: Draw
+
+    @classmethod
+    def of(cls, family: Family, data: Unlabelled, who: str, batch_size: int, seed: int) -> Self:
+        """Return the rounds over unlabelled data. Raises UsageError where a task has none."""
+        return cls(family, unlabelled(family.tasks, data, who), Draw(batch_size, seed))
 
     def batch(self, round: int, index: int) -> Inputs:
         """Return the inputs of one task in one round."""

@@ -9,7 +9,7 @@ import torch
 
 from polytask.errors import UsageError
 from polytask.merge.family import Tensors
-from polytask.merge.steps import elect, mask, trim
+from polytask.merge.steps import elect, mask, ranked, trim
 
 
 def selected(deltas: Tensors, density: float) -> Tensors:
@@ -22,8 +22,7 @@ def selected(deltas: Tensors, density: float) -> Tensors:
         raise UsageError(f"A density of {density}; give the part to keep, in (0, 1].")
     flat_TP = torch.cat([delta.flatten(1) for delta in deltas.values()], 1)
     entries = flat_TP.shape[1]
-    kept = max(1, round(density * entries))
-    least_T = flat_TP.abs().kthvalue(entries - kept + 1, dim=1).values
+    least_T = flat_TP.abs().kthvalue(entries - ranked(entries, density) + 1, dim=1).values
     flat_TP = trim(flat_TP, least_T)
     majority = 1.0 if float(flat_TP.sum(0).sign().sum()) >= 0 else -1.0
     flat_TP = mask(flat_TP, flat_TP * elect(flat_TP, majority) > 0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.batches import Draw, Unlabelled, unlabelled
+from polytask.merge.batches import Unlabelled
 from polytask.merge.classes import disagreement, log_probabilities
 from polytask.merge.coefficients import Coefficients, pull
 from polytask.merge.family import Family, Inputs, Merged, Tensors, wide
@@ -59,7 +59,8 @@ class Tinting:
 
         Raises UsageError for a task whose kind has no classes, or that has nothing of its own.
         """
-        inputs = unlabelled(family.tasks, data, "Tinting")
+        rounds = Rounds.of(family, data, "Tinting", self.batch_size, self.seed)
+        inputs = rounds.inputs
         heads = {
             f"own/{task}/{name}": wide(tensor)
             for task in inputs
@@ -72,7 +73,6 @@ class Tinting:
                     f"Tinting trains each task's own layer; task {task!r} shares all of its model. "
                     "Name its head in own= of the family."
                 )
-        rounds = Rounds(family, inputs, Draw(self.batch_size, self.seed))
         coefficients = Coefficients(family.base, family.deltas, self.start, "layer")
         values = heads if on else {"coefficients": coefficients.values} | heads
 
