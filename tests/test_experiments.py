@@ -1,13 +1,9 @@
 """The pages of figures are what the experiments' tables say: nothing is written by hand."""
 
-import importlib
-import importlib.util
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +14,8 @@ from polytask.catalog import METHODS
 from polytask.evaluate.claims import load, markdown
 from polytask.parsing import parse, split
 
+from .experiment import imported, together
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "compare"
 
@@ -27,16 +25,8 @@ SCRIPTS = ("claims", "guide", "page", "picture", "run")
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The experiment's own modules; other experiments have modules of the same names."""
-    hidden = {name: sys.modules.pop(name) for name in SCRIPTS if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in SCRIPTS})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in SCRIPTS:
-            del sys.modules[name]
-        sys.modules.update(hidden)
+    with together(FOLDER, SCRIPTS) as scripts:
+        yield scripts
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +220,7 @@ def test_the_claims_page_is_that_of_the_ledger():
 @pytest.fixture(scope="module")
 def cost():
     """The experiment on what a step costs, under a name of its own."""
-    path = ROOT / "experiments" / "balance" / "cost.py"
-    spec = importlib.util.spec_from_file_location("balance_cost", path)
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded  # dataclasses look their module up
-    spec.loader.exec_module(loaded)
-    return loaded
+    return imported(ROOT / "experiments" / "balance", "cost")
 
 
 def test_what_a_step_costs_is_counted_beside_equal_weights(cost):

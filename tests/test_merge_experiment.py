@@ -1,16 +1,15 @@
 """The experiment on eight tasks to merge: its pictures, its signs, and claims from its table."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from polytask.catalog import METHODS
 from polytask.evaluate.claims import load, save
+
+from .experiment import together
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FOLDER = EXPERIMENTS / "merge"
@@ -19,16 +18,8 @@ SCRIPTS = ("found", "images", "training", "ends", "methods", "eight", "claims", 
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The experiment's own modules; other experiments have modules of the same names."""
-    hidden = {name: sys.modules.pop(name) for name in SCRIPTS if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in SCRIPTS})
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in SCRIPTS:
-            del sys.modules[name]
-        sys.modules.update(hidden)
+    with together(FOLDER, SCRIPTS) as scripts:
+        yield scripts
 
 
 def table_of(scripts, **changed):
