@@ -36,3 +36,11 @@ def test_a_run_taken_up_again_ends_as_if_nothing_was(tiny: ModuleType, tmp_path:
     assert record.points[-1].train == whole.points[-1].train
     for name, value in watched.last.items():
         assert torch.equal(taken_up.last[name], value)
+
+
+def test_a_finished_run_gives_its_model_where_training_does(
+    tiny: ModuleType, tmp_path: Path
+) -> None:
+    for _ in ("trained", "taken from the folder"):
+        _, watcher = tiny.run(tiny.shared(), "equal", tmp_path / "run", device="cuda")
+        assert {p.device.type for p in watcher.model.parameters()} == {"cuda"}

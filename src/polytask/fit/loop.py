@@ -90,6 +90,7 @@ def fit(
         if (folder / RECORD).exists():
             record = Record.load(folder / RECORD)
             model.load_state_dict(load_weights(folder))
+            model.to(config.device)  # where it is after training, too
             if ranks.rank() == 0 and any(folder.glob("checkpoint*")):  # killed before it was gone
                 checkpoint.remove(folder)
             return record
@@ -253,8 +254,8 @@ class _Run:
         return {name: value for name, value in kept.items() if id(value) not in others}
 
     def record(self, method: str, settings: dict[str, Any]) -> Record:
-        self._count_memory()
         """Return what the run leaves behind; the model has its best weights."""
+        self._count_memory()
         state, config = self.state, self.config
         assert state.best is not None
         use = used_experts(self.model, self.suite.val, max(config.batch_size, 256), config.device)
