@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +26,8 @@ from found import KEPT
 from images import TASKS
 from methods import JOBS, RATE, ROUNDS
 
+from polytask.records import versions
+
 BACKBONES = ("cnn", "vit")
 LONGEST = (
     "adamerging", "poisoned-dam", "atm", "poisoned-concrete-adamerging", "concrete-adamerging",
@@ -32,23 +36,24 @@ LONGEST = (
 
 
 def make_ends(backbone: str, seed: int, device: str) -> None:
-    _timed(f"{backbone}-s{seed}/ends", partial(made, backbone, seed, device))
+    _timed(f"{backbone}-s{seed}/ends", partial(made, backbone, seed, device), device)
 
 
 def run_job(backbone: str, seed: int, name: str, device: str, scoring: str) -> None:
     def make() -> dict[str, Any]:
         return {"rows": JOBS[name](ends(backbone, seed, device, scoring), seed)}
 
-    _timed(f"{backbone}-s{seed}/{name}", make)
+    _timed(f"{backbone}-s{seed}/{name}", make, device)
 
 
-def _timed(name: str, make: Callable[[], dict[str, Any]]) -> None:
+def _timed(name: str, make: Callable[[], dict[str, Any]], device: str) -> None:
     def timed() -> dict[str, Any]:
         start, cpu = time.perf_counter(), time.process_time()
         found = make()
         return found | {
             "seconds": time.perf_counter() - start,
             "processor_seconds": time.process_time() - cpu,
+            "versions": versions() | {"device": _called(device)},
         }
 
     KEPT.run(name, timed)
@@ -58,30 +63,44 @@ def begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def call(work: tuple[Callable[..., None], tuple[Any, ...]]) -> None:
-    work[0](*work[1])
+def _called(device: str) -> str:
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def in_processes(
-    works: list[tuple[Callable[..., None], tuple[Any, ...]]], jobs: int, threads: int
-) -> None:
-    """Call each, in `jobs` processes; one failure stops all."""
+Work = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+def call(work: Work) -> str:
+    """Do it; return why it failed, "" where it did not."""
+    do, given = work
+    try:
+        do(*given)
+    except Exception:  # one that fails must not take hours of the others with it
+        return f"{do.__name__}{given}: {traceback.format_exc()}"
+    return ""
+
+
+def in_processes(works: list[Work], jobs: int, threads: int) -> None:
+    """Call each, in `jobs` processes. Those that fail are told of, and end this when all ran."""
     if jobs == 1:
         begin(threads)
-        for work in works:
-            call(work)
-        return
-    with multiprocessing.get_context("spawn").Pool(
-        min(jobs, max(1, len(works))), begin, (threads,)
-    ) as pool:
-        for _ in pool.imap_unordered(call, works, chunksize=1):
-            pass
+        failed = [call(work) for work in works]
+    else:
+        with multiprocessing.get_context("spawn").Pool(
+            min(jobs, max(1, len(works))), begin, (threads,)
+        ) as pool:
+            failed = list(pool.imap_unordered(call, works, chunksize=1))
+    for text in filter(None, failed):
+        print(text, file=sys.stderr)
+    if any(failed):
+        sys.exit(f"{sum(map(bool, failed))} of {len(works)} failed; the others are kept.")
 
 
 def table() -> dict[str, Any]:
     """Return all runs that are there as one table, per backbone."""
     found: dict[str, Any] = {}
     seeds: set[int] = set()
+    made_on: list[dict[str, str]] = []  # not by what writes this table
     for backbone in BACKBONES:
         runs = {
             int(folder.name.split("-s")[1]): folder
@@ -93,10 +112,12 @@ def table() -> dict[str, Any]:
         for seed in runs:
             first = KEPT.run(f"{backbone}-s{seed}/ends", dict)
             individual = first["individual"]
+            made_on.append(first["versions"])
             rows = {"individual": {"accuracy": individual}, "joint": {"accuracy": first["joint"]}}
             for name in JOBS:
                 if (KEPT.runs / f"{backbone}-s{seed}" / f"{name}.json").exists():
                     kept = KEPT.run(f"{backbone}-s{seed}/{name}", dict)
+                    made_on.append(kept["versions"])
                     rows |= {name + added: row for added, row in kept["rows"].items()}
             for name, row in rows.items():
                 into = methods.setdefault(name, {"seeds": []})
@@ -104,7 +125,9 @@ def table() -> dict[str, Any]:
                 for key, value in summary(row, individual).items():
                     into.setdefault(key, []).append(value)
         found[backbone] = methods
+    each = {key: sorted({one[key] for one in made_on}) for key in made_on[0]} if made_on else {}
     return {
+        "versions": {key: ", ".join(values) for key, values in each.items()},
         "seeds": sorted(seeds),
         "tasks": TASKS.names,
         "settings": training.settings() | {"rounds": ROUNDS, "rate": RATE},

@@ -83,7 +83,7 @@ def scaled(ends: Ends, family: Family, method: Merge) -> tuple[Merged, float]:
 
 
 def _times(family: Family, whole: Tensors, scale: float) -> Tensors:
-    return {n: base + scale * (whole[n] - base) for n, base in family.base.items()}
+    return {n: base + scale * (whole[n].to(base.device) - base) for n, base in family.base.items()}
 
 
 def alone(method: Merge) -> Job:
