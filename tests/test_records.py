@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from polytask.errors import RunError
-from polytask.records import Cost, Point, Probe, Record, file_name, read_json, to_json, write_atomic
+from polytask.records import (
+    Cost,
+    Point,
+    Probe,
+    Record,
+    file_name,
+    read_json,
+    to_json,
+    together,
+    write_atomic,
+)
 
 POINT = Point(
     step=10,
@@ -190,3 +200,9 @@ def test_readers_among_many_writers_only_ever_see_whole_files(tmp_path):
             write.result()
     assert path.read_bytes() in contents
     assert names_in(tmp_path) == ["record.json"]
+
+
+def test_versions_of_runs_made_apart_are_all_named():
+    made = [{"torch": "2.13.0", "python": "3.11"}, {"torch": "2.11.0", "python": "3.11"}]
+    assert together(made) == {"torch": "2.11.0, 2.13.0", "python": "3.11"}
+    assert together([]) == {}

@@ -26,7 +26,7 @@ from found import KEPT
 from images import TASKS
 from methods import JOBS, RATE, ROUNDS
 
-from polytask.records import versions
+from polytask.records import together, versions
 
 BACKBONES = ("cnn", "vit")
 LONGEST = (
@@ -125,9 +125,8 @@ def table() -> dict[str, Any]:
                 for key, value in summary(row, individual).items():
                     into.setdefault(key, []).append(value)
         found[backbone] = methods
-    each = {key: sorted({one[key] for one in made_on}) for key in made_on[0]} if made_on else {}
     return {
-        "versions": {key: ", ".join(values) for key, values in each.items()},
+        "versions": together(made_on),
         "seeds": sorted(seeds),
         "tasks": TASKS.names,
         "settings": training.settings() | {"rounds": ROUNDS, "rate": RATE},

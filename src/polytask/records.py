@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,15 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "machine": platform.machine(),
     }
+
+
+def together(every: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the versions that several runs were made with, such as "2.11.0, 2.13.0" for torch."""
+    found: dict[str, set[str]] = {}
+    for versions in every:
+        for name, version in versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(each)) for name, each in found.items()}
 
 
 def to_json(value: Any) -> Any:

@@ -13,7 +13,7 @@ from polytask.fit import RECORD
 from polytask.parsing import parse
 from polytask.recipes.plan import SINGLE, Model, Plan, Setting
 from polytask.recipes.train import Job, test
-from polytask.records import Cost, Record, to_json, versions
+from polytask.records import Cost, Record, to_json, together
 from polytask.suites import SPLITS, Suite
 
 STOPPING = (
@@ -79,7 +79,7 @@ class _Result:
             "level": LEVEL,
             "command": plan.command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
+            "versions": together(record.versions for record in self.records.values()),
             "rows": {split: {s.name: len(s) for s in suite.split(split)} for split in SPLITS},
             "tasks": [
                 {
