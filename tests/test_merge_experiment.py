@@ -137,3 +137,19 @@ def test_the_usps_file_is_read_as_it_was_written(scripts, require_data):
     means = torch.stack([train.pixels[train.labels == c].float().mean(0) for c in range(10)])
     near = torch.cdist(test.pixels.flatten(1).float(), means.flatten(1)).argmin(1)
     assert float((near == test.labels).double().mean()) > 0.75
+
+
+def test_a_job_that_fails_is_told_of_and_the_others_are_done(scripts, capsys):
+    done = []
+
+    def work(name):
+        if name == "bad":
+            raise ValueError("no such thing")
+        done.append(name)
+
+    with pytest.raises(SystemExit, match="1 of 3 failed"):
+        scripts.eight.in_processes([(work, (name,)) for name in ("a", "bad", "b")], 1, 1)
+    assert done == ["a", "b"]
+    assert "no such thing" in capsys.readouterr().err
+    scripts.eight.in_processes([(work, ("c",))], 1, 1)
+    assert done[-1] == "c"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import inf
 from statistics import fmean, geometric_mean, stdev
@@ -75,7 +76,8 @@ What these figures are not blind to:
   were replaced whole, by runs on the CPU of another machine (see the versions), with nothing else
   changed. Camvid's comparison of architectures was first begun with 30 epochs on a GPU, and was cut
   off before anything was tested; its validation scores had been seen when 16 epochs were chosen,
-  for time.
+  for time. Architectures of rows ran there later, on a GPU (H200) under other versions, beside
+  single-task models of their own: read each of camvid's two tables by itself.
 
 Run them all again with `python experiments/compare/run.py`; the tables behind this page are in
 [`experiments/compare`](../experiments/compare).
@@ -196,7 +198,14 @@ def _architectures(sharing: Mapping[str, Table]) -> str:
         return ""
     names = dict.fromkeys(m for t in sharing.values() for m in (*t["methods"], *t["failed"]))
     rows = [[n, *[cell(t, n) for t in sharing.values()]] for n in names if n != "single"]
-    head = ["architecture", *(f"[{t['suite']}](#{name})" for name, t in sharing.items())]
+    names_of = Counter(t["suite"] for t in sharing.values())
+    head = [
+        "architecture",
+        *(
+            f"[{t['suite'] if names_of[t['suite']] == 1 else name}](#{name})"
+            for name, t in sharing.items()
+        ),
+    ]
     text = (
         "## Architectures: delta-m in %\n\nEqual weights, one model for all tasks; `hard` is one "
         "encoder with a head per task. Empty: not compared there. Each has its default sizes, so "

@@ -52,17 +52,14 @@ class Experts(nn.Module):
         self.number, self.inputs, self.widths, self.out = number, inputs, tuple(widths), out
         # What networks have in common that can run side by side.
         self.form = (self.inputs, self.widths, self.out)
+        # The layers' names: "0", "1", ..., and "out" for one without ReLU.
+        self.layers = (*map(str, range(len(widths))), *(() if out is None else ("out",)))
         for layer, i, o in zip(self.layers, (inputs, *every), every, strict=False):
             bound = 1 / math.sqrt(i)
             weight = torch.empty(number, i, o).uniform_(-bound, bound)
             bias = torch.empty(number, o).uniform_(-bound, bound)
             self.register_parameter(f"weight_{layer}", nn.Parameter(weight))
             self.register_parameter(f"bias_{layer}", nn.Parameter(bias))
-
-    @property
-    def layers(self) -> list[str]:
-        """The layers' names: "0", "1", ..., and "out" for one without ReLU."""
-        return [*map(str, range(len(self.widths))), *(() if self.out is None else ("out",))]
 
     @property
     def weights(self) -> list[Tensor]:

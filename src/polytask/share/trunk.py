@@ -12,7 +12,8 @@ features, A = asked tasks, W = width of what the trunk gives each task, O = outp
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -112,6 +113,12 @@ class TrunkModel(BetweenModel):
         if not asked:
             return {}
         encoder, trunk = self.encoder, self.trunk
+        if trace is None and len(asked) == 1:
+            (task,) = asked
+            head = self.heads._modules[key(task)]
+            assert head is not None
+            stacked = trunk.stack(asked)
+            return {task: one(inputs, encoder, trunk, stacked, head, self._reads[task], task)}
         features = encoder(inputs)
         also = beside(features, trunk.also, encoder)
         outputs: dict[str, Tensor] = {}
@@ -144,16 +151,43 @@ class Extracted(Alone):
     def __init__(self, model: TrunkModel, task: str) -> None:
         super().__init__(model, task)
         trunk = model.trunk
-        self._mix, self._inputs, self._also = type(trunk).mix, trunk.inputs, trunk.also
+        self._form, self._task = Form(type(trunk).mix, trunk.inputs, trunk.also), task
 
     def forward(self, inputs: Inputs) -> Tensor:
-        features = self.encoder(inputs)
-        feature = pick(features, self._read, "", self.encoder)
-        stacked = self.stacked | beside(features, self._also, self.encoder)
-        given = self._mix(stacked, flat(feature, self._read, self._inputs))
-        rows_1RW = given.rows() if isinstance(given, Mixture) else given
-        output: Tensor = self.head(shaped(rows_1RW[0], feature, self._read))
-        return output
+        form, stacked = self._form, self.stacked
+        return one(inputs, self.encoder, form, stacked, self.head, self._read, self._task)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of a trunk is no parameter."""
+
+    mix: Callable[[Stacked, Tensor], Tensor | Mixture]
+    inputs: int
+    also: tuple[str, ...]
+
+
+def one(
+    inputs: Inputs,
+    encoder: nn.Module,
+    trunk: Trunk | Form,
+    stacked: Stacked,
+    head: nn.Module,
+    read: str,
+    task: str,
+) -> Tensor:
+    """Return a task's output, from what the trunk stacked for it alone.
+
+    Few lines of Python on purpose: with one row they cost as much as the products.
+    """
+    features = encoder(inputs)
+    feature = features if isinstance(features, Tensor) else pick(features, read, task, encoder)
+    if trunk.also:
+        stacked = stacked | beside(features, trunk.also, encoder)
+    given = trunk.mix(stacked, flat(feature, read, trunk.inputs))
+    rows_1RW = given.rows() if isinstance(given, Mixture) else given
+    output: Tensor = head(shaped(rows_1RW[0], feature, read))
+    return output
 
 
 def beside(features: Features, names: Sequence[str], encoder: nn.Module) -> Stacked:
@@ -176,6 +210,8 @@ DIMENSIONS = {"row": 2, "sequence": 3, "map": 4}
 
 def flat(feature: Tensor, read: str, width: int) -> Tensor:
     """Return the feature with every position as a row, (R, D)."""
+    if feature.ndim == 2 and feature.shape[1] == width and read == "row":  # as it is, mostly
+        return feature
     if feature.ndim != DIMENSIONS.get(read, feature.ndim):
         raise UsageError(
             f"A {read!r} has {DIMENSIONS[read]} dimensions, but the encoder gives one of shape "
