@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "compare"
 
 
-SCRIPTS = ("claims", "guide", "page", "picture", "run")
+SCRIPTS = ("claims", "guide", "page", "merging", "picture", "run")
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +255,25 @@ def test_every_method_sees_the_same_batches_from_the_same_weights(cost):
     first, second = ([p.detach() for p in one.balancer.shared] for one in trained)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], cost.prepare("digits2", "equal").balancer.shared[0])
+
+
+def test_merges_stand_beside_each_other_with_all_their_seeds_or_not_at_all(scripts):
+    def row(*normalised, **more):
+        return {"seeds": [0, 1], "normalised": list(normalised), **more}
+
+    table = {
+        "seeds": [0, 1],
+        "versions": {"torch": "2", "device": "cpu"},
+        "backbones": {
+            "cnn": {"ties": row(80.0, 82.0), "pcb": {"seeds": [0], "normalised": [99.0]}},
+            "vit": {"ties": row(70.0, 70.0), "dam": row(90.0, 90.0, attack_success=[10.0, 20.0])},
+        },
+    }
+    text = scripts.merging.section(table)
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    low, high = 81 - scipy.stats.t.ppf(0.975, 1), 81 + scipy.stats.t.ppf(0.975, 1)
+    assert lines == [
+        "| dam |  | 90.0 [90.0, 90.0] |  | 15 % |",
+        f"| ties | 81.0 [{low:.1f}, {high:.1f}] | 70.0 [70.0, 70.0] |  |  |",
+    ]
+    assert scripts.merging.section({}) == ""

@@ -6,9 +6,9 @@
     python experiments/compare/run.py --page           # only rewrite the pages and the claims
 
 Each comparison is one `polytask compare` command, shown in its table. Run folders go to `runs/`
-(a comparison that was stopped goes on where it was), tables to this folder. From the tables, and
-from `../balance/cost.json`, follow `docs/results.md`, the figures and the pictures of
-`docs/balance.md`, the claims in `claims.json` here and `docs/claims.md`.
+(a comparison that was stopped goes on where it was), tables to this folder. From the tables, from
+`../balance/cost.json` and from `../merge/eight.json` follow `docs/results.md`, the figures and the
+pictures of `docs/balance.md`, the claims in `claims.json` here and `docs/claims.md`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import claims
 import guide
+import merging
 import page
 import picture
 import torch
@@ -34,6 +35,7 @@ from polytask.recipes import METHODS, RESULT, load_suite
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COST = HERE.parent / "balance" / "cost.json"
+MERGED = HERE.parent / "merge" / "eight.json"
 AROUND = ("wrapped", "added")
 
 EVERY = (
@@ -205,7 +207,7 @@ def train(command: str, folder: Path) -> Path:
 def pages(tables: dict[str, Any], cost: dict[str, Any]) -> dict[Path, str]:
     """Return the documents that follow from the tables, and their texts."""
     docs = ROOT / "docs"
-    made = {docs / "results.md": page.markdown(tables, cost)}
+    made = {docs / "results.md": page.markdown(tables, cost) + merging.section(read_merged())}
     kept = (docs / "balance.md").read_text()
     return made | {
         docs / "balance.md": guide.filled(kept, tables, cost, read_around()),
@@ -222,6 +224,11 @@ def read_tables() -> dict[str, Any]:
 def read_around() -> list[dict[str, Any]]:
     """Return the tables of methods with and without what stands around them."""
     return [json.loads((COST.parent / f"{name}.json").read_text()) for name in AROUND]
+
+
+def read_merged() -> dict[str, Any]:
+    """Return what merging eight tasks gave, empty where it was not run."""
+    return json.loads(MERGED.read_text()) if MERGED.exists() else {}
 
 
 def read_cost() -> dict[str, Any]:
