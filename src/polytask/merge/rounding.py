@@ -5,6 +5,7 @@ Shapes: P = elements of a piece.
 
 from __future__ import annotations
 
+import math
 import sys
 
 import numpy as np
@@ -30,23 +31,29 @@ def rounded(merged_P: Tensor, dtype: torch.dtype, name: str, finite: bool = True
         stay so; what leaves the dtype's range raises all the same.
     Raises RunError where an element is out of range; it never becomes infinite in silence.
     """
-    if merged_P.numel() == 0:
-        return merged_P.to(dtype)
-    # torch goes by way of float32 from float64 to 16 bits; there the range is looked at on the way.
-    near_P = merged_P
-    if merged_P.dtype == torch.float64 and dtype in DROPPED:
-        near_P = _off_ties(merged_P, dtype)
-    elif merged_P.dtype != dtype and dtype not in DROPPED:
-        near_P = merged_P.to(dtype)
-    out_P = near_P.to(dtype)
-    low, high = (float(end) for end in torch.aminmax(near_P))  # NaN where one is in it
-    most = torch.finfo(dtype).max
-    if not -most <= low <= high <= most:
-        _check_range(merged_P, out_P, name, finite)
+    out_P = nearest(merged_P, dtype)
+    if not all_finite(out_P):
+        check_range(merged_P, out_P, name, finite)
     return out_P
 
 
-def _check_range(merged_P: Tensor, out_P: Tensor, name: str, finite: bool) -> None:
+def nearest(merged_P: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `merged_P` in `dtype`, each element the nearest value; infinite out of its range."""
+    if merged_P.dtype == torch.float64 and dtype in DROPPED:
+        merged_P = _off_ties(merged_P, dtype)  # torch goes by way of float32
+    return merged_P.to(dtype)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Return whether all are finite; quickly where they are."""
+    # A sum is not finite where one of its terms is not; it may also leave the dtype's range alone.
+    if values.numel() == 0 or math.isfinite(values.sum().item()):
+        return True
+    return all(math.isfinite(end) for end in torch.aminmax(values))  # NaN where one is in it
+
+
+def check_range(merged_P: Tensor, out_P: Tensor, name: str, finite: bool) -> None:
+    """Raise RunError where an element is not finite that has to be; see `rounded`."""
     left_P = ~out_P.isfinite()
     if not finite:
         left_P &= merged_P.isfinite()
