@@ -87,18 +87,18 @@ class Ranks:
             keys_P = keys_RP[line // ranks]
             if low == high:
                 continue
-            shift = _shift(low, high)
-            from_low_P = (keys_P - keys_P.dtype.type(low)).view(_UNSIGNED[keys_P.dtype])
-            inside_N = np.flatnonzero(from_low_P <= from_low_P.dtype.type(high - low))
-            if len(inside_N) < len(keys_P):
-                above_L[line] += np.count_nonzero(keys_P > keys_P.dtype.type(high))
+            from_low_P = keys_P >= keys_P.dtype.type(low)
+            inside_N = np.flatnonzero(from_low_P & (keys_P <= keys_P.dtype.type(high)))
+            above_L[line] += np.count_nonzero(from_low_P) - len(inside_N)
             if "kept_L" in sums:
                 kept = int(sums["kept_L"][line])
                 fits = min(len(inside_N), max(0, BINS - kept))
                 inside_LB[line, kept : kept + fits] = keys_P[inside_N[:fits]]
                 sums["kept_L"][line] += len(inside_N)
                 continue
-            bin_N = (from_low_P[inside_N] >> from_low_P.dtype.type(shift)).astype(np.int64)
+            unsigned = _UNSIGNED[keys_P.dtype]
+            over_low_N = (keys_P[inside_N] - keys_P.dtype.type(low)).view(unsigned)
+            bin_N = (over_low_N >> unsigned(_shift(low, high))).astype(np.int64)
             if len(bin_N) > BINS:
                 inside_LB[line] += np.bincount(bin_N, minlength=BINS)
             else:

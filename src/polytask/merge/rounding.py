@@ -6,7 +6,6 @@ Shapes: P = elements of a piece.
 from __future__ import annotations
 
 import math
-import sys
 
 import numpy as np
 import torch
@@ -17,10 +16,6 @@ from polytask.errors import RunError
 
 DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of a float32's fraction that the dtype has no room for."""
-
-
-LOW = 0 if sys.byteorder == "little" else 1
-"""Which half of a float32 holds its last bits."""
 
 
 def rounded(merged_P: Tensor, dtype: torch.dtype, name: str, finite: bool = True) -> Tensor:
@@ -77,9 +72,9 @@ def _off_ties(merged_P: Tensor, dtype: torch.dtype) -> Tensor:
     single_P = merged_P.to(torch.float32)
     numbers_P = single_P.reshape(-1).cpu().numpy()
     index_N = _ties(numbers_P, dtype)
-    if len(index_N):
-        exact_N = merged_P.reshape(-1).cpu().numpy()[index_N]
-        off_N = exact_N != numbers_P[index_N]
+    exact_N = merged_P.reshape(-1).cpu().numpy()[index_N]
+    off_N = np.flatnonzero(exact_N != numbers_P[index_N])
+    if len(off_N):
         index_N, exact_N = index_N[off_N], exact_N[off_N]
         # Rounding to odd: an inexact float32 takes the neighbour whose last bit is 1: never a tie.
         number_N = numbers_P[index_N]
@@ -91,13 +86,10 @@ def _off_ties(merged_P: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _ties(single_P: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.intp]:
     """Return the places of all ties between values of the dtype, and of some others."""
-    if dtype == torch.bfloat16:
-        # Its exponent is a float32's, so a tie ends in 16 bits 1000...0 wherever it stands. They
-        # are looked for in both halves of each number: that is faster than every other one.
-        halves = np.flatnonzero(single_P.view(np.uint16) == 0x8000)
-        places: NDArray[np.intp] = halves[halves & 1 == LOW] >> 1
-        return places
     bits_P = single_P.view(np.uint32)
+    if dtype == torch.bfloat16:
+        # Its exponent is a float32's, so a tie ends in 16 bits 1000...0 wherever it stands.
+        return np.flatnonzero(bits_P << np.uint32(16) == np.uint32(1 << 31))
     size_P = bits_P & np.uint32(0x7FFFFFFF)
     tie = np.uint32(1 << (DROPPED[dtype] - 1))
     is_tie_P = (bits_P & (2 * tie - 1)) == tie
