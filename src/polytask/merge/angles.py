@@ -82,7 +82,9 @@ class Angles(Surveyor):
     @final
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the mixed piece, (P,)."""
-        return self.mixture(len(tuned_MP), state)(base_P if self.needs_base else base_P[:0], tuned_MP)
+        return self.mixture(len(tuned_MP), state)(
+            base_P if self.needs_base else base_P[:0], tuned_MP
+        )
 
 
 def cosine(gram_MM: Tensor, i: int, j: int) -> float:

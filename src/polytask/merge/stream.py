@@ -155,8 +155,13 @@ class Stream:
             if isinstance(method, Surveyor) and _over_tensor(method):
                 state = self._survey_tensor(item, method, own)
             step = count if method.reach == "tensor" else self.need.chunk
+            mixture = None if is_wide(item) else method.mixture(self._tuned, state)
             for at, size in _chunks(start, count, step):
-                self._piece(item, method, at, size, state, own)
+                if mixture is None:
+                    merged = self._piece(item, method, at, size, state, own)
+                else:
+                    merged = self._pieces.mixed(item, method, mixture, at, size, own)
+                self._write(item, method, at, size, merged, own)
         with self._lock:
             self._left[item.name] -= 1
             last = self._left[item.name] == 0
@@ -165,15 +170,14 @@ class Stream:
 
     def _piece(
         self, item: Item, method: Merge, start: int, count: int, state: State, own: Buffers
+    ) -> Tensor:
+        seen = self._seen or _over_tensor(method)
+        base, tuned_M = self._shaped(item, method, start, count, own, seen)
+        return method.piece(base, tuned_M, Place(item.key, start, item.entry.shape), state)
+
+    def _write(
+        self, item: Item, method: Merge, start: int, count: int, merged: Tensor, own: Buffers
     ) -> None:
-        mixture = None if is_wide(item) else method.mixture(self._tuned, state)
-        if mixture is not None:
-            merged = self._pieces.mixed(item, method, mixture, start, count, own)
-        else:
-            seen = self._seen or _over_tensor(method)
-            base, tuned_M = self._shaped(item, method, start, count, own, seen)
-            at = Place(item.key, start, item.entry.shape)
-            merged = method.piece(base, tuned_M, at, state)
         values_P = nearest(merged, item.entry.dtype).reshape(-1)
         if not all_finite(values_P):
             merged_P = merged.reshape(-1).clone()  # out of the buffers, which are read into again
