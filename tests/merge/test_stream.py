@@ -10,8 +10,15 @@ import torch
 from polytask.catalog import METHODS
 from polytask.errors import RunError, UsageError
 from polytask.merge import (
-    SLERP, TIES, Average, ModelStock, Options, TaskArithmetic, merge, prepare,
-)  # fmt: skip
+    SLERP,
+    TIES,
+    Average,
+    ModelStock,
+    Options,
+    TaskArithmetic,
+    merge,
+    prepare,
+)
 from polytask.merge.base import GRAIN, Merge
 
 from .saved import base, elsewhere, load, mixed, same, save, tuned
