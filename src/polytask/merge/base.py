@@ -74,7 +74,7 @@ class Mixture:
         rows: the tuned ones, (P,) each, and then the base where it takes part. Each is done with
             when the next one comes, so that all may come in the same memory.
         """
-        sum_P, one_P = wide_2P
+        sum_P, one_P = wide_2P[0], wide_2P[1]
         # Products and sums are rounded apart: fused, which not every processor can, a value beside
         # a tie would round by the machine.
         for number, (row_P, factor) in enumerate(zip(rows, (*self.tuned, self.base), strict=False)):

@@ -182,7 +182,8 @@ def _binned(keys_N: NDArray[np.signedinteger], low: int, high: int) -> NDArray[n
     """Return the counter of each key of a bracket."""
     unsigned = _UNSIGNED[keys_N.dtype]
     over_low_N = (keys_N - keys_N.dtype.type(low)).view(unsigned)
-    return (over_low_N >> unsigned(_shift(low, high))).astype(np.int64)
+    bin_N: NDArray[np.int64] = (over_low_N >> unsigned(_shift(low, high))).astype(np.int64)
+    return bin_N
 
 
 def _bracketed(
