@@ -124,7 +124,8 @@ class Merge(ABC):
         would be rounded a second time; changes none of its arguments.
 
         base_P: (P,), or (0,) where there is no base. tuned_MP: (M, P). A method that reaches for
-            the tensor gets and returns it in its shape: (*shape), (M, *shape).
+            the tensor gets and returns it in its shape: (*shape), (M, *shape). An element that is
+            not finite in one of the models is not finite in what comes back.
         state: what `survey` left; empty for a method without.
         """
 

@@ -171,7 +171,9 @@ class Stream:
     def _piece(
         self, item: Item, method: Merge, start: int, count: int, state: State, own: Buffers
     ) -> Tensor:
-        seen = self._seen or _over_tensor(method)
+        # Without a survey, what is not finite shows in the result, see `Merge.piece`.
+        shows = method.reach == "elements" and not isinstance(method, Surveyor)
+        seen = shows or self._seen or _over_tensor(method)
         base, tuned_M = self._shaped(item, method, start, count, own, seen)
         return method.piece(base, tuned_M, Place(item.key, start, item.entry.shape), state)
 
