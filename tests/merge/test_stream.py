@@ -9,7 +9,16 @@ import torch
 
 from polytask.catalog import METHODS
 from polytask.errors import RunError, UsageError
-from polytask.merge import TIES, Average, Options, TaskArithmetic, merge, prepare
+from polytask.merge import (
+    SLERP,
+    TIES,
+    Average,
+    ModelStock,
+    Options,
+    TaskArithmetic,
+    merge,
+    prepare,
+)
 from polytask.merge.base import GRAIN, Merge
 
 from .saved import base, elsewhere, load, mixed, same, save, tuned
@@ -61,6 +70,22 @@ def test_a_streamed_tensor_is_what_the_method_makes_of_it_whole(row):
     found = merge({"w": start}, [{"w": m} for m in models], chosen, options=Options(chunk=GRAIN))
     expected = chosen(start, torch.stack(models), "w")
     assert torch.equal(found["w"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "chosen",
+    [Average(), Average((1.0, 2.0, 0.5, 1.0)), TaskArithmetic(), SLERP(0.3), ModelStock()],
+    ids=repr,
+)
+def test_a_mixture_formed_as_it_is_read_is_what_the_method_makes_of_it(chosen, dtype):
+    """Scales of 0.3 on few different changes: many of them end exactly between two values."""
+    draw = torch.Generator().manual_seed(5)
+    start = (torch.randn(40_000, generator=draw) * 0.02).to(dtype)
+    tuned_MP = (start + 0.002 * torch.randn(4, 40_000, generator=draw)).to(dtype)[: chosen.most]
+    options = Options(chunk=GRAIN)
+    found = merge({"w": start}, [{"w": one} for one in tuned_MP], chosen, options=options)["w"]
+    assert torch.equal(found, chosen(start, tuned_MP, "w"))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 8])

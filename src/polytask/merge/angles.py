@@ -6,27 +6,28 @@ Shapes: M = models, P = elements of one piece, G = elements of one block.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from polytask.merge.base import GRAIN, Mixture, Over, Place, State, Surveyor
-from polytask.merge.steps import moved, weighted_sum
 
 
 class Angles(Surveyor):
-    """A mix of base and models, per tensor, by their inner products. Works in float64.
+    """A mix of base and models, per tensor, by their inner products, in float64.
 
     Products are summed over blocks of GRAIN elements, and the blocks in order, so that a tensor
     cut into pieces gives the same sum to the last bit.
     """
 
-    dtype: ClassVar[torch.dtype] = torch.float64
-
     @abstractmethod
     def vectors(self, base_P: Tensor, tuned_MP: Tensor) -> Tensor:
-        """Return the vectors whose inner products are asked for, (M, P), in memory of their own."""
+        """Return the vectors whose inner products are asked for, (M, P); they may overwrite the
+        tuned ones.
+
+        tuned_MP: in memory of its own.
+        """
 
     @abstractmethod
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
@@ -62,7 +63,9 @@ class Angles(Surveyor):
         # tensor_split would cut evenly; blocks must start where they do in every other cut.
         for start in range(0, tuned_MP.shape[1], GRAIN):
             block = slice(start, start + GRAIN)
-            vectors_MG = self.vectors(base_P[block], tuned_MP[:, block]).to(torch.float64)
+            # In memory of its own: where a block lies must not matter to the sums of its products.
+            tuned_MG = tuned_MP[:, block].to(torch.float64, copy=True)
+            vectors_MG = self.vectors(base_P[block].to(torch.float64), tuned_MG)
             sums["gram_MM"] += (vectors_MG @ vectors_MG.T).cpu()
 
     @final
@@ -79,9 +82,9 @@ class Angles(Surveyor):
     @final
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the mixed piece, (P,)."""
-        of_base, of_tuned = self.mix(state["gram_MM"])
-        merged_P = weighted_sum(tuned_MP, of_tuned)
-        return moved(merged_P, base_P, of_base) if self.needs_base else merged_P
+        return self.mixture(len(tuned_MP), state)(
+            base_P if self.needs_base else base_P[:0], tuned_MP
+        )
 
 
 def cosine(gram_MM: Tensor, i: int, j: int) -> float:

@@ -13,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
 from polytask.merge.base import Merge, Mixture, Place, State
-from polytask.merge.steps import weighted_sum
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,6 @@ class Average(Merge):
     weights: one per model, whose sum is not 0; equal where none are given.
     """
 
-    dtype: ClassVar[torch.dtype] = torch.float64
     needs_base: ClassVar[bool] = False
 
     weights: tuple[float, ...] = ()
@@ -47,8 +44,7 @@ class Average(Merge):
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the mean, (P,)."""
-        whole = sum(self.weights) if self.weights else len(tuned_MP)
-        return weighted_sum(tuned_MP, self.weights) / whole
+        return self.mixture(len(tuned_MP), state)(base_P[:0], tuned_MP)
 
 
 def average(tuned_MP: Tensor, weights: tuple[float, ...] = ()) -> Tensor:

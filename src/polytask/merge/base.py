@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -67,13 +68,40 @@ class Mixture:
     over: float = 1.0
     scale: float | None = None
 
+    def of(self, rows: Iterable[Tensor], wide_2P: Tensor) -> Tensor:
+        """Return it, (P,), in float64, in the memory of `wide_2P`.
+
+        rows: the tuned ones, (P,) each, and then the base where it takes part. Each is done with
+            when the next one comes, so that all may come in the same memory.
+        """
+        sum_P, one_P = wide_2P[0], wide_2P[1]
+        # Products and sums are rounded apart: fused, which not every processor can, a value beside
+        # a tie would round by the machine.
+        for number, (row_P, factor) in enumerate(zip(rows, (*self.tuned, self.base), strict=False)):
+            term_P = one_P if number else sum_P
+            term_P.copy_(row_P)
+            if factor != 1:
+                term_P.mul_(factor)
+            if number:
+                sum_P.add_(term_P)
+        if self.over != 1:
+            sum_P.div_(self.over)
+        if self.scale is not None:
+            sum_P.mul_(self.scale).add_(one_P.copy_(row_P))
+        return sum_P
+
+    def __call__(self, base_P: Tensor, tuned_MP: Tensor) -> Tensor:
+        """Return it, (P,), in float64. base_P: (P,), or (0,) where it takes no part."""
+        rows = (*tuned_MP, base_P) if len(base_P) else tuned_MP
+        return self.of(rows, tuned_MP.new_empty(2, tuned_MP.shape[1], dtype=torch.float64))
+
 
 class Merge(ABC):
     """The contract of this room. A method is a frozen dataclass of settings.
 
     reach: what `piece` must see at once.
-    dtype: the precision it works in: the engine widens what it read to it, and rounds once at the
-        end. float64 where a float32 sum would be rounded a second time.
+    dtype: the precision of the pieces it gets: the engine widens what it read to it, and rounds
+        once at the end.
     needs_base: False where the base takes no part; it may then be None.
     order_free: True where the order of the models does not matter. A method with settings per
         model says so of equal ones.
@@ -92,17 +120,19 @@ class Merge(ABC):
 
     @abstractmethod
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
-        """Return one merged piece, in the precision of what came; changes none of its arguments.
+        """Return one merged piece, in the precision of what came or in float64, where float32
+        would be rounded a second time; changes none of its arguments.
 
         base_P: (P,), or (0,) where there is no base. tuned_MP: (M, P). A method that reaches for
-            the tensor gets and returns it in its shape: (*shape), (M, *shape).
+            the tensor gets and returns it in its shape: (*shape), (M, *shape). An element that is
+            not finite in one of the models is not finite in what comes back.
         state: what `survey` left; empty for a method without.
         """
 
     def mixture(self, models: int, state: State) -> Mixture | None:
         """Return the result as a mixture, where it is one; None where it is more than that.
 
-        The engine forms mixtures straight from what it reads, as `piece` would.
+        The engine forms mixtures straight from what it reads; `piece` is then the same mixture.
         """
         return None
 

@@ -78,11 +78,11 @@ class Breadcrumbs(Surveyor):
         """Count sizes of changes."""
         elements = at.stands_for or base_P.numel()
         if self.sees_all(at, elements):
-            sizes_MP = task_vectors(base_P, tuned_MP).abs()
+            sizes_MP = task_vectors(base_P, tuned_MP).abs_()
             RANKS.look_whole(sizes_MP, sums, self._ranks(elements))
         else:
             stride = 1 if at.stands_for else RANKS.stride(state)
-            sizes_MP = task_vectors(base_P[::stride], tuned_MP[:, ::stride]).abs()
+            sizes_MP = task_vectors(base_P[::stride], tuned_MP[:, ::stride]).abs_()
             RANKS.look(sizes_MP, elements, state, sums)
 
     def settle(self, state: State, sums: State) -> State:

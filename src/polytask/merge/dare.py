@@ -27,7 +27,9 @@ from polytask.merge.steps import mask, moved, rescale, task_vectors, weighted_su
 def dropped(base_P: Tensor, tuned_MP: Tensor, drop: float, at: Place, seed: int) -> Tensor:
     """Return the task vectors, (M, P), a share `drop` of them set to 0; not yet rescaled."""
     tau_MP = task_vectors(base_P, tuned_MP)
-    return mask(tau_MP, kept(1 - drop, tau_MP, at, seed)) if drop else tau_MP
+    if drop == 0:
+        return tau_MP
+    return mask(tau_MP, kept(1 - drop, tau_MP, at, seed), out=tau_MP)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class ModelStock(Angles):
 
     def vectors(self, base_P: Tensor, tuned_MP: Tensor) -> Tensor:
         """Return the task vectors, (M, P)."""
-        return tuned_MP - base_P
+        return tuned_MP.sub_(base_P)
 
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
         """Return 1 - t for the base, and t / M for each model."""

@@ -5,19 +5,20 @@ Shapes: M = tuned models, R = M + 1 with the base as row 0, P = elements of one 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from polytask.errors import DataError
 from polytask.merge.base import Merge, Mixture
 from polytask.merge.need import Need
 from polytask.merge.options import Nonfinite
 from polytask.merge.plan import Item, Part, Plan
+from polytask.merge.rounding import all_finite
 from polytask.merge.window import Arena
 
 
@@ -49,8 +50,8 @@ class Pieces:
 
     def load(
         self, item: Item, method: Merge, start: int, count: int, own: Buffers, seen: bool = False
-    ) -> tuple[Tensor, Tensor, bool]:
-        """Return base (empty where it takes no part), tuned models, and whether all is finite.
+    ) -> tuple[Tensor, Tensor]:
+        """Return base (empty where it takes no part) and tuned models.
 
         seen: whether it was looked at for NaN in an earlier pass of this process.
         They are the thread's buffers: the next call overwrites them.
@@ -63,48 +64,32 @@ class Pieces:
                 part.read(start, row)
             else:
                 row.values_P.copy_(_raw(part, start, count, own))
-        # A sum is not finite where one of its terms is not: one quick pass instead of a slow one.
-        finite = (
-            (seen and item.name not in self.spoiled)
-            or math.isfinite(rows_RP.sum().item())
-            or self._finite(item, method, rows_RP)
-        )
+        if not seen and not all_finite(rows_RP):
+            self._note(item, method, rows_RP)
         if method.needs_base:
-            return rows_RP[0], rows_RP[1:], finite
-        return rows_RP.new_empty(0), rows_RP, finite
+            return rows_RP[0], rows_RP[1:]
+        return rows_RP.new_empty(0), rows_RP
 
-    def sum(
+    def finite(self, item: Item, method: Merge, start: int, count: int, own: Buffers) -> bool:
+        """Return whether all models are finite there."""
+        base_P, tuned_MP = self.load(item, method, start, count, own)
+        return all_finite(base_P) and all_finite(tuned_MP)
+
+    def mixed(
         self, item: Item, method: Merge, mixture: Mixture, start: int, count: int, own: Buffers
-    ) -> tuple[Tensor, bool]:
-        """Return a mixture of the models, and whether all of them are finite.
+    ) -> Tensor:
+        """Return a mixture of the models, not looked at for NaN; it is not finite where one is not.
 
-        Formed as they are read, in float64 (or where that is as good, see `_exact`, in float32).
+        Formed as they are read, in float64; or at once in the result's dtype, see `_pooled`.
         """
-        *tuned, base = (*item.parts[self.plan.has_base :], item.parts[0])
-        single = _exact(item, tuned, mixture)
-        dtype = torch.float32 if single else torch.float64
-        (sum_P, one_P), _ = own.pieces.rows(2, count, dtype)
-        # Products and sums are rounded apart: fused, which not every processor can, a value beside
-        # a tie would round by the machine.
-        for number, (part, factor) in enumerate(zip(tuned, mixture.tuned, strict=True)):
-            raw_P = _raw(part, start, count, own)
-            if number == 0:
-                sum_P.copy_(raw_P)
-                if factor != 1:
-                    sum_P.mul_(factor)
-            else:
-                sum_P.add_(raw_P if factor == 1 else one_P.copy_(raw_P).mul_(factor))
-        if method.needs_base:
-            raw_P = _raw(base, start, count, own)
-            sum_P.add_(one_P.copy_(raw_P).mul_(mixture.base))
-        if mixture.over != 1:
-            sum_P.div_(mixture.over)
-        if mixture.scale is not None:
-            sum_P.mul_(mixture.scale).add_(raw_P)
-        if math.isfinite(sum_P.sum().item()):
-            return sum_P, True
-        merged_P = sum_P.clone()
-        return merged_P, self.load(item, method, start, count, own)[2]
+        parts = (*item.parts[self.plan.has_base :], *item.parts[: method.needs_base])
+        if _pools(item, parts, mixture):
+            raw_MP, rows = own.pieces.rows(len(parts), count, torch.bfloat16)
+            for part, row in zip(parts, rows, strict=True):
+                part.read(start, row)
+            return _pooled(raw_MP)
+        wide_2P, _ = own.pieces.rows(2, count, torch.float64)
+        return mixture.of((_raw(part, start, count, own) for part in parts), wide_2P)
 
     def dtype(self, item: Item, method: Merge) -> torch.dtype:
         """Return the precision a tensor is merged in: wider than the method's for float64 files."""
@@ -114,14 +99,12 @@ class Pieces:
         """Return who takes part."""
         return item.parts if method.needs_base else item.parts[self.plan.has_base :]
 
-    def _finite(self, item: Item, method: Merge, rows_RP: Tensor) -> bool:
-        """Return whether all is finite after all; where not, raise or take note of it."""
+    def _note(self, item: Item, method: Merge, rows_RP: Tensor) -> None:
+        """Raise where a model is not finite, or take note of it."""
         labels = self.plan.labels if method.needs_base else self.plan.labels[self.plan.has_base :]
-        finite = True
         for label, row_P in zip(labels, rows_RP, strict=True):
-            if bool(row_P.isfinite().all()):
+            if all_finite(row_P):
                 continue
-            finite = False
             if self.nonfinite == "refuse":
                 word = "NaN" if bool(row_P.isnan().any()) else "infinite"
                 raise DataError(
@@ -130,7 +113,6 @@ class Pieces:
                 )
             with self._lock:
                 self.spoiled.setdefault(item.name, set()).add(label)
-        return finite
 
 
 def is_wide(item: Item) -> bool:
@@ -144,13 +126,23 @@ def _raw(part: Part, start: int, count: int, own: Buffers) -> Tensor:
     return raw.values_P
 
 
-def _exact(item: Item, tuned: Sequence[Part], mixture: Mixture) -> bool:
-    """Return whether a float32 sum is as good as one in float64.
+def _pools(item: Item, parts: Sequence[Part], mixture: Mixture) -> bool:
+    """Return whether `_pooled` forms this mixture as well as float64 would.
 
-    It is for a plain mean of 2, 4 or 8 bfloat16 models: 8 bits of fraction each leave a float32
+    It does for a plain mean of 2, 4 or 8 bfloat16 models: 8 bits of fraction each leave a float32
     room for sizes that are 2^13 apart, and the division is exact. What may be lost beyond that
     could only matter where the sum lies that close to halfway between two bfloat16.
     """
     plain = mixture.base == 0 and mixture.scale is None and set(mixture.tuned) == {1.0}
-    kinds = {item.entry.dtype, *(part.dtype for part in tuned)}
-    return plain and mixture.over in (1, 2, 4, 8) and kinds == {torch.bfloat16}
+    kinds = {item.entry.dtype, *(part.dtype for part in parts)}
+    return plain and mixture.over == len(parts) in (1, 2, 4, 8) and kinds == {torch.bfloat16}
+
+
+def _pooled(raw_MP: Tensor) -> Tensor:
+    """Return the mean of rows of bfloat16, summed in float32 and rounded once, (P,).
+
+    Average pooling over the models is what torch has to do that in one pass over all rows.
+    """
+    models, count = raw_MP.shape
+    pixels_PM = raw_MP.view(1, models, 1, count).permute(0, 3, 1, 2)
+    return functional.avg_pool2d(pixels_PM, (models, 1)).view(-1)

@@ -87,18 +87,16 @@ class Ranks:
             keys_P = keys_RP[line // ranks]
             if low == high:
                 continue
-            shift = _shift(low, high)
-            from_low_P = (keys_P - keys_P.dtype.type(low)).view(_UNSIGNED[keys_P.dtype])
-            inside_N = np.flatnonzero(from_low_P <= from_low_P.dtype.type(high - low))
-            if len(inside_N) < len(keys_P):
-                above_L[line] += np.count_nonzero(keys_P > keys_P.dtype.type(high))
+            from_low_P = keys_P >= keys_P.dtype.type(low)
+            inside_N = np.flatnonzero(from_low_P & (keys_P <= keys_P.dtype.type(high)))
+            above_L[line] += np.count_nonzero(from_low_P) - len(inside_N)
             if "kept_L" in sums:
                 kept = int(sums["kept_L"][line])
                 fits = min(len(inside_N), max(0, BINS - kept))
                 inside_LB[line, kept : kept + fits] = keys_P[inside_N[:fits]]
                 sums["kept_L"][line] += len(inside_N)
                 continue
-            bin_N = (from_low_P[inside_N] >> from_low_P.dtype.type(shift)).astype(np.int64)
+            bin_N = _binned(keys_P[inside_N], low, high)
             if len(bin_N) > BINS:
                 inside_LB[line] += np.bincount(bin_N, minlength=BINS)
             else:
@@ -180,6 +178,14 @@ def _shift(low: int, high: int) -> int:
     return max(0, (high - low).bit_length() - (BINS.bit_length() - 1))
 
 
+def _binned(keys_N: NDArray[np.signedinteger], low: int, high: int) -> NDArray[np.int64]:
+    """Return the counter of each key of a bracket."""
+    unsigned = _UNSIGNED[keys_N.dtype]
+    over_low_N = (keys_N - keys_N.dtype.type(low)).view(unsigned)
+    bin_N: NDArray[np.int64] = (over_low_N >> unsigned(_shift(low, high))).astype(np.int64)
+    return bin_N
+
+
 def _bracketed(
     low: int, high: int, bins_B: NDArray[np.int64], share: float
 ) -> tuple[int, int, float]:
@@ -214,8 +220,13 @@ def _found(
         return high + 1, everything[1]
     if rank > above + len(kept_N):
         return everything[0], low - 1
-    place = len(kept_N) - (rank - above)
-    key = int(np.partition(kept_N, place)[place])
+    # Counted before they are ordered: changes of 16-bit models are few different values.
+    bin_N = _binned(kept_N, int(kept_N.min()), int(kept_N.max()))
+    bins_B = np.bincount(bin_N)
+    (at,) = _bins_of((rank - above,), bins_B)
+    inside_N = kept_N[bin_N == at]
+    place = len(inside_N) - (rank - above - int(bins_B[at + 1 :].sum()))
+    key = int(np.partition(inside_N, place)[place])
     return key, key
 
 

@@ -5,7 +5,7 @@ Shapes: P = elements of a piece.
 
 from __future__ import annotations
 
-import sys
+import math
 
 import numpy as np
 import torch
@@ -18,10 +18,6 @@ DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 """Bits of a float32's fraction that the dtype has no room for."""
 
 
-LOW = 0 if sys.byteorder == "little" else 1
-"""Which half of a float32 holds its last bits."""
-
-
 def rounded(merged_P: Tensor, dtype: torch.dtype, name: str, finite: bool = True) -> Tensor:
     """Return `merged_P` in `dtype`, each element the nearest value that the dtype has.
 
@@ -30,23 +26,29 @@ def rounded(merged_P: Tensor, dtype: torch.dtype, name: str, finite: bool = True
         stay so; what leaves the dtype's range raises all the same.
     Raises RunError where an element is out of range; it never becomes infinite in silence.
     """
-    if merged_P.numel() == 0:
-        return merged_P.to(dtype)
-    # torch goes by way of float32 from float64 to 16 bits; there the range is looked at on the way.
-    near_P = merged_P
-    if merged_P.dtype == torch.float64 and dtype in DROPPED:
-        near_P = _off_ties(merged_P, dtype)
-    elif merged_P.dtype != dtype and dtype not in DROPPED:
-        near_P = merged_P.to(dtype)
-    out_P = near_P.to(dtype)
-    low, high = (float(end) for end in torch.aminmax(near_P))  # NaN where one is in it
-    most = torch.finfo(dtype).max
-    if not -most <= low <= high <= most:
-        _check_range(merged_P, out_P, name, finite)
+    out_P = nearest(merged_P, dtype)
+    if not all_finite(out_P):
+        check_range(merged_P, out_P, name, finite)
     return out_P
 
 
-def _check_range(merged_P: Tensor, out_P: Tensor, name: str, finite: bool) -> None:
+def nearest(merged_P: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `merged_P` in `dtype`, each element the nearest value; infinite out of its range."""
+    if merged_P.dtype == torch.float64 and dtype in DROPPED:
+        merged_P = _off_ties(merged_P, dtype)  # torch goes by way of float32
+    return merged_P.to(dtype)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Return whether all are finite; quickly where they are."""
+    # A sum is not finite where one of its terms is not; it may also leave the dtype's range alone.
+    if values.numel() == 0 or math.isfinite(values.sum().item()):
+        return True
+    return all(math.isfinite(end) for end in torch.aminmax(values))  # NaN where one is in it
+
+
+def check_range(merged_P: Tensor, out_P: Tensor, name: str, finite: bool) -> None:
+    """Raise RunError where an element is not finite that has to be; see `rounded`."""
     left_P = ~out_P.isfinite()
     if not finite:
         left_P &= merged_P.isfinite()
@@ -70,9 +72,9 @@ def _off_ties(merged_P: Tensor, dtype: torch.dtype) -> Tensor:
     single_P = merged_P.to(torch.float32)
     numbers_P = single_P.reshape(-1).cpu().numpy()
     index_N = _ties(numbers_P, dtype)
-    if len(index_N):
-        exact_N = merged_P.reshape(-1).cpu().numpy()[index_N]
-        off_N = exact_N != numbers_P[index_N]
+    exact_N = merged_P.reshape(-1).cpu().numpy()[index_N]
+    off_N = np.flatnonzero(exact_N != numbers_P[index_N])
+    if len(off_N):
         index_N, exact_N = index_N[off_N], exact_N[off_N]
         # Rounding to odd: an inexact float32 takes the neighbour whose last bit is 1: never a tie.
         number_N = numbers_P[index_N]
@@ -84,13 +86,10 @@ def _off_ties(merged_P: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _ties(single_P: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.intp]:
     """Return the places of all ties between values of the dtype, and of some others."""
-    if dtype == torch.bfloat16:
-        # Its exponent is a float32's, so a tie ends in 16 bits 1000...0 wherever it stands. They
-        # are looked for in both halves of each number: that is faster than every other one.
-        halves = np.flatnonzero(single_P.view(np.uint16) == 0x8000)
-        places: NDArray[np.intp] = halves[halves & 1 == LOW] >> 1
-        return places
     bits_P = single_P.view(np.uint32)
+    if dtype == torch.bfloat16:
+        # Its exponent is a float32's, so a tie ends in 16 bits 1000...0 wherever it stands.
+        return np.flatnonzero(bits_P << np.uint32(16) == np.uint32(1 << 31))
     size_P = bits_P & np.uint32(0x7FFFFFFF)
     tie = np.uint32(1 << (DROPPED[dtype] - 1))
     is_tie_P = (bits_P & (2 * tie - 1)) == tie

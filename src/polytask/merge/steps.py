@@ -51,9 +51,13 @@ def weighted_sum(values_MP: Tensor, weights: Sequence[float] = ()) -> Tensor:
     return sum_P.to(values_MP.dtype)
 
 
-def mask(tau_MP: Tensor, keep_MP: Tensor) -> Tensor:
-    """Return the task vectors where `keep_MP`, and 0 elsewhere."""
-    return tau_MP * keep_MP.view(torch.uint8).to(tau_MP.dtype)  # torch widens bools slowly
+def mask(tau_MP: Tensor, keep_MP: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the task vectors where `keep_MP`, and 0 elsewhere.
+
+    out: where they are written, if given; it may be `tau_MP` itself.
+    """
+    keep_MP = keep_MP.view(torch.uint8).to(tau_MP.dtype)  # torch widens bools slowly
+    return torch.mul(tau_MP, keep_MP, out=out)
 
 
 def trim(tau_MP: Tensor, least_M: Tensor, out: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from polytask.merge.output import Output
 from polytask.merge.pieces import Buffers, Pieces, is_wide
 from polytask.merge.plan import Item, Plan
 from polytask.merge.progress import Progress, Silent
-from polytask.merge.rounding import rounded
+from polytask.merge.rounding import all_finite, check_range, nearest
 
 SPAN = 64
 """Pieces of a tensor that one thread takes at a time."""
@@ -127,7 +127,7 @@ class Stream:
         thin = method.sample(state)
         for start, count in _chunks(0, item.entry.numel, self.need.chunk):
             part = -(-count // thin)
-            base_P, tuned_MP, _ = self._pieces.load(item, method, start, part, own, self._seen)
+            base_P, tuned_MP = self._pieces.load(item, method, start, part, own, self._seen)
             at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
             method.look(base_P, tuned_MP, at, state, sums[id(own)])
             self._advance(count)
@@ -155,8 +155,13 @@ class Stream:
             if isinstance(method, Surveyor) and _over_tensor(method):
                 state = self._survey_tensor(item, method, own)
             step = count if method.reach == "tensor" else self.need.chunk
+            mixture = None if is_wide(item) else method.mixture(self._tuned, state)
             for at, size in _chunks(start, count, step):
-                self._piece(item, method, at, size, state, own)
+                if mixture is None:
+                    merged = self._piece(item, method, at, size, state, own)
+                else:
+                    merged = self._pieces.mixed(item, method, mixture, at, size, own)
+                self._write(item, method, at, size, merged, own)
         with self._lock:
             self._left[item.name] -= 1
             last = self._left[item.name] == 0
@@ -165,17 +170,22 @@ class Stream:
 
     def _piece(
         self, item: Item, method: Merge, start: int, count: int, state: State, own: Buffers
+    ) -> Tensor:
+        # Without a survey, what is not finite shows in the result, see `Merge.piece`.
+        shows = method.reach == "elements" and not isinstance(method, Surveyor)
+        seen = shows or self._seen or _over_tensor(method)
+        base, tuned_M = self._shaped(item, method, start, count, own, seen)
+        return method.piece(base, tuned_M, Place(item.key, start, item.entry.shape), state)
+
+    def _write(
+        self, item: Item, method: Merge, start: int, count: int, merged: Tensor, own: Buffers
     ) -> None:
-        mixture = None if is_wide(item) else method.mixture(self._tuned, state)
-        if mixture is not None:
-            merged, finite = self._pieces.sum(item, method, mixture, start, count, own)
-        else:
-            seen = self._seen or _over_tensor(method)
-            base, tuned_M, finite = self._shaped(item, method, start, count, own, seen)
-            at = Place(item.key, start, item.entry.shape)
-            merged = method.piece(base, tuned_M, at, state)
-        values_P = rounded(merged, item.entry.dtype, item.name, finite)
-        self.output.write(item.name, start, values_P.reshape(-1))
+        values_P = nearest(merged, item.entry.dtype).reshape(-1)
+        if not all_finite(values_P):
+            merged_P = merged.reshape(-1).clone()  # out of the buffers, which are read into again
+            finite = self._pieces.finite(item, method, start, count, own)
+            check_range(merged_P, values_P, item.name, finite)
+        self.output.write(item.name, start, values_P)
         self._advance(count)
 
     def _survey_tensor(self, item: Item, method: Surveyor, own: Buffers) -> State:
@@ -188,7 +198,7 @@ class Stream:
             thin = 1 if step >= total else method.sample(state)  # a tensor in one piece is all
             for start, count in _chunks(0, total, step):
                 part = -(-count // thin)
-                base, tuned_M, _ = self._shaped(item, method, start, part, own, seen)
+                base, tuned_M = self._shaped(item, method, start, part, own, seen)
                 at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
                 method.look(base, tuned_M, at, state, sums)
             state, seen = method.settle(state, sums), seen or thin == 1
@@ -196,14 +206,14 @@ class Stream:
 
     def _shaped(
         self, item: Item, method: Merge, start: int, count: int, own: Buffers, seen: bool
-    ) -> tuple[Tensor, Tensor, bool]:
+    ) -> tuple[Tensor, Tensor]:
         """Return a piece; in the tensor's shape, where the method reaches for all of it."""
-        base, tuned_M, finite = self._pieces.load(item, method, start, count, own, seen)
+        base, tuned_M = self._pieces.load(item, method, start, count, own, seen)
         if method.reach == "tensor":
             shape = item.entry.shape
             base = base.view(shape) if method.needs_base else base
             tuned_M = tuned_M.view(len(tuned_M), *shape)
-        return base, tuned_M, finite
+        return base, tuned_M
 
     def _copy(self, item: Item, start: int, count: int, own: Buffers) -> None:
         for at, size in _chunks(start, count, self.need.chunk):

@@ -11,13 +11,10 @@ Shapes: M = tuned models, P = elements.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from polytask.merge.base import Merge, Mixture, Place, State
-from polytask.merge.steps import moved, task_vectors, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,6 @@ class TaskArithmetic(Merge):
 
     scale: of the sum. weights: one per model; 1 each where none are given.
     """
-
-    dtype: ClassVar[torch.dtype] = torch.float64
 
     scale: float = 0.3
     weights: tuple[float, ...] = ()
@@ -39,8 +34,7 @@ class TaskArithmetic(Merge):
 
     def piece(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State) -> Tensor:
         """Return the moved base, (P,)."""
-        tau_MP = task_vectors(base_P, tuned_MP)
-        return moved(base_P, weighted_sum(tau_MP, self.weights), self.scale)
+        return self.mixture(len(tuned_MP), state)(base_P, tuned_MP)
 
 
 def task_arithmetic(
