@@ -24,6 +24,7 @@ from polytask.merge.heat_map import heat_map
 from polytask.merge.iso_c import IsoC, iso_c
 from polytask.merge.iso_cts import IsoCTS, iso_cts
 from polytask.merge.job import Job, Written, prepare
+from polytask.merge.maps import Maps, Meeting, maps
 from polytask.merge.merging import merge
 from polytask.merge.model_stock import ModelStock, model_stock
 from polytask.merge.options import Options
@@ -31,6 +32,7 @@ from polytask.merge.pcb import PCB, pcb
 from polytask.merge.progress import Progress
 from polytask.merge.reading import read_recipe
 from polytask.merge.recipe import Recipe
+from polytask.merge.record import MergeRecord, MergeResult, merge_record
 from polytask.merge.regions import Regions
 from polytask.merge.regmean import RegMean
 from polytask.merge.rounding import rounded
@@ -69,7 +71,11 @@ __all__ = [
     "IsoC",
     "IsoCTS",
     "Job",
+    "Maps",
+    "Meeting",
     "Merge",
+    "MergeRecord",
+    "MergeResult",
     "Merged",
     "Mixture",
     "ModelStock",
@@ -104,8 +110,10 @@ __all__ = [
     "heat_map",
     "iso_c",
     "iso_cts",
+    "maps",
     "merge",
     "merge_adapter_folders",
+    "merge_record",
     "model_stock",
     "pcb",
     "prepare",
