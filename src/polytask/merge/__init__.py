@@ -1,7 +1,8 @@
 """Merge: models tuned apart become one."""
 
 from polytask.merge.adamerging import AdaMerging
-from polytask.merge.adapter_files import merge_adapter_folders
+from polytask.merge.adapter_files import AdapterJob, AdapterWritten, merge_adapter_folders
+from polytask.merge.adapter_recipe import read_adapter_recipe
 from polytask.merge.adapters import AdapterMerge, Change
 from polytask.merge.atlas import ATLAS
 from polytask.merge.atm import atm
@@ -55,7 +56,9 @@ __all__ = [
     "TIES",
     "TSVM",
     "AdaMerging",
+    "AdapterJob",
     "AdapterMerge",
+    "AdapterWritten",
     "Average",
     "Breadcrumbs",
     "Change",
@@ -117,6 +120,7 @@ __all__ = [
     "model_stock",
     "pcb",
     "prepare",
+    "read_adapter_recipe",
     "read_recipe",
     "rounded",
     "slerp",

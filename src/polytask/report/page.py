@@ -70,9 +70,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def write_merge_report(record: MergeRecord, out: Path) -> Path:
-    """Write the page about merges that lie in no folder; return `out`, replaced whole or not at all.
+    """Write the page about merges that lie in no folder; return `out`.
 
-    Raises RunError where it cannot be written.
+    It is replaced whole or not at all; RunError where it cannot be written.
     """
     write_atomic(out, render([merge_block(record, record.title)]).encode())
     return out
@@ -89,7 +89,9 @@ def _block(run: Compared | Fitted | Blended, label: str) -> dict[str, Any]:
 def render(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page that shows the blocks."""
     style = _asset("page.css")
-    script = "\n".join(map(_asset, ("plots.js", "overview.js", "experts.js", "merges.js", "page.js")))
+    script = "\n".join(
+        map(_asset, ("plots.js", "overview.js", "experts.js", "merges.js", "page.js"))
+    )
     title = " · ".join(block["title"] for block in blocks)
     parts = {
         "policy": (
