@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from polytask.merge.plan import Plan
 from polytask.merge.progress import Progress, Silent
 from polytask.merge.task_arithmetic import TaskArithmetic
 from polytask.merge.widened import widened
+from polytask.records import short_names
 
 HELD = 4 << 20
 """Bytes that the stretches of all models hold together."""
@@ -85,7 +87,7 @@ def maps(
     """Return how the changes of M >= 2 models from their base lie to each other.
 
     base, models: as `merge` takes them. options: `leave_out`, `buffers` and `vocabulary` count as
-    they do there. labels: of the models; None for the names of their files.
+    they do there. labels: of the models; None for the last parts of their paths.
     Raises UsageError for fewer than two models, DataError for models that do not fit together.
     """
     return maps_of(prepare(base, models, TaskArithmetic(), options).plan, progress, labels)
@@ -98,7 +100,8 @@ def maps_of(
 
     Raises UsageError where the plan has no base or fewer than two tuned models.
     """
-    names = tuple(planned.labels[planned.has_base :] if labels is None else labels)
+    tuned = planned.labels[planned.has_base :]
+    names = tuple(short_names(list(map(Path, tuned))) if labels is None else labels)
     if not planned.has_base:
         raise UsageError(
             "Signs and cosines are those of changes from a base, and there is none; give the base "

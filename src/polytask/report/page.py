@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from polytask import __version__
 from polytask.errors import RunError, UsageError
-from polytask.records import Record, to_json, write_atomic
+from polytask.records import Record, short_names, to_json, write_atomic
 from polytask.report import words
 from polytask.report.curves import (
     Lines,
@@ -63,7 +63,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     if not folders:
         raise UsageError("A report needs at least one run folder; `polytask report RUN...`.")
     runs = [read_folder(folder) for folder in folders]
-    labels = _labels([run.folder for run in runs])
+    labels = short_names([run.folder for run in runs])
     blocks = [_block(run, label) for run, label in zip(runs, labels, strict=True)]
     write_atomic(out, render(blocks).encode())
     return out
@@ -285,15 +285,6 @@ def _load(folder: Path, tasks: Sequence[str]) -> Record:
             f"{words.listing(tasks)}; the folder belongs to another comparison."
         )
     return record
-
-
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """Return a short name per folder: its last part, the whole path where that is not unique."""
-    names = [folder.resolve().name for folder in folders]
-    return [
-        name if names.count(name) == 1 else str(folder)
-        for name, folder in zip(names, folders, strict=True)
-    ]
 
 
 def _ends(interval: tuple[float, float] | None) -> list[float | None] | None:
