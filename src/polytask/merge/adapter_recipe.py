@@ -51,11 +51,12 @@ def read_adapter_recipe(file: Path, checksums: bool = True) -> AdapterJob | None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     named = _named(raw)
-    adapters = [name for name in named if (at := located(file, name)) and is_adapter(at)]
+    found = {name: at for name in named if (at := located(file, name))}
+    adapters = [name for name, at in found.items() if is_adapter(at)]
     if not adapters:
         return None
     reader = _Reader(file, text)
-    others = [name for name in named if name not in adapters]
+    others = [name for name in found if name not in adapters]
     if others:
         raise UsageError(
             f"{file}: {adapters[0]} is an adapter and {others[0]} is none; merge adapters with "

@@ -139,8 +139,8 @@ class _Sums:
 
     @classmethod
     def none(cls, models: int) -> _Sums:
-        empty = torch.zeros(3, models, models, dtype=torch.float64)
-        return cls(*empty.unbind())
+        gram_MM, opposite_MM, both_MM = torch.zeros(3, models, models, dtype=torch.float64)
+        return cls(gram_MM, opposite_MM, both_MM)
 
     @classmethod
     def of(cls, base_P: Tensor, tuned_MP: Tensor) -> _Sums:

@@ -28,6 +28,9 @@ from polytask.merge.options import Options
 from polytask.merge.settings import Layers, value, varies
 from polytask.merge.stream import MethodOf
 
+WORDS = ("over",)
+"""Keys whose value is a word; that of all others is a number or a flag."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -136,6 +139,11 @@ class Recipe:
         """Return a key's value: the model's own, the recipe's, the default; None where none is."""
         for some in (model.parameters, self.parameters):
             if key in some and (found := value(some[key], name, layers)) is not None:
+                if isinstance(found, str) and key not in WORDS:
+                    raise self._bad(
+                        f"{key} is {found!r}; give a number such as 0.5 (YAML takes 1e-3 for a "
+                        "text, 1.0e-3 for a number)"
+                    )
                 return found
         if key in self.method.needed:
             of = f" for the tensor {name!r}" if name else ""

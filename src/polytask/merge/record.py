@@ -202,7 +202,7 @@ def merge_record(
         return {task: float(score(task, family.build(task, merged))) for task in names}
 
     primary = {task.name: task.primary for task in family.tasks}
-    return MergeRecord(
+    made = MergeRecord(
         title=title,
         measures={task: Measure(m.name, m.direction, m.unit) for task, m in primary.items()},
         individual={task: float(score(task, family.hooked(task))) for task in names},
@@ -216,6 +216,8 @@ def merge_record(
         created=now(),
         versions=versions(),
     )
+    made.check()
+    return made
 
 
 def now() -> str:
