@@ -1,11 +1,12 @@
-"""Where mergekit and FusionBench are at hand: their merges and ours of the same models.
+"""Where mergekit, FusionBench and PEFT are at hand: their merges and ours of the same models.
 
-Both have requirements of their own, so each lives in an environment of its own, and a variable
+They have requirements of their own, so each lives in an environment of its own, and a variable
 names its interpreter; without it they are looked for in this one:
 
     python -m venv mk && mk/bin/pip install mergekit==0.1.5
     python -m venv fb && fb/bin/pip install fusion-bench==0.2.33
     export POLYTASK_MERGEKIT=mk/bin/python POLYTASK_FUSIONBENCH=fb/bin/python
+    export POLYTASK_PEFT=mk/bin/python    # mergekit brings it
     pytest tests/merge/test_peers.py
 
 What differs on purpose is said where it is compared; docs/merge.md lists it.
@@ -30,6 +31,7 @@ from polytask.merge import (
     SLERP,
     TIES,
     TSVM,
+    AdapterMerge,
     Average,
     IsoC,
     IsoCTS,
@@ -37,10 +39,11 @@ from polytask.merge import (
     TallMasks,
     TaskArithmetic,
     dare,
+    merge_adapter_folders,
     read_recipe,
 )
 
-PACKAGES = {"MERGEKIT": "mergekit", "FUSIONBENCH": "fusion_bench"}
+PACKAGES = {"MERGEKIT": "mergekit", "FUSIONBENCH": "fusion_bench", "PEFT": "peft"}
 DRAWS = 400
 
 
@@ -318,3 +321,63 @@ def test_dare_drops_as_fusionbench_does_on_average(by_fusionbench) -> None:
     _, _, tau_P, theirs = by_fusionbench
     assert near_in_expectation(theirs["dare"], tau_P, 0.3)
     assert near_in_expectation(drawn(tau_P, 0.3), tau_P, 0.3)
+
+
+# PEFT: folders it wrote, and what it loads again
+
+PEFT_MODEL = """
+import sys, torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+home, dora = sys.argv[1], sys.argv[2] == "dora"
+def base():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(9, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
+def dense(model):
+    merged = model.merge_and_unload()
+    return {n: p.detach().clone() for n, p in merged.named_parameters()}
+"""
+
+PEFT_WRITES = (
+    PEFT_MODEL
+    + """
+save_file({n: p.detach() for n, p in base().named_parameters()}, f"{home}/base.safetensors")
+for seed, (rank, alpha, rs) in enumerate(((2, 6, False), (3, 4, not dora))):
+    config = LoraConfig(r=rank, lora_alpha=alpha, use_rslora=rs, use_dora=dora,
+                        target_modules=["0", "2"], init_lora_weights=False)
+    model = get_peft_model(base(), config)
+    torch.manual_seed(10 + seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.rand_like(parameter) * 0.5 + 0.1
+    model.save_pretrained(f"{home}/{seed}")
+    save_file(dense(model), f"{home}/{seed}.safetensors")
+"""
+)
+
+PEFT_READS = (
+    PEFT_MODEL
+    + """
+loaded = PeftModel.from_pretrained(base(), f"{home}/out")
+save_file(dense(loaded), f"{home}/out.safetensors")
+"""
+)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_peft_loads_a_merged_adapter_as_the_sum_of_its_own(tmp_path: Path, kind: str) -> None:
+    """LoRA beside rsLoRA of another rank, and DoRA: what each does to the weights adds up."""
+    run("PEFT", PEFT_WRITES, tmp_path, kind)
+    base = load_file(tmp_path / "base.safetensors")
+    weights = (0.7, 0.6)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    merge_adapter_folders(
+        folders, tmp_path / "out", AdapterMerge(weights), tmp_path / "base.safetensors"
+    )
+    run("PEFT", PEFT_READS, tmp_path, kind)
+    found = load_file(tmp_path / "out.safetensors")
+    own = [load_file(tmp_path / f"{seed}.safetensors") for seed in range(2)]
+    for name, start in base.items():
+        wanted = start + sum(w * (o[name] - start) for w, o in zip(weights, own, strict=True))
+        torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-5)
+        assert name.endswith("bias") or float((wanted - start).norm()) > 0.1
