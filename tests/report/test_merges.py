@@ -97,6 +97,12 @@ def test_maps_are_packed_in_the_record_s_order() -> None:
     assert "Two task vectors have a cosine of 0.12 on average, and opposite signs in 38 %" in said
 
 
+def test_a_cosine_that_rounds_to_zero_has_no_sign() -> None:
+    none = Meeting("", 10, (1.0, 1.0), (-0.004,), (0.5,), 0.5)
+    said = merge_block(replace(RECORD, maps=Maps(("x", "y"), none, ())), "x")["verdict"]
+    assert "a cosine of 0.00 on average" in said[-1]
+
+
 def test_a_folder_of_merges_becomes_a_page(tmp_path: Path, make_merges: MakeMerges) -> None:
     made = make_merges()
     made.save(tmp_path / "run")

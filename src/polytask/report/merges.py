@@ -137,8 +137,8 @@ def _said_of_maps(found: Maps | None) -> list[str]:
     if cosine is None or conflict is None:
         return ["At least one of the models did not change, so few angles and signs are defined."]
     said = (
-        f"Two task vectors have a cosine of {cosine:.2f} on average, and opposite signs in "
-        f"{100 * conflict:.0f}\u00a0% of what both changed"
+        f"Two task vectors have a cosine of {round(cosine, 2) + 0.0:.2f} on average, and "
+        f"opposite signs in {100 * conflict:.0f}\u00a0% of what both changed"
     ).replace("-", "−")
     each = {one.name: mean(one.conflicts) for one in found.layers if one.elements > 1}
     known = {name: share for name, share in each.items() if share is not None}

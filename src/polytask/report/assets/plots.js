@@ -459,7 +459,7 @@ function heatMap({ width, names, values, label, most = 520, self: own = "the tas
   const size = names.length;
   const side = Math.min(width * 0.3, 8 + widest(names, 11.5));
   const named = size <= 40 && (width - side) / size >= 9;
-  const left = named ? side : 4, top = named ? Math.min(side, 110) : 4;
+  const left = named ? side : 4, top = named ? Math.max(22, Math.min(side, 110)) : 4;
   const cell = Math.max(0.5, Math.min((width - left - 4) / size, (most - 4) / size, 84));
   const length = cell * size;
   const svg = s("svg", { width, height: top + length + 4, viewBox: `0 0 ${width} ${top + length + 4}` });
