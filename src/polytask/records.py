@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,15 @@ def file_name(name: str) -> str:
         else "".join(f"%{b:02X}" for b in c.encode())
         for c in name
     )
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return a short name per path: its last part, the whole path where that is not unique."""
+    names = [path.resolve().name for path in paths]
+    return [
+        name if names.count(name) == 1 else str(path)
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def write_json(path: Path, value: Any) -> None:

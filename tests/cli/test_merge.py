@@ -1,5 +1,6 @@
 """`polytask merge`: recipes and differences from the command line."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -72,6 +73,37 @@ def test_json_and_options(polytask: Call, models: Path):
     assert len(list((models / "out").glob("model-*-of-00003.safetensors"))) == 1 + 1 + 1
 
 
+def test_a_page_about_the_inputs_is_written_beside(polytask: Call, models: Path):
+    said = polytask("merge", "recipe.yaml", "--report", "pages/inputs.html")
+    assert said.code == 0
+    assert said.out.splitlines()[-1] == "Report: pages/inputs.html"
+    text = (models / "pages" / "inputs.html").read_text()
+    data = json.loads(text.split('<script type="application/json" id="data">')[1].split("<")[0])
+    (block,) = data["runs"]
+    assert (block["kind"], block["title"]) == ("merge", "recipe")
+    assert block["maps"]["labels"] == ["a", "b"]
+    layers = [one["name"] for one in block["maps"]["meetings"]]
+    assert layers == ["whole model", "embed.weight", "layers.0", "layers.1", "layers.10"]
+    found = json.loads(polytask("merge", "--diff", "a", "b", "--base", "base", "--json").out)
+    packed = base64.b64decode(block["maps"]["meetings"][0]["conflicts"])
+    assert list(packed) == [round(100 * found["all"]["sign_conflicts"])]
+    assert len(weights(models / "merged" / "recipe")) == 4
+    again = polytask("merge", "recipe.yaml", "--out", "o", "--report", "p.html", "--json")
+    assert json.loads(again.out)["report"] == "p.html"
+
+
+def test_a_page_needs_a_base_to_count_changes_from(polytask: Call, models: Path):
+    (models / "mean.yaml").write_text(
+        "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
+        "- {model: b, parameters: {weight: 1}}\n"
+    )
+    said = polytask("merge", "mean.yaml", "--report", "p.html")
+    assert said.code == 2
+    assert "give the base model (base_model in a recipe)" in said.err
+    assert not (models / "merged").exists()
+    assert not (models / "p.html").exists()
+
+
 def test_a_base_that_is_none_is_warned_of_before_the_merge(polytask: Call, models: Path):
     strange = {n: v.flip(0).roll(3, -1) * 2 for n, v in weights(models / "a").items()}
     save_file(strange, models / "a" / "model.safetensors")
@@ -103,6 +135,7 @@ def test_a_base_that_is_none_is_warned_of_before_the_merge(polytask: Call, model
             ["--shard-size has no meaning with --diff"],
         ),
         (["recipe.yaml", "--diff", "a", "b"], 2, ["RECIPE has no meaning with --diff"]),
+        (["--diff", "a", "b", "--report", "p.html"], 2, ["--report has no meaning with --diff"]),
         (["--diff", "a"], 2, ["--diff", "2 arguments"]),
         (["--diff", "a", "z"], 2, ["z does not exist"]),
     ],
@@ -113,6 +146,15 @@ def test_wrong_use_is_one_line(polytask: Call, models: Path, args, code, words):
     assert said.code == code
     assert [word for word in words if word not in said.line] == []
     assert contents(models) == before
+
+
+@pytest.mark.parametrize("parameters", ["{density: x}", "{density: 0.2, lambda: 1e-1}"])
+def test_a_text_where_a_number_belongs_is_one_line(polytask: Call, models: Path, parameters):
+    text = (models / "recipe.yaml").read_text().replace("task_arithmetic", "ties")
+    (models / "recipe.yaml").write_text(f"{text}parameters: {parameters}\n")
+    said = polytask("merge", "recipe.yaml")
+    assert said.code == 2
+    assert "give a number such as 0.5" in said.line
 
 
 def test_a_damaged_model_is_one_line_and_exit_code_1(polytask: Call, models: Path):

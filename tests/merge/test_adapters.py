@@ -192,7 +192,7 @@ def test_folders_are_merged_with_biases_and_saved_modules(tmp_path):
     torch.testing.assert_close(mean, ((saved[0][head] + saved[1][head]) / 2).float())
     with pytest.raises(UsageError, match=r"trained as a whole.*Give the base model, with"):
         merge_adapter_folders(folders, tmp_path / "no base", AdapterMerge(weights))
-    with pytest.raises(UsageError, match="exists; give a folder that does not"):
+    with pytest.raises(UsageError, match="exists and is left as it is"):
         merge_adapter_folders(folders, tmp_path / "out", AdapterMerge())
     assert not (tmp_path / "no base").exists()
 
@@ -252,7 +252,7 @@ def test_tensors_that_do_not_fit_are_refused():
         AdapterMerge()([lora(randn(2, 4), randn(o, 2), 1.0) for o in (5, 6)])
     with pytest.raises(UsageError, match="1 weights for 2 adapters"):
         AdapterMerge((1.0,))([lora(randn(2, 4), randn(5, 2), 1.0)] * 2)
-    with pytest.raises(UsageError, match="rank is 0; give a number >= 1"):
+    with pytest.raises(UsageError, match="rank is 0; give a whole number >= 1"):
         AdapterMerge(rank=0)
 
 

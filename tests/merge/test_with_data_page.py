@@ -12,7 +12,8 @@ from polytask.merge import Merge
 PAGE = Path(__file__).parents[2] / "docs" / "merge-with-data.md"
 
 
-def test_the_code_of_the_page_runs_from_top_to_bottom(capsys):
+def test_the_code_of_the_page_runs_from_top_to_bottom(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     names: dict[str, object] = {}
@@ -22,6 +23,7 @@ def test_the_code_of_the_page_runs_from_top_to_bottom(capsys):
     assert "torch.Size([2, 1])" in said
     assert "torch.Size([4, 2])" in said
     assert set(names["models"]) == {"sort", "sale"}
+    assert set(merge.MergeRecord.load("runs/merged").merges) == {"regmean", "adamerging", "ties"}
 
 
 def test_every_method_with_data_is_in_the_table():

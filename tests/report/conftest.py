@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from polytask.merge import Maps, Meeting, MergeRecord, MergeResult
+from polytask.merge.record import Learned, Measure
 from polytask.records import Cost, GateUse, Point, Probe, Record, to_json
 
 METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
@@ -270,6 +272,62 @@ def comparison(
     }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
+
+
+EIGHT = ("fashion", "kuzushiji", "usps", "svhn", "cifar10", "pneumonia", "omniglot", "mnist")
+
+
+def merges(
+    tasks: Sequence[str] = EIGHT,
+    layers: int = 30,
+    *,
+    scored: bool = True,
+    names: Sequence[str] = ("average", "ties"),
+) -> MergeRecord:
+    """Return a record of merges: two found by a search beside those of `names`."""
+    rng = random.Random(1)
+    pairs = len(tasks) * (len(tasks) - 1) // 2
+    blocks = ["embed.weight", *(f"encoder.blocks.{k}" for k in range(layers)), "norm.bias"]
+    tensors = [f"{b}.{w}" for b in blocks[1:-1] for w in ("attn.weight", "mlp.weight")]
+
+    def meeting(name: str, at: int) -> Meeting:
+        return Meeting(
+            name=name,
+            elements=4096,
+            norms=tuple(rng.uniform(0.5, 3) for _ in tasks),
+            cosines=tuple(rng.uniform(-0.2, 0.3) - at / 100 for _ in range(pairs)),
+            conflicts=tuple(rng.uniform(0.4, 0.5) + at / 400 for _ in range(pairs)),
+            split=0.8,
+        )
+
+    def scores(share: float) -> dict[str, float]:
+        return {task: own[task] * share * rng.uniform(0.8, 1.1) for task in tasks}
+
+    own = {task: rng.uniform(0.8, 0.99) for task in tasks} if scored else {}
+    made = {}
+    if scored:
+        rows = tuple(tuple(rng.gauss(0.3, 0.2) for _ in tasks) for _ in tensors)
+        losses = tuple(2 * math.exp(-k / 100) for k in range(500))
+        made = {name: MergeResult(scores(0.6)) for name in names} | {
+            "adamerging": MergeResult(scores(0.8), Learned(tuple(tensors), rows), losses),
+            "atlas": MergeResult(scores(0.9), Learned((), rows[:1]), losses[:7], ("A note.",)),
+        }
+    return MergeRecord(
+        title="Images",
+        measures={t: Measure("accuracy", "max", "share") for t in (tasks if scored else ())},
+        individual=own,
+        merges=made,
+        maps=Maps(tuple(tasks), meeting("", 0), tuple(meeting(b, k) for k, b in enumerate(blocks))),
+        base=scores(0.3) if scored else {},
+        joint=scores(1.0) if scored else {},
+        created="2026-05-04T10:11:12+00:00",
+        versions={"polytask": "0.1.0"},
+    )
+
+
+@pytest.fixture(scope="session")
+def make_merges() -> Callable[..., MergeRecord]:
+    return merges
 
 
 @pytest.fixture(scope="session")

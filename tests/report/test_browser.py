@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from polytask.merge import MergeRecord
+
 pytestmark = pytest.mark.browser
 
 Make = Callable[..., Path]
@@ -20,7 +22,11 @@ HOSTILE = "</script><b id=evil>a name that is much longer than any place on the 
 
 
 @pytest.fixture(scope="session")
-def pages(tmp_path_factory: pytest.TempPathFactory, make_comparison: Make) -> dict[str, Path]:
+def pages(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_comparison: Make,
+    make_merges: Callable[..., MergeRecord],
+) -> dict[str, Path]:
     """One written report per kind of page."""
     from polytask.report import write_report
 
@@ -61,7 +67,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make_comparison: Make) -> di
     (root / "alone" / "runs").symlink_to(small / "runs")
     single["methods"]["single"]["runs"] = {}
     (root / "alone" / "result.json").write_text(json.dumps(single))
+    crowded = [HOSTILE, *(f"task {k}" for k in range(19))]
+    merged = {
+        "merges": make_merges(),
+        "merges-many": make_merges(crowded, 200, names=CROWD),
+        "merges-inputs": make_merges(("french", "medicine"), 3, scored=False),
+    }
+    for name, record in merged.items():
+        record.save(root / name)
     folders = {
+        **{name: [root / name] for name in merged},
+        "merges-and-runs": [root / "merges", small],
         "small": [small],
         "many": [many],
         "crowd": [crowd],
@@ -144,7 +160,10 @@ def click(browser: Any, selector: str) -> None:
     settle(browser)
 
 
-KINDS = ("small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several", "crowds")
+KINDS = (
+    "small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several", "crowds", "merges",
+    "merges-many", "merges-inputs", "merges-and-runs",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -482,6 +501,89 @@ def test_a_page_of_nothing_but_nulls_says_so(visit: Open) -> None:
     assert "No method has a defined mean gain" in texts(browser, ".verdict")[0]
     assert texts(browser, "#r0-gain .empty") == ["No gain is defined here."]
     assert "–" in texts(browser, "#r0-tasks-table td")[0]
+
+
+def test_merges_have_every_table_and_map(visit: Open) -> None:
+    browser = visit("merges")
+    assert texts(browser, "#nav a") == [
+        "Results", "Per task", "Coefficients", "Search", "Sign conflict", "Task vectors", "Notes",
+    ]  # fmt: skip
+    assert count(browser, "#r0-methods-table tbody tr") == 3 + 4
+    assert count(browser, "#r0-tasks-table tbody tr") == 8
+    assert count(browser, "#r0-gain .point") == 6 * 8  # the individual models are the line at 0
+    assert count(browser, "#r0-gain .dot.open:not(.chip *)") == 2 * 8  # base and joint: no merges
+    assert count(browser, "#r0-gain rect.gain-cell") == 6 * 8
+    assert count(browser, "#r0-losses path.line") == 2
+    assert texts(browser, "#r0-notes dd") == ["A note."]
+    # whole model and 32 layers, by 28 pairs and the share on which any two disagree
+    assert count(browser, "#r0-signs rect.gain-cell") == 33 * 29
+    assert count(browser, "#r0-vectors rect.gain-cell") == 33 * 28
+    assert texts(browser, "#r0-vectors figure:nth-of-type(2) svg text.name")[1:3] == [
+        "embed.weight", "encoder.blocks.0",
+    ]  # fmt: skip
+
+
+def test_coefficients_by_layer_and_by_tensor(visit: Open) -> None:
+    browser = visit("merges")
+    cells = "#r0-coefficients rect.gain-cell"
+    assert count(browser, cells) == 8  # of the best merge: one per task for all tensors
+    click(browser, "#r0-coefficients .chips.one:nth-of-type(1) button:nth-child(2)")
+    assert count(browser, cells) == 30 * 8
+    click(browser, "#r0-coefficients .chips.one:nth-of-type(2) button:nth-child(2)")
+    assert count(browser, cells) == 60 * 8
+
+
+def test_a_layer_s_angles_and_signs_are_those_of_the_record(
+    visit: Open, pages: dict[str, Path]
+) -> None:
+    browser = visit("merges")
+    record = MergeRecord.load(pages["merges"].parent / "merges")
+    assert record.maps is not None
+    for part, choice, wanted in (
+        ("signs", 4, [f"{100 * x:.0f}" for x in record.maps.layers[3].conflicts[:7] if x]),
+        ("vectors", 0, [f"{x:.2f}" for x in record.maps.whole.cosines[:7] if x]),
+    ):
+        browser.execute_script(
+            "const menu = document.querySelector(arguments[0]); menu.value = arguments[1];"
+            "menu.dispatchEvent(new Event('change'))",
+            f"#r0-{part} select",
+            str(choice),
+        )
+        click(browser, f"#r0-{part} figure:first-of-type details summary")
+        row = texts(browser, f"#r0-{part} figure:first-of-type tbody tr:first-child td")
+        shown = [text.replace("−", "-") for text in row[1:]]
+        assert [float(text) for text in shown] == [float(text) for text in wanted]
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_labels_of_layers_and_models_can_be_read(visit: Open, width: int) -> None:
+    """A layer keeps its number; where pairs have no room, columns are models."""
+    browser = visit("merges", width=width)
+    maps = "#r0-vectors figure:nth-of-type(2) svg"
+    rows = texts(browser, f"{maps} > text.name:not([text-anchor=middle])")
+    assert [row.split(".")[-1] for row in rows[2:-1]] == [str(k) for k in range(30)]
+    columns = texts(browser, f"{maps} > text:not(.name):not([text-anchor=middle])")
+    assert len(columns) == (8 if width == 360 else 28)
+    inside = browser.execute_script(
+        "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
+        "return [...document.querySelectorAll(arguments[0] + ' text')]"
+        ".map((t) => t.getBoundingClientRect())"
+        ".every((r) => r.left >= b.left - 1 && r.right <= b.right + 1 && r.top >= b.top - 1)",
+        maps,
+    )
+    assert inside
+
+
+def test_inputs_alone_have_maps_and_no_scores(visit: Open) -> None:
+    browser = visit("merges-inputs")
+    assert texts(browser, "#nav a") == ["Sign conflict", "Task vectors"]
+    assert "Two task vectors have a cosine of" in texts(browser, ".verdict")[0]
+    assert count(browser, "#r0-signs rect.gain-cell") == 6  # 5 layers and the whole, one pair
+
+
+def test_merges_beside_comparisons_are_named(visit: Open) -> None:
+    browser = visit("merges-and-runs")
+    assert texts(browser, "#side > p:last-child") == ["Merges, shown below: merges."]
 
 
 def test_skip_link_focus_and_reduced_motion(visit: Open) -> None:

@@ -349,7 +349,7 @@ commands.add_command(merge)
 )
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Write one HTML page about finished RUNS: comparisons or single fits, side by side."""
+    """Write one HTML page about finished RUNS, side by side: comparisons, single fits, merges."""
     from polytask.report import write_report
 
     page = write_report(list(runs), out or runs[0] / "report.html")

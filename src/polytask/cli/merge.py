@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,9 @@ from polytask.cli.parts import examples, json_option, print_json
 from polytask.errors import UsageError
 
 if TYPE_CHECKING:
-    from polytask.merge import Diff, Job, Options, Written
+    from rich.table import Table
+
+    from polytask.merge import AdapterJob, AdapterWritten, Diff, Job, Options, Written
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -38,6 +40,7 @@ def _size(ctx: click.Context, option: click.Parameter, text: str | None) -> int 
     epilog=examples(
         "polytask merge recipe.yaml --out merged",
         "polytask merge recipe.yaml --threads 2 --json",
+        "polytask merge recipe.yaml --report inputs.html",
         "polytask merge --diff base tuned",
     ),
 )
@@ -58,6 +61,12 @@ def _size(ctx: click.Context, option: click.Parameter, text: str | None) -> int 
     help="A new folder, or a new .safetensors file; with --diff the picture. Default: "
     "merged/RECIPE, diff.svg.",
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="PAGE",
+    help="Write an HTML page first: how the models' changes lie to each other, by layer.",
+)
 @click.option("--threads", default=1, show_default=True, help="Of the merge.")
 @click.option(
     "--shard-size", callback=_size, metavar="SIZE", help="Of a file of the result. Default: 5GB."
@@ -75,6 +84,7 @@ def merge(
     diff: tuple[Path, Path] | None,
     base: Path | None,
     out: Path | None,
+    report: Path | None,
     threads: int,
     shard_size: int | None,
     nonfinite: str | None,
@@ -85,43 +95,57 @@ def merge(
     """Merge models as RECIPE says: a YAML file, in mergekit's format for the methods both have.
 
     The result appears under its name when it is complete, with its recipe; giving the same command
-    again goes on where it was stopped. --diff says instead where and how much two models differ.
+    again goes on where it was stopped. A recipe of PEFT adapters gives a PEFT adapter. --diff says
+    instead where and how much two models differ.
     """
+    own = {"--shard-size": shard_size, "--nonfinite": nonfinite, "--report": report}
+    if diff is not None:
+        _refuse({**own, "RECIPE": recipe}, "with --diff")
+        _diff(*diff, base, out or Path("diff.svg"), leave_out, as_json)
+        return
+    if base is not None:
+        raise UsageError("--base goes with --diff; a recipe names its base itself (base_model).")
+    if recipe is None:
+        raise UsageError("Give a recipe, such as recipe.yaml, or two models with --diff.")
+    from polytask.merge import Options, read_adapter_recipe
+
+    out = out or Path("merged") / recipe.stem
+    adapters = read_adapter_recipe(recipe, checksums=not no_checksums)
+    if adapters is not None:
+        every = {**own, "--leave-out": leave_out or None, "--threads": threads - 1 or None}
+        _refuse(every, "with adapters")
+        _adapters(adapters, out, as_json)
+        return
     given: dict[str, Any] = {"threads": threads, "leave_out": leave_out}
     if shard_size is not None:
         given["shard"] = shard_size
     if nonfinite is not None:
         given["nonfinite"] = nonfinite
-    if diff is not None:
-        unused = {"--shard-size": shard_size, "--nonfinite": nonfinite, "RECIPE": recipe}
-        for name, value in unused.items():
-            if value is not None:
-                raise UsageError(f"{name} has no meaning with --diff; leave it out.")
-        _diff(*diff, base, out or Path("diff.svg"), leave_out, as_json)
-    elif base is not None:
-        raise UsageError("--base goes with --diff; a recipe names its base itself (base_model).")
-    elif recipe is None:
-        raise UsageError("Give a recipe, such as recipe.yaml, or two models with --diff.")
-    else:
-        from polytask.merge import Options
-
-        _merge(recipe, out, Options(**given, checksums=not no_checksums), as_json)
+    _merge(recipe, out, Options(**given, checksums=not no_checksums), report, as_json)
 
 
-def _merge(recipe: Path, out: Path | None, options: Options, as_json: bool) -> None:
+def _refuse(given: dict[str, Any], where: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} has no meaning {where}; leave it out.")
+
+
+def _merge(recipe: Path, out: Path, options: Options, page: Path | None, as_json: bool) -> None:
     from polytask.merge import read_recipe
     from polytask.merge.output import check_free
 
-    out = out or Path("merged") / recipe.stem
     job = read_recipe(recipe).job(options)
     check_free(out)
     _state(job, out)
     for text in job.warnings:
         click.echo(f"Warning: {text}", err=True)
     with Shown(f"merge {out.name}") as shown:
+        if page is not None:
+            _report(job, recipe.stem, page, shown)
         done = job.run(out, shown)
     if as_json:
-        print_json({**_plain(done), "labels": job.plan.labels, "dropped": job.plan.dropped})
+        more = {"labels": job.plan.labels, "dropped": job.plan.dropped, "report": page}
+        print_json({**_plain(done), **more})
         return
     for text in done.warnings[len(job.warnings) :]:
         click.echo(f"Warning: {text}", err=True)
@@ -129,9 +153,46 @@ def _merge(recipe: Path, out: Path | None, options: Options, as_json: bool) -> N
         f"Wrote {out}: {done.tensors:,} tensors, {done.elements:,} elements, in "
         f"{done.seconds:.1f} s."
     )
+    if page is not None:
+        click.echo(f"Report: {page}")
 
 
-def _plain(done: Written) -> dict[str, Any]:
+def _report(job: Job, title: str, page: Path, shown: Shown) -> None:
+    """Write the page about what is merged, before it is."""
+    from polytask.merge import MergeRecord
+    from polytask.merge.maps import maps_of
+    from polytask.merge.record import now
+    from polytask.records import versions
+    from polytask.report import write_merge_report
+
+    found = maps_of(job.plan, shown)
+    record = MergeRecord(title, {}, {}, {}, found, created=now(), versions=versions())
+    write_merge_report(record, page)
+
+
+def _adapters(job: AdapterJob, out: Path, as_json: bool) -> None:
+    """Merge adapters by their factors."""
+    click.echo(f"Merging {len(job.folders)} adapters into {out}, by their factors.", err=True)
+    with Shown(f"merge {out.name}") as shown:
+        done = job.run(out, shown)
+    if as_json:
+        print_json(_plain(done))
+        return
+    reduced = {name: layer for name, layer in done.layers.items() if layer.lost}
+    if reduced:
+        table = _empty_table(("rank", "of", "share lost"))
+        for name, layer in reduced.items():
+            table.add_row(name, str(layer.rank), str(layer.of), f"{layer.lost:.2%}")
+        _show(table)
+    ranks = [layer.rank for layer in done.layers.values()]
+    click.echo(
+        f"Wrote {out}: {len(done.layers):,} layers of rank {max(ranks, default=0)} at most, "
+        f"{'nothing' if not reduced else f'{len(reduced):,} of them'} reduced, in "
+        f"{done.seconds:.1f} s."
+    )
+
+
+def _plain(done: Written | AdapterWritten) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(done)
@@ -173,23 +234,33 @@ def _diff(
 
 
 def _table(found: Diff) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for title in ("relative distance", "cosine", "opposite signs", "largest change"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = _empty_table(("relative distance", "cosine", "opposite signs", "largest change"))
     for name, one in [*found.layers.items(), ("all", found.whole)]:
         table.add_row(
-            escape(name),
+            name,
             f"{one.distance:.4g}",
             f"{one.cosine:.6f}",
             f"{one.conflict:.2%}",
             f"{one.largest:.4g}",
         )
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    _show(table)
+
+
+def _empty_table(titles: Sequence[str]) -> Table:
+    """Return a table of layers; names are shown as they are, whatever brackets they hold."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 100, markup=False).print(table)
 
 
 class Shown:

@@ -1,7 +1,8 @@
 """Merge: models tuned apart become one."""
 
 from polytask.merge.adamerging import AdaMerging
-from polytask.merge.adapter_files import merge_adapter_folders
+from polytask.merge.adapter_files import AdapterJob, AdapterWritten, merge_adapter_folders
+from polytask.merge.adapter_recipe import read_adapter_recipe
 from polytask.merge.adapters import AdapterMerge, Change
 from polytask.merge.atlas import ATLAS
 from polytask.merge.atm import atm
@@ -24,6 +25,7 @@ from polytask.merge.heat_map import heat_map
 from polytask.merge.iso_c import IsoC, iso_c
 from polytask.merge.iso_cts import IsoCTS, iso_cts
 from polytask.merge.job import Job, Written, prepare
+from polytask.merge.maps import Maps, Meeting, maps
 from polytask.merge.merging import merge
 from polytask.merge.model_stock import ModelStock, model_stock
 from polytask.merge.options import Options
@@ -31,6 +33,7 @@ from polytask.merge.pcb import PCB, pcb
 from polytask.merge.progress import Progress
 from polytask.merge.reading import read_recipe
 from polytask.merge.recipe import Recipe
+from polytask.merge.record import MergeRecord, MergeResult, merge_record
 from polytask.merge.regions import Regions
 from polytask.merge.regmean import RegMean
 from polytask.merge.rounding import rounded
@@ -53,7 +56,9 @@ __all__ = [
     "TIES",
     "TSVM",
     "AdaMerging",
+    "AdapterJob",
     "AdapterMerge",
+    "AdapterWritten",
     "Average",
     "Breadcrumbs",
     "Change",
@@ -69,7 +74,11 @@ __all__ = [
     "IsoC",
     "IsoCTS",
     "Job",
+    "Maps",
+    "Meeting",
     "Merge",
+    "MergeRecord",
+    "MergeResult",
     "Merged",
     "Mixture",
     "ModelStock",
@@ -104,11 +113,14 @@ __all__ = [
     "heat_map",
     "iso_c",
     "iso_cts",
+    "maps",
     "merge",
     "merge_adapter_folders",
+    "merge_record",
     "model_stock",
     "pcb",
     "prepare",
+    "read_adapter_recipe",
     "read_recipe",
     "rounded",
     "slerp",

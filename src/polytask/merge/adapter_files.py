@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from polytask.errors import UsageError
+from polytask.errors import DataError, RunError, UsageError
 from polytask.merge.adapters import AdapterMerge
+from polytask.merge.checksums import check_sums
+from polytask.merge.companions import RECIPE
 from polytask.merge.files import FileModel, Model, Source, open_model
 from polytask.merge.headers import read_header
+from polytask.merge.output import check_free
 from polytask.merge.peft_adapters import Adapter, merge_adapters, read_adapter, write_adapter
+from polytask.merge.progress import Progress, Silent
 from polytask.merge.window import window
 from polytask.records import read_json, write_atomic, write_json
 
@@ -33,6 +40,11 @@ class _Tensors(Mapping[str, Tensor]):
         values_P = torch.empty(entry.shape, dtype=entry.dtype).reshape(-1)
         if len(values_P):
             self._model.read(name, 0, window(values_P))
+        if not bool(values_P.isfinite().all()):
+            raise DataError(
+                f"Tensor {name!r} of {self._model.label} holds values that are NaN or infinite. "
+                "Leave that model out, or save it again."
+            )
         return values_P.reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -42,16 +54,116 @@ class _Tensors(Mapping[str, Tensor]):
         return len(self._model.entries)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds a PEFT adapter."""
+    return (folder / CONFIG).is_file()
+
+
 def load_adapter(folder: Path, base: Mapping[str, Tensor] | None = None) -> Adapter:
     """Return the adapter of a PEFT folder. Raises UsageError where it is none, or not of LoRA."""
+    return _read(_weights(folder), folder, base)
+
+
+def _weights(folder: Path) -> FileModel:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UsageError(
                 f"{folder} has no {name}; give the folder that PEFT's save_pretrained wrote, with "
                 "safetensors."
             )
-    weights = FileModel(str(folder), folder, {folder / WEIGHTS: read_header(folder / WEIGHTS)[0]})
+    return FileModel(str(folder), folder, {folder / WEIGHTS: read_header(folder / WEIGHTS)[0]})
+
+
+def _read(weights: FileModel, folder: Path, base: Mapping[str, Tensor] | None) -> Adapter:
     return read_adapter(read_json(folder / CONFIG), _Tensors(weights), base, str(folder))
+
+
+@dataclass(frozen=True)
+class LayerRank:
+    """A merged layer. rank: that it has now. of: that of all its adapters side by side.
+    lost: share of its length that reducing the rank lost, in [0, 1]; see `MergedChange`."""
+
+    rank: int
+    of: int
+    lost: float
+
+
+@dataclass(frozen=True)
+class AdapterWritten:
+    """What a merge of adapters left behind. tensors: of the file, factors and others."""
+
+    out: Path
+    adapters: tuple[str, ...]
+    layers: Mapping[str, LayerRank]
+    tensors: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AdapterJob:
+    """A merge of PEFT folders into one; `run` does it.
+
+    base: the base model, which DoRA needs, and tensors trained as a whole where its difference does
+        not cancel. dtype: of the result. recipe: a text to write with it, "" for none.
+    checksums: check files against the SHA-256 beside them.
+    """
+
+    folders: tuple[Path, ...]
+    method: AdapterMerge
+    base: Source | None = None
+    dtype: torch.dtype = torch.float32
+    recipe: str = ""
+    checksums: bool = True
+
+    def run(self, out: Path, progress: Progress | None = None) -> AdapterWritten:
+        """Write the merged adapter to `out`, a folder that appears when it is complete.
+
+        Raises UsageError where `out` exists, where an adapter needs what is not here, or is of a
+        kind that cannot be merged; DataError for damaged files; RunError where a value leaves the
+        dtype's range or the result cannot be written.
+        """
+        begun = time.monotonic()
+        progress = progress or Silent()
+        if out.suffix == ".safetensors":
+            raise UsageError(f"{out} is a file's name; an adapter is a folder, give one.")
+        check_free(out)
+        base = None if self.base is None else open_model(self.base, "the base")
+        weights = [_weights(folder) for folder in self.folders]
+        if self.checksums:
+            read = weights if base is None else [*weights, base]
+            check_sums([model for model in read if isinstance(model, FileModel)], progress)
+        tensors = None if base is None else _Tensors(base)
+        adapters = [_read(*pair, tensors) for pair in zip(weights, self.folders, strict=True)]
+        merged, errors = merge_adapters(adapters, self.method, tensors, progress)
+        config, values = write_adapter(merged, tensors, self.dtype)
+        self._write(out, config, values)
+        layers = {
+            layer: LayerRank(
+                rank=change.rank,
+                of=sum(a.changes[layer].rank for a in adapters if layer in a.changes),
+                lost=errors.get(layer, 0.0),
+            )
+            for layer, change in merged.changes.items()
+        }
+        labels = tuple(map(str, self.folders))
+        return AdapterWritten(out, labels, layers, len(values), time.monotonic() - begun)
+
+    def _write(self, out: Path, config: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+        import safetensors.torch  # not every merge needs it
+
+        content = safetensors.torch.save(dict(values), metadata={"format": "pt"})
+        part = out.with_name(f".{out.name}.part-{secrets.token_hex(8)}")
+        try:
+            write_atomic(part / WEIGHTS, content)
+            write_json(part / CONFIG, config)
+            if self.recipe:
+                write_atomic(part / RECIPE, self.recipe.encode())
+            part.rename(out)
+        except BaseException as error:  # Ctrl-C too must leave nothing behind
+            shutil.rmtree(part, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
+            raise RunError(f"Cannot write {out}: {error.strerror or error}.") from error
 
 
 def merge_adapter_folders(
@@ -62,26 +174,8 @@ def merge_adapter_folders(
 ) -> dict[str, float]:
     """Write the merged adapter of several PEFT folders, and return what reducing its rank lost.
 
-    out: a folder that does not exist yet; it appears when it is complete. base: the base model,
-        which DoRA needs, and tensors trained as a whole where its difference does not cancel.
+    out: a new folder; see `AdapterJob` for it and the base.
     Returns the relative error of every layer whose rank was reduced, see `MergedChange`.
     """
-    target = Path(out)
-    if target.exists():
-        raise UsageError(f"{target} exists; give a folder that does not.")
-    tensors = None if base is None else _Tensors(open_model(base, "the base"))
-    adapters = [load_adapter(Path(folder), tensors) for folder in folders]
-    merged, errors = merge_adapters(adapters, method, tensors)
-    config, values = write_adapter(merged, tensors)
-    import safetensors.torch  # not every merge needs it
-
-    content = safetensors.torch.save(values, metadata={"format": "pt"})
-    part = target.with_name(f".{target.name}.part-{secrets.token_hex(8)}")
-    try:
-        write_atomic(part / WEIGHTS, content)
-        write_json(part / CONFIG, config)
-        part.rename(target)
-    except BaseException:  # Ctrl-C too must leave nothing behind
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return errors
+    done = AdapterJob(tuple(map(Path, folders)), method, base).run(Path(out))
+    return {name: layer.lost for name, layer in done.layers.items() if layer.lost}

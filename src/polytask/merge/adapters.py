@@ -168,8 +168,10 @@ class AdapterMerge:
 
     def __post_init__(self) -> None:
         check_weights("AdapterMerge", self.weights)
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"AdapterMerge: rank is {self.rank}; give a number >= 1, or none.")
+        if self.rank is not None and (type(self.rank) is not int or self.rank < 1):
+            raise UsageError(
+                f"AdapterMerge: rank is {self.rank!r}; give a whole number >= 1, or none."
+            )
 
     def weights_of(self, adapters: int) -> tuple[float, ...]:
         """Return one weight per adapter; raise where their number is another."""

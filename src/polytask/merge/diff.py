@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from polytask.merge.files import Source, open_model
 from polytask.merge.options import Options
-from polytask.merge.plan import Item, Part, Plan, plan
+from polytask.merge.plan import plan
 from polytask.merge.progress import Progress, Silent
 from polytask.merge.settings import LAYER
-from polytask.merge.window import Arena
+from polytask.merge.widened import widened
 
 PIECE = 1 << 18
 """Elements compared at once."""
@@ -101,7 +100,7 @@ class Diff:
         for name, one in self.tensors.items():
             layer = layer_of(name)
             found[layer] = found.get(layer, Difference()) + one
-        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+        return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
     @property
     def whole(self) -> Difference:
@@ -123,7 +122,7 @@ def layer_of(name: str) -> str:
     return name[: match.end(1)] if match else name
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return what sorts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
@@ -146,40 +145,16 @@ def diff(
     tuned = [open_model(source, label) for source, label in ((a, "A"), (b, "B"))]
     planned = plan(before, tuned, options or Options())
     progress.phase("comparing", planned.elements)
-    arenas = Arena(3 * 8 * PIECE), Arena(8 * PIECE)
-    tensors = {
-        item.name: _tensor(item, planned, arenas, progress) for item in planned.items if item.merged
-    }
+    tensors = {item.name: Difference() for item in planned.items if item.merged}
+    for name, base_P, (a_P, b_P) in widened(planned, PIECE, progress):
+        if planned.has_base:
+            a_P, b_P = a_P.sub_(base_P), b_P.sub_(base_P)
+        tensors[name] += _piece(a_P, b_P)
     labels = tuple(model.label for model in (*tuned, *([] if before is None else [before])))
     return Diff(labels, tensors)
 
 
-def _tensor(
-    item: Item, planned: Plan, arenas: tuple[Arena, Arena], progress: Progress
-) -> Difference:
-    found = Difference()
-    for start in range(0, item.entry.numel, PIECE):
-        count = min(PIECE, item.entry.numel - start)
-        _, rows = arenas[0].rows(3, count, torch.float64)
-        values = [
-            _read(part, start, row.values_P, arenas[1])
-            for part, row in zip(item.parts, rows, strict=False)
-        ]
-        a_P, b_P = values[-2:]
-        found = found + _piece(a_P, b_P, values[0] if planned.has_base else None)
-        progress.advance(count)
-    return found
-
-
-def _read(part: Part, start: int, out_P: Tensor, arena: Arena) -> Tensor:
-    raw = arena.one(out_P.numel(), part.dtype)
-    part.read(start, raw)
-    return out_P.copy_(raw.values_P)
-
-
-def _piece(a_P: Tensor, b_P: Tensor, base_P: Tensor | None) -> Difference:
-    if base_P is not None:
-        a_P, b_P = a_P.sub_(base_P), b_P.sub_(base_P)
+def _piece(a_P: Tensor, b_P: Tensor) -> Difference:
     gap_P = b_P - a_P
     signs_P = a_P.sign() * b_P.sign()
     return Difference(

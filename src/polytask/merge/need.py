@@ -24,7 +24,7 @@ WIDEST = 8
 FIXED = 14 << 20
 """Bytes for what does not grow: the interpreter's own, stacks of threads, small tensors."""
 
-SURVEY = 5 << 20
+SURVEY = 6 << 20
 """Bytes per model and thread of what a survey counts, and of their copies while passes end."""
 
 PER_TENSOR = 1000

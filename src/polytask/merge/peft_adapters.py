@@ -17,6 +17,8 @@ from torch import Tensor
 
 from polytask.errors import DataError, UsageError
 from polytask.merge.adapters import AdapterMerge, Change, as_dora, dora, lora
+from polytask.merge.progress import Progress, Silent
+from polytask.merge.rounding import rounded
 
 PREFIX = "base_model.model."
 
@@ -77,7 +79,10 @@ def read_adapter(
 
 
 def merge_adapters(
-    adapters: Sequence[Adapter], method: AdapterMerge, base: Tensors | None = None
+    adapters: Sequence[Adapter],
+    method: AdapterMerge,
+    base: Tensors | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Adapter, dict[str, float]]:
     """Return the merged adapter, and the relative error of every layer whose rank was reduced.
 
@@ -86,8 +91,11 @@ def merge_adapters(
     sum to 1 and every adapter has the tensor.
     """
     weights = method.weights_of(len(adapters))
+    progress = progress or Silent()
     changes, errors = {}, {}
-    for layer in dict.fromkeys(name for adapter in adapters for name in adapter.changes):
+    layers = list(dict.fromkeys(name for adapter in adapters for name in adapter.changes))
+    progress.phase("merging", len(layers))
+    for layer in layers:
         own = [
             (adapter.changes[layer], weight)
             for adapter, weight in zip(adapters, weights, strict=True)
@@ -98,6 +106,7 @@ def merge_adapters(
         changes[layer] = merged.change
         if merged.error:
             errors[layer] = merged.error
+        progress.advance(1)
     whole = {
         name: _whole(name, [adapter.whole.get(name) for adapter in adapters], weights, base)
         for name in dict.fromkeys(name for adapter in adapters for name in adapter.whole)
@@ -114,23 +123,24 @@ def write_adapter(
     """Return the configuration and the tensors of an adapter; every scale is in its factors.
 
     It is a DoRA adapter where a layer's change has a gain, which needs `base`; a LoRA adapter
-    otherwise.
+    otherwise. Raises RunError where a value leaves the range of `dtype`.
     """
     with_gain = any(change.gain_O is not None for change in adapter.changes.values())
-    tensors = {name: tensor.to(dtype) for name, tensor in adapter.whole.items()}
+    tensors = dict(adapter.whole)
     for layer, change in adapter.changes.items():
         name, kernel = f"{PREFIX}{layer}", adapter.spatial[layer]
         if with_gain:
             change, magnitude_O = as_dora(change, _base_of(layer, base, change))
             shape = (1, -1, *[1] * (len(kernel) - 1)) if kernel else (-1,)
-            tensors[f"{name}.lora_magnitude_vector"] = magnitude_O.reshape(shape).to(dtype)
+            tensors[f"{name}.lora_magnitude_vector"] = magnitude_O.reshape(shape)
         down, up = change.down_RI, change.up_OR
         if kernel:
             down, up = down.reshape(-1, *kernel), up.reshape(*up.shape, *[1] * (len(kernel) - 1))
-        tensors[f"{name}.lora_A.weight"] = down.to(dtype).contiguous()
-        tensors[f"{name}.lora_B.weight"] = up.to(dtype).contiguous()
+        tensors[f"{name}.lora_A.weight"] = down
+        tensors[f"{name}.lora_B.weight"] = up
         if change.bias_O is not None:
-            tensors[f"{name}.lora_B.bias"] = change.bias_O.to(dtype)
+            tensors[f"{name}.lora_B.bias"] = change.bias_O
+    tensors = {n: rounded(tensor, dtype, n).contiguous() for n, tensor in tensors.items()}
     ranks = {layer: change.rank for layer, change in adapter.changes.items()}
     rank = max(ranks.values(), default=1)
     others = {layer: own for layer, own in ranks.items() if own != rank}

@@ -28,6 +28,9 @@ from polytask.merge.options import Options
 from polytask.merge.settings import Layers, value, varies
 from polytask.merge.stream import MethodOf
 
+WORDS = ("over",)
+"""Keys whose value is a word; that of all others is a number or a flag."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -36,6 +39,11 @@ class Model:
     path: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
+
+
+def located(recipe: Path, name: str) -> Path | None:
+    """Return where a model of a recipe is, None where it is nowhere."""
+    return next((p for p in (recipe.parent / name, Path(name)) if p.exists()), None)
 
 
 @dataclass(frozen=True)
@@ -63,25 +71,24 @@ class Recipe:
             leave_out=(*mine.leave_out, *options.leave_out),
             buffers="base" if "base" in (mine.buffers, options.buffers) else "refuse",
         )
-        base = None if self.base is None or self.method.starts else self._path(self.base)
+        base = None if self.base is None or self.method.starts else self.path(self.base)
         return prepare(
             base,
-            [self._path(model) for model in self.models],
+            [self.path(model) for model in self.models],
             self._method_of(),
             options,
             self.text,
         )
 
-    def _path(self, model: Model) -> Path:
+    def path(self, model: Model) -> Path:
         """Return where a model is: beside the recipe, or seen from where the command runs."""
-        beside = self.file.parent / model.path
-        for path in (beside, Path(model.path)):
-            if path.exists():
-                return path
-        raise UsageError(
-            f"{self.file}: the model {model.path!r} is neither beside the recipe nor in "
-            f"{Path.cwd()}. Models are not downloaded; give a folder or file on this machine."
-        )
+        found = located(self.file, model.path)
+        if found is None:
+            raise UsageError(
+                f"{self.file}: the model {model.path!r} is neither beside the recipe nor in "
+                f"{Path.cwd()}. Models are not downloaded; give a folder or file on this machine."
+            )
+        return found
 
     def _method_of(self) -> MethodOf:
         """Return the method with its settings for each tensor."""
@@ -90,7 +97,7 @@ class Recipe:
         every = [self.parameters, *(model.parameters for model in given)]
         ranged = [model for model in given if model.layers is not None]
         if ranged or any(varies(raw) for some in every for raw in some.values()):
-            layers = Layers.of(open_model(self._path(given[0]), "the first model").entries)
+            layers = Layers.of(open_model(self.path(given[0]), "the first model").entries)
         for model in ranged:
             if model.layers != (0, layers.count):
                 raise UsageError(
@@ -98,17 +105,17 @@ class Recipe:
                     f"{layers.count}; only whole models are merged, [0, {layers.count}]."
                 )
         if not any(varies(raw) for some in every for raw in some.values()):
-            method = self._build(self._settings("", layers))
+            method = self._build(self.settings("", layers))
             return lambda name: method
         build = lru_cache(maxsize=None)(self._build)
-        return lambda name: build(self._settings(name, layers))
+        return lambda name: build(self.settings(name, layers))
 
     def _build(self, settings: tuple[tuple[str, Any], ...]) -> Merge:
         method = self.method.row.load()(**dict(settings))
         assert isinstance(method, Merge)
         return method
 
-    def _settings(self, name: str, layers: Layers) -> tuple[tuple[str, Any], ...]:
+    def settings(self, name: str, layers: Layers) -> tuple[tuple[str, Any], ...]:
         """Return the method's settings for a tensor, "" standing for all of them."""
         found: dict[str, Any] = dict(self.method.constants)
         for key, setting in self.method.keys.items():
@@ -132,6 +139,11 @@ class Recipe:
         """Return a key's value: the model's own, the recipe's, the default; None where none is."""
         for some in (model.parameters, self.parameters):
             if key in some and (found := value(some[key], name, layers)) is not None:
+                if isinstance(found, str) and key not in WORDS:
+                    raise self._bad(
+                        f"{key} is {found!r}; give a number such as 0.5 (YAML takes 1e-3 for a "
+                        "text, 1.0e-3 for a number)"
+                    )
                 return found
         if key in self.method.needed:
             of = f" for the tensor {name!r}" if name else ""

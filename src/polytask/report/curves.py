@@ -136,10 +136,14 @@ def _known(probe: Probe, pairs: Iterable[tuple[int, int]]) -> list[float]:
 
 
 def _cells(probe: Probe, pairs: Iterable[tuple[int, int]]) -> str:
-    cosines = (probe.cosines[a][b] for a, b in pairs)
+    return pack_shares(probe.cosines[a][b] for a, b in pairs)
+
+
+def pack_shares(values: Iterable[float | None]) -> str:
+    """Return numbers in [-1, 1] as base64 of signed bytes: 100 x each, ABSENT where undefined."""
     signed = (
         ABSENT if c is None or not math.isfinite(c) else max(-100, min(100, round(100 * c)))
-        for c in cosines
+        for c in values
     )
     return base64.b64encode(bytes(byte % 256 for byte in signed)).decode()
 

@@ -15,11 +15,11 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polytask import __version__
 from polytask.errors import RunError, UsageError
-from polytask.records import Record, to_json, write_atomic
+from polytask.records import Record, short_names, to_json, write_atomic
 from polytask.report import words
 from polytask.report.curves import (
     Lines,
@@ -33,8 +33,10 @@ from polytask.report.curves import (
     spread,
 )
 from polytask.report.experts import pack_experts
+from polytask.report.merges import merge_block
 from polytask.report.sources import (
     SINGLE,
+    Blended,
     Compared,
     Fitted,
     MethodResult,
@@ -42,14 +44,18 @@ from polytask.report.sources import (
     read_folder,
 )
 
+if TYPE_CHECKING:
+    from polytask.merge import MergeRecord
+
 ASSETS = resources.files("polytask.report") / "assets"
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML page about the runs in `folders`; return `out`.
 
-    folders: of `polytask compare` (result.json and its runs) or of one training (record.json); two
-    or more are set side by side. out: the HTML file; replaced whole or not at all.
+    folders: of `polytask compare` (result.json and its runs), of one training (record.json) or of
+    merges (merge.json); two or more are set side by side. out: the HTML file; replaced whole or not
+    at all.
 
     Raises RunError where a folder is missing, foreign or broken, or `out` cannot be written;
     UsageError without folders.
@@ -57,19 +63,35 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     if not folders:
         raise UsageError("A report needs at least one run folder; `polytask report RUN...`.")
     runs = [read_folder(folder) for folder in folders]
-    labels = _labels([run.folder for run in runs])
-    blocks = [
-        compare_block(run, label) if isinstance(run, Compared) else fit_block(run, label)
-        for run, label in zip(runs, labels, strict=True)
-    ]
+    labels = short_names([run.folder for run in runs])
+    blocks = [_block(run, label) for run, label in zip(runs, labels, strict=True)]
     write_atomic(out, render(blocks).encode())
     return out
+
+
+def write_merge_report(record: MergeRecord, out: Path) -> Path:
+    """Write the page about merges that lie in no folder; return `out`.
+
+    It is replaced whole or not at all; RunError where it cannot be written.
+    """
+    write_atomic(out, render([merge_block(record, record.title)]).encode())
+    return out
+
+
+def _block(run: Compared | Fitted | Blended, label: str) -> dict[str, Any]:
+    if isinstance(run, Compared):
+        return compare_block(run, label)
+    if isinstance(run, Blended):
+        return merge_block(run.record, label)
+    return fit_block(run, label)
 
 
 def render(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page that shows the blocks."""
     style = _asset("page.css")
-    script = "\n".join(map(_asset, ("plots.js", "overview.js", "experts.js", "page.js")))
+    script = "\n".join(
+        map(_asset, ("plots.js", "overview.js", "experts.js", "merges.js", "page.js"))
+    )
     title = " · ".join(block["title"] for block in blocks)
     parts = {
         "policy": (
@@ -263,15 +285,6 @@ def _load(folder: Path, tasks: Sequence[str]) -> Record:
             f"{words.listing(tasks)}; the folder belongs to another comparison."
         )
     return record
-
-
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """Return a short name per folder: its last part, the whole path where that is not unique."""
-    names = [folder.resolve().name for folder in folders]
-    return [
-        name if names.count(name) == 1 else str(folder)
-        for name, folder in zip(names, folders, strict=True)
-    ]
 
 
 def _ends(interval: tuple[float, float] | None) -> list[float | None] | None:

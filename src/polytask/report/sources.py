@@ -1,4 +1,5 @@
-"""Read run folders: `result.json` of a comparison, or `record.json` of one training.
+"""Read run folders: `result.json` of a comparison, `record.json` of one training, `merge.json` of
+merges.
 
 This is the edge where files of unknown origin arrive: what passes here has the right shape, so the
 rest of the room trusts it. A number that is null in the file is None here.
@@ -10,10 +11,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polytask.errors import RunError
 from polytask.records import Record, read_json
+
+if TYPE_CHECKING:
+    from polytask.merge import MergeRecord
 
 Number = float | None
 Interval = tuple[float, float] | None
@@ -119,7 +123,15 @@ class Fitted:
     record: Record
 
 
-def read_folder(folder: Path) -> Compared | Fitted:
+@dataclass(frozen=True)
+class Blended:
+    """A folder with a record of merges."""
+
+    folder: Path
+    record: MergeRecord
+
+
+def read_folder(folder: Path) -> Compared | Fitted | Blended:
     """Return what `folder` holds, or raise a RunError that says what it lacks."""
     if not folder.is_dir():
         raise RunError(
@@ -129,9 +141,14 @@ def read_folder(folder: Path) -> Compared | Fitted:
         return read_result(folder)
     if (folder / "record.json").exists():
         return Fitted(folder, Record.load(folder / "record.json"))
+    if (folder / "merge.json").exists():
+        from polytask.merge import MergeRecord  # brings torch, which the other pages do without
+
+        return Blended(folder, MergeRecord.load(folder))
     raise RunError(
-        f"{folder} holds neither result.json (a comparison) nor record.json (one training); an "
-        "unfinished run has none yet: give the same command again to finish it."
+        f"{folder} holds none of result.json (a comparison), record.json (one training) and "
+        "merge.json (merges); an unfinished run has none yet: give the same command again to "
+        "finish it."
     )
 
 

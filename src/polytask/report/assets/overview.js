@@ -13,8 +13,9 @@ const released = (run, names) => { const shown = focus(run, names); return new S
 // Gains by row and column -------------------------------------------------------------------------
 
 // cell(i, j) -> {value, sure, text, full, shown}; full, or else top: the gain at which the colour is
-// full; shown: what the square says where there is room, or else the signed value.
-function gainMap({ width, rows, columns, cell, top, label }) {
+// full; shown: what the square says where there is room, or else the signed value. room: pixels that
+// takes. ends: long names of rows are cut at their start, so that a layer keeps its number.
+function gainMap({ width, rows, columns, cell, top, label, room = 38, ends }) {
   const side = Math.min(width * 0.34, 10 + widest(rows, 12.5));
   const high = Math.min(120, 8 + widest(columns, 11.5));
   const head = high * 0.87 + 12, lean = high * 0.5;
@@ -28,7 +29,7 @@ function gainMap({ width, rows, columns, cell, top, label }) {
   });
   const marks = rows.map((name, i) => {
     const y = head + i * tall;
-    svg.append(s("text", { class: "name", x: side - 6, y: y + 15, "text-anchor": "end", text: clip(name, side - 8) }));
+    svg.append(s("text", { class: "name", x: side - 6, y: y + 15, "text-anchor": "end", text: (ends ? clipStart : clip)(name, side - 8) }));
     return columns.map((_, j) => {
       const { value, sure, text, full, shown } = cell(i, j);
       const x = side + j * wide;
@@ -37,7 +38,7 @@ function gainMap({ width, rows, columns, cell, top, label }) {
         const square = s("rect", { class: "gain-cell", x, y, width: wide - 1, height: tall - 1 });
         square.style.fill = `color-mix(in oklab, var(${share < 0 ? "--bad" : "--good"}) ${Math.round(Math.abs(share) * 100)}%, var(--mid))`;
         svg.append(square);
-        if (wide >= 38) svg.append(s("text", { class: Math.abs(share) > .62 ? "on" : "name", x: x + wide / 2 - .5, y: y + 15, "text-anchor": "middle", text: shown ?? `${sure ? "" : "("}${signed(value)}${sure ? "" : ")"}` }));
+        if (wide >= room) svg.append(s("text", { class: Math.abs(share) > .62 ? "on" : "name", x: x + wide / 2 - .5, y: y + 15, "text-anchor": "middle", text: shown ?? `${sure ? "" : "("}${signed(value)}${sure ? "" : ")"}` }));
       }
       return { x: x + wide / 2, y: y + tall / 2, text };
     });

@@ -108,15 +108,15 @@ function taskColumns(run) {
 function hero(run, id, level) {
   const best = run.methods.find((method) => method.name === run.best);
   const facts = [
-    plural(run.tasks.length, "task"),
-    `${run.seeds.length === 1 ? "seed" : "seeds"} ${run.seeds.join(", ")}`,
+    run.tasks.length ? plural(run.tasks.length, "task") : "",
+    run.seeds.length ? `${run.seeds.length === 1 ? "seed" : "seeds"} ${run.seeds.join(", ")}` : "",
     run.created.replace("T", " ").replace(/(:\d\d)(\.\d+)?(\+00:00|Z)?$/, (_, s1, s2, zone) => s1 + (zone ? " UTC" : "")),
   ].filter(Boolean);
   return h("div", { class: "hero", id },
-    h("p", { class: "eyebrow", text: [run.suite, ...facts].join("  ·  ") }),
+    h("p", { class: "eyebrow", text: [run.suite, ...facts].filter(Boolean).join("  ·  ") }),
     h(level, { text: run.title }),
     h("p", { class: "verdict", text: run.verdict.join(" ") }),
-    best ? tiles(run, best) : run.kind === "fit" ? fitTiles(run) : null,
+    run.kind === "merge" ? mergeTiles(run, best) : best ? tiles(run, best) : run.kind === "fit" ? fitTiles(run) : null,
     run.command ? h("code", { class: "command", tabindex: 0, "aria-label": "Command", text: run.command }) : null,
     h("p", { class: "facts", text: Object.entries(run.versions).map(([name, version]) => `${name} ${version}`).join("  ·  ") }));
 }
@@ -438,6 +438,7 @@ function settingsSection(run, id) {
 function compareSection() {
   const rows = DATA.runs.flatMap((run) => joint(run).filter(() => run.kind === "compare").map((method) => ({ run, method })));
   const others = DATA.runs.filter((run) => run.kind !== "compare");
+  const kinds = { fit: "Single trainings", merge: "Merges" };
   if (!rows.length) return null;
   const compared = DATA.runs.filter((run) => run.kind === "compare");
   const names = [...new Set(rows.map(({ method }) => method.name))];
@@ -468,14 +469,14 @@ function compareSection() {
         { name: "Parameters", note: "vs. all single", value: ({ method }) => method.cost.parameters_ratio, cell: ({ method }) => times(method.cost.parameters_ratio) },
       ],
     }),
-    others.length ? h("p", { class: "small", text: `Single trainings, shown below: ${others.map((run) => run.label).join(", ")}.` }) : null);
+    Object.entries(kinds).map(([kind, word]) => [word, others.filter((run) => run.kind === kind)]).filter(([, runs]) => runs.length).map(([word, runs]) => h("p", { class: "small", text: `${word}, shown below: ${runs.map((run) => run.label).join(", ")}.` })));
 }
 
 // Assembly ----------------------------------------------------------------------------------------
 
 function show(run, k) {
   const id = `r${k}`;
-  const parts = run.kind === "compare"
+  const parts = run.kind === "merge" ? mergeSections(run, id) : run.kind === "compare"
     ? [joint(run).length > 1 ? overviewSection(run, id) : null, resultsSection(run, id), joint(run).length ? gainSection(run, id) : null, joint(run).length ? whySection(run, id) : null, curvesSection(run, id), weightsSection(run, id), expertsSection(run, id), cosineSection(run, id), costSection(run, id), fairSection(run, id), suiteSection(run, id)]
     : [keptSection(run, id), curvesSection(run, id), weightsSection(run, id), expertsSection(run, id), cosineSection(run, id), settingsSection(run, id)];
   return h("article", { class: "run", "aria-label": run.label }, hero(run, id, DATA.runs.length > 1 ? "h2" : "h1"), parts);

@@ -79,6 +79,10 @@ function clip(text, pixels, size, weight) {
   while (most > 3 && widthOf(`${text.slice(0, most)}…`, size, weight) > pixels) most--;
   return `${text.slice(0, most)}…`;
 }
+const clipStart = (text, pixels, size, weight) => {
+  const reversed = (said) => [...said].reverse().join("");
+  return reversed(clip(reversed(text), pixels, size, weight));
+};
 
 // Scales ------------------------------------------------------------------------------------------
 
@@ -449,11 +453,13 @@ function cosineAt(values, size, i, j) {
   const value = values[a * size - (a * (a + 1)) / 2 + b - a - 1];
   return value === -128 ? null : value / 100;
 }
-function heatMap({ width, names, values, label, most = 520 }) {
+// tell(value) -> its words; shown(value) -> what a square says; shade(value) -> -1 to 1, its colour.
+const cosineText = (value) => value.toFixed(2).replace(/^-(?!0\.00$)/, MINUS).replace("-", "");
+function heatMap({ width, names, values, label, most = 520, self: own = "the task itself", tell = (value) => `cosine ${cosineText(value)}`, shown = cosineText, shade = (value) => value }) {
   const size = names.length;
   const side = Math.min(width * 0.3, 8 + widest(names, 11.5));
   const named = size <= 40 && (width - side) / size >= 9;
-  const left = named ? side : 4, top = named ? Math.min(side, 110) : 4;
+  const left = named ? side : 4, top = named ? Math.max(22, Math.min(side, 110)) : 4;
   const cell = Math.max(0.5, Math.min((width - left - 4) / size, (most - 4) / size, 84));
   const length = cell * size;
   const svg = s("svg", { width, height: top + length + 4, viewBox: `0 0 ${width} ${top + length + 4}` });
@@ -465,7 +471,7 @@ function heatMap({ width, names, values, label, most = 520 }) {
     for (let j = 0; j < size; j++) {
       const value = cosineAt(values, size, i, j);
       if (value === null) { if (i === j) self.push(square(i, j)); continue; }
-      const bin = Math.round(((value + 1) / 2) * BINS);
+      const bin = Math.round(((shade(value) + 1) / 2) * BINS);
       paths[bin].push(square(i, j));
     }
   }
@@ -485,12 +491,12 @@ function heatMap({ width, names, values, label, most = 520 }) {
   });
   if (cell >= 34) for (let i = 0; i < size; i++) for (let j = 0; j < size; j++) {
     const value = cosineAt(values, size, i, j);
-    const strong = value !== null && Math.abs(value) > .62;
-    svg.append(s("text", { class: strong ? "on" : "name", x: left + (j + .5) * cell - .5, y: top + (i + .5) * cell + 4, "text-anchor": "middle", text: i === j ? "" : value === null ? "–" : value.toFixed(2).replace("-", MINUS) }));
+    const strong = value !== null && Math.abs(shade(value)) > .62;
+    svg.append(s("text", { class: strong ? "on" : "name", x: left + (j + .5) * cell - .5, y: top + (i + .5) * cell + 4, "text-anchor": "middle", text: i === j ? "" : value === null ? "–" : shown(value) }));
   }
   const item = (i, j) => {
     const value = cosineAt(values, size, i, j);
-    const said = i === j ? "the task itself" : value === null ? "undefined" : `cosine ${value.toFixed(2).replace("-", MINUS)}`;
+    const said = i === j ? own : value === null ? "undefined" : tell(value);
     return { x: left + (j + .5) * cell, y: top + (i + .5) * cell, text: [`${names[i]} · ${names[j]}`, said] };
   };
   const pick = {
