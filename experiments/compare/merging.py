@@ -15,13 +15,13 @@ NAMES = {"cnn": "CNN", "vit": "ViT"}
 TEXT = """\
 ## Merging eight image tasks: normalised accuracy in %
 
-`python experiments/merge/eight.py --seed {seeds}`: a small CNN and a small ViT, pretrained on CIFAR-10,
-tuned apart on eight image tasks, merged by every method. Mean over tasks of a merged model's accuracy
-over that of the task's own tuned model, seeds {seeds}, with the 95 % interval of the mean over
-seeds. *individual* and *joint* (one model trained on all) are the two ends, *base* is the pretraining
-under the tasks' heads. Sorted by the mean of both backbones. *success* is how often a backdoor
-planted in one of the models works after merging. Accuracy per task, factors and settings stand in
-[`experiments/merge/results.md`](../experiments/merge/results.md), what was claimed in
+`python experiments/merge/eight.py --seed {seeds}`: a small CNN and a small ViT, pretrained on
+CIFAR-10, tuned apart on eight image tasks, merged by every method. Mean over tasks of a merged
+model's accuracy over that of the task's own tuned model, seeds {seeds}, with the 95 % interval of
+the mean over seeds. *individual* and *joint* (one model trained on all) are the two ends, *base* is
+the pretraining under the tasks' heads. Sorted by the mean of both backbones. *success* is how often
+a backdoor planted in one of the models works after merging. Accuracy per task, factors and settings
+stand in [`experiments/merge/results.md`](../experiments/merge/results.md), what was claimed in
 [the ledger](claims.md).
 
 Made with {versions}.

@@ -93,9 +93,9 @@ SHARING = {
 }  # fmt: skip
 """Name -> suite, settings tried, architectures that fit it, other options. `hard` is what the
 others are held against: a comparison of them is of equal weights, as one of balance methods is of
-hard sharing. On camvid for 16 epochs: those made for pictures on processors, and those of rows, which
-see a picture's cells as rows, on a GPU, with single-task models of their own. Task gating's runs on
-the GPU were cut off, so it stands with the first."""
+hard sharing. On camvid for 16 epochs: those made for pictures on processors, and those of rows,
+which see a picture's cells as rows, on a GPU, with single-task models of their own. Task gating's
+runs on the GPU were cut off, so it stands with the first."""
 
 COMMANDS |= {
     name: f"polytask compare {suite} --seeds 3 --tune {tune}{options} --out runs/{name} "

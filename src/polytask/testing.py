@@ -475,6 +475,7 @@ def check_merge(method: Merge, seed: int = 0) -> None:
         _check_merged(method, base_P, tuned_MP, f"{name}, {problem} models")
     _check_counts(method, name, seed)
     _check_pieces(method, name, seed)
+    _check_spoiled(method, name, seed)
     _merges(torch.equal(before, torch.get_rng_state()), name, "it draws from torch's own generator")
 
 
@@ -622,6 +623,21 @@ def _check_pieces(method: Merge, name: str, seed: int) -> None:
     _merges(same, name, "calling it gives something else than pieces do")
 
 
+def _check_spoiled(method: Merge, name: str, seed: int) -> None:
+    """Check that what is not finite in one model shows in the result: the engine looks for it
+    there, unless the method surveys the models first."""
+    if method.reach != "elements" or isinstance(method, Surveyor):
+        return
+    base_P, tuned_MP = _tuned(method, (200,), seed)
+    for value in (math.nan, math.inf, -math.inf):
+        for row in range(len(tuned_MP) + method.needs_base):
+            base, tuned = base_P.clone(), tuned_MP.clone()
+            (base if row == len(tuned) else tuned[row])[:] = value
+            merged_P = method.piece(base, tuned, Place("a tensor", 0, (200,)), {})
+            said = f"a model full of {value} leaves finite values in what it merges"
+            _merges(not bool(merged_P.isfinite().any()), name, said)
+
+
 def _streamed(
     method: Merge,
     tensors: dict[str, Tuned],
@@ -657,8 +673,8 @@ def _streamed(
         before = {key: value.clone() for key, value in state.items()}
         parts = [method.piece(*piece, state) for piece in own]
         _merges(_same(state, before), where, "piece changes the state it was given")
-        kept = all(part.dtype == method.dtype for part in parts)
-        _merges(kept, where, "piece returns another precision than that of what came")
+        kept = all(part.dtype in (method.dtype, torch.float64) for part in parts)
+        _merges(kept, where, "piece returns neither the precision of what came nor float64")
         merged[name] = torch.cat(parts).reshape(base_P.shape)
     return merged
 

@@ -97,6 +97,13 @@ class WholeNorm(Plain):
         return (base_P + tau_P / (1 + tau_P.norm())).to(base_P.dtype)
 
 
+class Tidies(Plain):
+    """Hides what is not finite."""
+
+    def piece(self, base_P, tuned_MP, at, state):
+        return super().piece(base_P, tuned_MP, at, state).nan_to_num()
+
+
 class Random(Plain):
     draws: ClassVar[bool] = True
 
@@ -119,7 +126,18 @@ class Names(Plain):
         return base_P + len(at.name) * (tuned_MP.sort(0).values.mean(0) - base_P)
 
 
+class Narrow(Plain):
+    """Rounds once more than the engine will."""
+
+    dtype: ClassVar[torch.dtype] = torch.float64
+
+    def piece(self, base_P, tuned_MP, at, state):
+        return super().piece(base_P, tuned_MP, at, state).float()
+
+
 class Wide(Plain):
+    """Allowed: the engine rounds it once."""
+
     def piece(self, base_P, tuned_MP, at, state):
         return super().piece(base_P, tuned_MP, at, state).double()
 
@@ -169,9 +187,11 @@ class Writes(Counting):
         (Lies(), "the base matters, but it needs none"),
         (WholeNorm(), r"pieces of \(1,\) grains give something else"),
         (Random(), "not repeatable"),
+        (Tidies(), "a model full of nan leaves finite values"),
         (FromPlace(), r"pieces of \(1,\) grains give something else"),
         (Names(), "the name matters, but it does not draw"),
-        (Wide(), "piece returns another precision"),
+        (Narrow(), "piece returns neither the precision of what came nor float64"),
+        (Wide(), None),
         (OtherMixture(), "its mixture gives something else than its piece"),
         (Grows(), "look changes the state"),
         (Endless(), "not settled after 100 passes"),

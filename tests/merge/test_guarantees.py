@@ -111,20 +111,6 @@ def test_a_value_out_of_range_raises_and_names_the_tensor(method):
             method(base_P, tuned_MP, "layers.3.weight")
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize(
-    "method", [m for m in ELEMENTWISE if not isinstance(m, Surveyor)], ids=repr
-)
-def test_what_is_not_finite_in_one_model_is_not_finite_in_the_result(method, value):
-    """Whatever the method leaves out: the engine looks for it there."""
-    base_P, tuned_MP = models(method, (200,))
-    for row in range(len(tuned_MP) + method.needs_base):
-        base, tuned = base_P.clone(), tuned_MP.clone()
-        (base if row == len(tuned) else tuned[row])[:] = value
-        merged_P = method.piece(base, tuned, Place("w", 0, (200,)), {})
-        assert not bool(merged_P.isfinite().any())
-
-
 @pytest.mark.parametrize("method", FREE, ids=repr)
 def test_shapes_and_numbers_that_do_not_fit_are_refused(method):
     name = type(method).__name__
