@@ -1,0 +1,1 @@
+"""Relate: which tasks help each other, and which to train together."""
