@@ -64,7 +64,7 @@ def _solve(
 def partition(
     value_S: Tensor, served_ST: Tensor, budget: int, seconds: float, exactly: bool = False
 ) -> Solved:
-    """Return the sets of highest value that part the tasks into at most `budget` (exactly so many)."""
+    """Return the sets of highest value that part the tasks, at most (exactly) `budget` of them."""
     from scipy.sparse import csr_array
 
     member_ST = served_ST.numpy()

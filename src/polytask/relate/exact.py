@@ -66,9 +66,7 @@ def exact(
     served_ST = _sets(T, largest)
     value_S, group_ST = best_groups(values_TT, served_ST, largest, alone, overlap)
     found = partition(value_S, served_ST, budget, seconds, exactly)
-    serving = {
-        t: s for s in found.chosen for t in served_ST[s].nonzero().flatten().tolist()
-    }
+    serving = {t: s for s in found.chosen for t in served_ST[s].nonzero().flatten().tolist()}
     gain_ST = hoa(affinity, group_ST, alone).gain_GT
     gap = found.gap / T
     return made(affinity.tasks, group_ST, gain_ST, serving, found.optimal, gap, "exact-groups")

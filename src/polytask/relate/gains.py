@@ -1,4 +1,4 @@
-"""Gains of groups, measured or predicted: what each member of each group gained over training alone.
+"""Gains of groups, measured or predicted: what each member gained over training alone.
 
 Shapes: T = tasks, G = groups that were tried.
 """
@@ -75,7 +75,7 @@ class Gains:
         return Affinity(self.tasks, values_TT, torch.full((T, T), NAN), "pairs of groups")
 
     def measured(self, groups: Groups) -> Tensor:
-        """Return each task's gain (T,) in the group that serves it; 0 alone, NaN where not listed."""
+        """Return each task's gain (T,) in the group that serves it: 0 alone, NaN if not listed."""
         at = {tuple(row): g for g, row in enumerate(self.member_GT.int().tolist())}
         gains = []
         for t, task in enumerate(self.tasks):

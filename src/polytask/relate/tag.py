@@ -167,7 +167,9 @@ class TAG:
 
 
 @contextmanager
-def kept(model: nn.Module, shared: Sequence[Tensor]) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+def kept(
+    model: nn.Module, shared: Sequence[Tensor]
+) -> Iterator[Callable[[Sequence[Tensor]], None]]:
     """Let the shared parameters take other values; put them and all buffers back, bit for bit.
 
     Written through `.data`: a graph that waits for its backward pass holds these tensors, and a

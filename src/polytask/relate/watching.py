@@ -109,7 +109,8 @@ class Looking:
                 raise unknown("task", task, self.tasks, known)
             if loss.ndim:
                 raise UsageError(
-                    f"{self.who}: the loss of {task!r} has shape {tuple(loss.shape)}; give a scalar."
+                    f"{self.who}: the loss of {task!r} has shape {tuple(loss.shape)}; give a "
+                    "scalar."
                 )
             value = float(loss.detach())
             if value == value and abs(value) != torch.inf:
@@ -152,9 +153,7 @@ def shared_list(who: str, shared: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def gradients(
-    loss: Tensor, shared: Sequence[Tensor]
-) -> list[Tensor | None]:
+def gradients(loss: Tensor, shared: Sequence[Tensor]) -> list[Tensor | None]:
     """Return the gradient of a loss in each shared parameter; its graph stays."""
     if not loss.requires_grad:
         raise UsageError(
