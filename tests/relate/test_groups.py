@@ -1,6 +1,6 @@
-"""Groups: the best there are, by brute force over every choice; many tasks fast; every bad input."""
+"""Groups: the best there are, by brute force over every choice; and every bad input."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -187,7 +187,7 @@ def test_a_tiny_scale_changes_nothing(drawn):
 def splits(tasks, groups):
     for inner in combinations(range(1, tasks), groups - 1):
         borders = (0, *inner, tasks)
-        yield [range(a, b) for a, b in zip(borders, borders[1:], strict=False)]
+        yield [range(a, b) for a, b in pairwise(borders)]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 7])

@@ -1,4 +1,4 @@
-"""Affinities of models and data are what closed forms and other packages say, missing labels too."""
+"""Affinities of models and data are what closed forms and other packages say."""
 
 import math
 
@@ -41,7 +41,9 @@ def test_cka_sees_through_turns_and_scales_and_the_plain_one_is_the_known_formul
 
 
 def test_unbiased_cka_of_unrelated_features_is_0_on_average_and_the_plain_one_is_not():
-    pairs = [cka({"a": normal(40, 50, seed=s), "b": normal(40, 50, seed=99 + s)}) for s in range(20)]
+    pairs = [
+        cka({"a": normal(40, 50, seed=s), "b": normal(40, 50, seed=99 + s)}) for s in range(20)
+    ]
     values = torch.tensor([p.of("a", "b") for p in pairs])
     assert abs(values.mean()) < 3 * values.std() / 20**0.5
     # and its own error is about as large as its spread over data sets
@@ -119,8 +121,10 @@ def test_task_vectors_are_compared_by_their_cosine():
     expected = torch.cosine_similarity(flat["x"], flat["y"], dim=0)
     assert found.of("x", "y") == pytest.approx(float(expected))
     assert set(found.missing()) == {("x", "same"), ("y", "same"), ("same", "x"), ("same", "y")}
-    without = [torch.cosine_similarity(change["x"][n].reshape(-1), change["y"][n].reshape(-1), dim=0)
-               for n in ("b", "w")]  # fmt: skip
+    without = [
+        torch.cosine_similarity(*(change[t][n].reshape(-1) for t in ("x", "y")), dim=0)
+        for n in ("b", "w")
+    ]
     spread = (without[0] - without[1]).abs() / 2  # the jackknife of two parts
     assert float(found.error_TT[0, 1]) == pytest.approx(float(spread))
     with pytest.raises(UsageError, match=r"'w' has shape \(4, 3\) in the base and nothing for 'z'"):
@@ -172,7 +176,7 @@ def test_transfer_is_the_mean_of_paired_gains_and_goes_on_where_it_stopped(tmp_p
     seen.append(1)
     told = []
     found = transfer("abc", trial, (0, 1), higher_is_better={"a": True, "b": False, "c": True},
-                     keep=tmp_path / "trials.json", tell=lambda n, of: told.append((n, of)))  # fmt: skip
+                     keep=tmp_path / "trials.json", tell=lambda *n: told.append(n))  # fmt: skip
     assert len(asked) == len(set(asked)) == 18
     assert told[-1] == (18, 18)
     assert found.of("a", "b") == pytest.approx(-0.505)  # lower is better there

@@ -75,7 +75,7 @@ def trained(optimiser, steps, **settings):
 
 def by_hand(model, optimiser, x, y):
     """Return Z by deep copies: the whole model and its optimiser step on one task's loss."""
-    before = {task: float(loss) for task, loss in model.losses(x, y).items()}
+    before = {task: loss.detach() for task, loss in model.losses(x, y).items()}
     values_TT = torch.zeros(3, 3).double()
     for i, task in enumerate(TASKS):
         both = copy.deepcopy({"model": model, "optimiser": optimiser})
@@ -121,7 +121,7 @@ def test_a_watched_run_is_the_same_run_to_the_last_bit(optimiser, how):
         for x, y in batches(6):
             losses = model.losses(x, y)
             for watch in watches if watched else []:
-                watch.observe(losses, again=lambda x=x, y=y: model.losses(x, y))
+                watch.observe(losses, again=lambda model=model, x=x, y=y: model.losses(x, y))
             rule.zero_grad()
             sum(losses.values()).backward()
             rule.step()
@@ -138,7 +138,9 @@ def test_a_watched_run_is_the_same_run_to_the_last_bit(optimiser, how):
     assert all(torch.equal(a, b) for a, b in zip(plain[4], watched[4], strict=True))
     for number, state in plain[1]["state"].items():
         for key, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(watched[1]["state"][number][key]))
+            assert torch.equal(
+                torch.as_tensor(value), torch.as_tensor(watched[1]["state"][number][key])
+            )
     assert plain[1]["param_groups"] == watched[1]["param_groups"]
 
 
@@ -201,7 +203,9 @@ def test_gradient_cosine_is_that_of_flat_gradients():
         losses = model.losses(x, y)
         rows = []
         for task in TASKS:
-            grads = torch.autograd.grad(losses[task], list(model.trunk.parameters()), retain_graph=True)
+            grads = torch.autograd.grad(
+                losses[task], list(model.trunk.parameters()), retain_graph=True
+            )
             rows.append(torch.cat([g.reshape(-1) for g in grads]))
         unit = torch.nn.functional.normalize(torch.stack(rows))
         found.append(unit @ unit.T)
@@ -262,7 +266,9 @@ def test_a_step_that_diverges_is_left_out_and_said():
     ((x, y),) = batches(1)
 
     def losses():
-        return {t: v * (1 + model.trunk[0].weight.square().sum()) for t, v in model.losses(x, y).items()}
+        return {
+            t: v * (1 + model.trunk[0].weight.square().sum()) for t, v in model.losses(x, y).items()
+        }
 
     watch.observe(losses(), again=losses)
     assert len(watch.affinity().missing()) == 6
@@ -281,7 +287,8 @@ def test_a_step_that_diverges_is_left_out_and_said():
         (lambda m, r: TAG(m, m.trunk.parameters(), r, TASKS, every=0), UsageError, "every is 0"),
         (lambda m, r: TAG(m, m.trunk.parameters(), r, TASKS, sources=1, first_order=True),
          UsageError, "give >= 2"),
-        (lambda m, r: GradientCosine(m.trunk.parameters(), TASKS, at_once=1), UsageError, "least 2"),
+        (lambda m, r: GradientCosine(m.trunk.parameters(), TASKS, at_once=1), UsageError,
+         "least 2"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_answered_with_what_to_do(call, error, message):
@@ -297,7 +304,7 @@ def test_wrong_losses_are_answered_with_what_to_do():
     def look(given, again=lambda: losses, **how):
         return TAG(model, model.trunk.parameters(), rule, TASKS, **how).observe(given, again)
 
-    with pytest.raises(UsageError, match="Unknown task 'see'. Did you mean 'sea'"):
+    with pytest.raises(UsageError, match=r"Unknown task 'see'\. Did you mean 'sea'"):
         look({"see": losses["sea"]})
     with pytest.raises(DataError, match=r"by their ratio, and that of 'sea' is -"):
         look({**losses, "sea": losses["sea"] - 10})
@@ -305,7 +312,7 @@ def test_wrong_losses_are_answered_with_what_to_do():
         look({**losses, "sea": losses["sea"][None]})
     with pytest.raises(UsageError, match="has no graph to pass back through"):
         look({task: loss.detach() for task, loss in losses.items()})
-    with pytest.raises(UsageError, match="observe\\(losses, again=...\\)"):
+    with pytest.raises(UsageError, match=r"observe\(losses, again=\.\.\.\)"):
         look(losses, again=None)
     with pytest.raises(RunError, match="not of 3 tasks"):
         GradientCosine(model.trunk.parameters(), TASKS).load_state_dict(

@@ -31,7 +31,8 @@ def core_set(features_NF: Tensor, labelled_N: Tensor, count: int) -> tuple[int, 
     if not bool(features_NF.isfinite().all()):
         raise DataError("core_set: features are not all finite.")
     far_N = torch.full((len(features_NF),), torch.inf, dtype=torch.float64)
-    for part in torch.split(features_NF[labelled_N], 1024):
+    near_MF = features_NF[labelled_N]
+    for part in torch.split(near_MF, 1024) if len(near_MF) else ():
         far_N = torch.minimum(far_N, torch.cdist(features_NF, part).amin(1))
     chosen: list[int] = []
     far_N[labelled_N] = -1.0
