@@ -73,38 +73,45 @@ def trained(optimiser, steps, **settings):
     return model, rule
 
 
-def by_hand(model, optimiser, x, y):
-    """Return Z by deep copies: the whole model and its optimiser step on one task's loss."""
-    before = {task: loss.detach() for task, loss in model.losses(x, y).items()}
-    values_TT = torch.zeros(3, 3).double()
-    for i, task in enumerate(TASKS):
-        both = copy.deepcopy({"model": model, "optimiser": optimiser})
-        other, rule = both["model"], both["optimiser"]
-        rule.zero_grad()
-        other.losses(x, y)[task].backward()
-        for head in other.heads.parameters():
-            head.grad = None  # only what is shared steps
-        rule.step()
-        after = other.losses(x, y)
-        values_TT[i] = torch.stack([1 - after[t].detach() / before[t] for t in TASKS])
-    return values_TT
+def after_a_step(model, optimiser, x, y, task):
+    """Return all losses after deep copies of model and optimiser step on a task; None: on none."""
+    both = copy.deepcopy({"model": model, "optimiser": optimiser})
+    other, rule = both["model"], both["optimiser"]
+    rule.zero_grad()
+    losses = other.losses(x, y)
+    (losses[task] if task else 0 * losses["sea"]).backward()
+    for head in other.heads.parameters():
+        head.grad = None  # only what is shared steps
+    rule.step()
+    return torch.stack([loss.detach() for loss in other.losses(x, y).values()])
 
 
+def by_hand(model, optimiser, x, y, against="idle"):
+    """Return Z by deep copies."""
+    now_T = torch.stack([loss.detach() for loss in model.losses(x, y).values()])
+    before_T = after_a_step(model, optimiser, x, y, None) if against == "idle" else now_T
+    return torch.stack(
+        [(before_T - after_a_step(model, optimiser, x, y, task)) / now_T for task in TASKS]
+    )
+
+
+@pytest.mark.parametrize("against", ["idle", "now"])
 @pytest.mark.parametrize("steps", [0, 5])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_tag_is_a_look_ahead_with_the_optimisers_own_step(optimiser, steps):
+def test_tag_is_a_look_ahead_with_the_optimisers_own_step(optimiser, steps, against):
     model, rule = trained(optimiser, steps)
     ((x, y),) = batches(1, seed=2)
-    watch = TAG(model, model.trunk.parameters(), rule, TASKS, sources=3)
+    watch = TAG(model, model.trunk.parameters(), rule, TASKS, sources=3, against=against)
     assert isinstance(watch, Watch)
     assert watch.observe(model.losses(x, y), again=lambda: model.losses(x, y))
     found = watch.affinity()
-    torch.testing.assert_close(found.values_TT, by_hand(model, rule, x, y), rtol=1e-9, atol=1e-12)
+    expected = by_hand(model, rule, x, y, against)
+    torch.testing.assert_close(found.values_TT, expected, rtol=1e-9, atol=1e-12)
     assert found.error_TT.isnan().all()  # of one look
 
 
 @pytest.mark.parametrize("optimiser", ["momentum", "adamw"])
-@pytest.mark.parametrize("how", [{}, {"first_order": True}, {"sources": 3}])
+@pytest.mark.parametrize("how", [{}, {"first_order": True}, {"sources": 3, "against": "now"}])
 def test_a_watched_run_is_the_same_run_to_the_last_bit(optimiser, how):
     """With batch-norm, dropout, a scheduler and hooks: nothing may notice that one looked."""
     ends = []
@@ -144,11 +151,12 @@ def test_a_watched_run_is_the_same_run_to_the_last_bit(optimiser, how):
     assert plain[1]["param_groups"] == watched[1]["param_groups"]
 
 
-def test_dropout_is_the_same_before_and_after_the_step():
+@pytest.mark.parametrize("against", ["idle", "now"])
+def test_dropout_is_the_same_before_and_after_the_step(against):
     """Else a step of length 0 would seem to help or hurt."""
     model, _ = made(dropout=0.5)
     still = torch.optim.SGD(model.parameters(), lr=0.0)
-    watch = TAG(model, model.trunk.parameters(), still, TASKS, sources=3)
+    watch = TAG(model, model.trunk.parameters(), still, TASKS, sources=3, against=against)
     ((x, y),) = batches(1)
     watch.observe(model.losses(x, y), again=lambda: model.losses(x, y))
     assert torch.equal(watch.affinity().values_TT, torch.zeros(3, 3).double())
@@ -285,6 +293,7 @@ def test_a_step_that_diverges_is_left_out_and_said():
          "LBFGS evaluates losses inside its step"),
         (lambda m, r: TAG(m, m.trunk.parameters(), r, TASKS, sources=4), UsageError, "4 tasks at"),
         (lambda m, r: TAG(m, m.trunk.parameters(), r, TASKS, every=0), UsageError, "every is 0"),
+        (lambda m, r: TAG(m, m.trunk.parameters(), r, TASKS, against="x"), UsageError, "is 'x'"),
         (lambda m, r: TAG(m, m.trunk.parameters(), r, TASKS, sources=1, first_order=True),
          UsageError, "give >= 2"),
         (lambda m, r: GradientCosine(m.trunk.parameters(), TASKS, at_once=1), UsageError,

@@ -3,9 +3,11 @@
 Source: Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", NeurIPS
     2021, https://arxiv.org/abs/2109.04617; code: google-research/google-research, tag
 Differs from the source: the step is the optimiser's own (momentum, Adam's scaling, weight decay),
-    made on copies; batch-norm statistics, random states and gradients stay as they were; tasks
-    take turns as sources, so that the price does not grow with T (the source looks at every task
-    each time: `sources=T`). A first-order form without a second forward pass is added.
+    made on copies; batch-norm statistics, random states and gradients stay as they were. By
+    default tasks take turns as sources, so that the price does not grow with T, and a step is
+    compared with one on no task: what momentum and weight decay do is common to all sources, moves
+    with every batch, and would drown the difference between sources that are seen on different
+    batches. `sources=T, against="now"` is the source's. A first-order form is added.
 Shapes: T = tasks, M = sources of a look, P = shared parameters.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +27,20 @@ from polytask.relate.watching import Looking, gradients, positive, shared_list
 
 
 class TAG:
-    """A `Watch` whose affinity is Z[i, j] = 1 - L_j(after a step on L_i alone) / L_j(now).
+    """A `Watch`: Z[i, j] = (L_j(after a step on no task) - L_j(after one on L_i)) / L_j(now).
 
     model: its buffers (batch-norm statistics) are put back after every look. shared: the
         parameters that the step changes. optimizer: the one that trains them; its own rule is
         applied to copies. Any of torch's but LBFGS, which evaluates losses itself.
     every: looks at the first of so many steps.
-    sources: M, tasks that take their turn in one look; None: one per 20 tasks, so that a look
-        costs M backward and M forward passes whatever T is, and a source is seen in every T/M-th
-        look. T is what the source does: 3 T forward-equivalents a look.
-    first_order: Z[i, j] = - grad L_j . step_i / L_j, without `again`, for M backward passes; only
-        between the M tasks of a look, so M = T unless given. Exact as the step goes to 0.
+    sources: M, tasks that take their turn in one look; None: one per 20 tasks. A look costs M
+        backward and M + 1 forward passes, whatever T is, and sees a source in every T/M-th look.
+    against: "idle": the step on no task, one with gradients of 0, see above; "now": no step, as in
+        the source: Z[i, j] = 1 - L_j(after a step on L_i) / L_j(now), for a forward pass less
+        where the model draws no random numbers. The same for plain SGD without weight decay.
+    first_order: Z[i, j] = - grad L_j . (difference of the steps) / L_j, without `again`, for M
+        backward passes; only between the M tasks of a look, so M = T unless given. Exact as the
+        step goes to 0.
     seed: of the order in which tasks take turns.
 
     Losses must be >= 0; a loss of 0 or one that is not finite is left out of that look. A step
@@ -51,6 +57,7 @@ class TAG:
         *,
         every: int = 10,
         sources: int | None = None,
+        against: Literal["idle", "now"] = "idle",
         first_order: bool = False,
         seed: int = 0,
     ) -> None:
@@ -69,7 +76,9 @@ class TAG:
             sources = len(tasks) if first_order else max(1, len(tasks) // 20)
         if first_order and sources < 2:
             raise UsageError("TAG: the first-order form compares the sources of a look; give >= 2.")
-        self.first_order = first_order
+        if against not in ("idle", "now"):
+            raise UsageError(f"TAG: against is {against!r}; give 'idle' or 'now'.")
+        self.first_order, self.against = first_order, against
         self._looking = Looking("TAG", tasks, every, sources, seed)
         self._diverged = 0
 
@@ -78,7 +87,7 @@ class TAG:
 
         losses: task -> mean loss with its graph, which stays for your backward pass.
         again: computes the same losses of the same rows anew, with the model as it is then. It is
-            called M times, once more where the model draws random numbers; without gradients.
+            called M + 1 times, without gradients.
         """
         if not self._looking.due():
             return False
@@ -87,22 +96,22 @@ class TAG:
             positive("TAG", self._looking.tasks[t], value)
         turns = self._looking.next(sorted(now))
         values_TT = torch.full((len(self._looking.tasks),) * 2, NAN, dtype=torch.float64)
-        steps = self._steps(losses, turns)
         if self.first_order:
-            self._first_order(values_TT, now, dict(steps))
-        else:
-            if again is None:
-                raise UsageError(
-                    "TAG looks ahead by computing the losses again: observe(losses, again=...); or "
-                    "use first_order=True, which does without."
-                )
-            self._exact(values_TT, now, steps, again)
+            self._first_order(values_TT, now, losses, turns)
+        elif again is None:
+            raise UsageError(
+                "TAG looks ahead by computing the losses again: observe(losses, again=...); or use "
+                "first_order=True, which does without."
+            )
+        elif turns:
+            self._exact(values_TT, now, losses, turns, again)
         self._looking.moments.add(values_TT)
         return True
 
     def affinity(self) -> Affinity:
         """Return the mean over all looks so far; NaN where a pair was not seen yet."""
         notes = ["first order" if self.first_order else "exact look-ahead"]
+        notes[0] += ", against a step on no task" if self.against == "idle" else ""
         if self._diverged:
             notes.append(f"{self._diverged} losses after a step were not finite and are left out")
         return self._looking.moments.affinity(self._looking.tasks, "tag", tuple(notes))
@@ -117,22 +126,28 @@ class TAG:
         self._looking.load_state_dict(rest)
         self._diverged = int(state.get("diverged", 0))
 
-    def _steps(
-        self, losses: Losses, turns: Sequence[int]
-    ) -> Iterator[tuple[int, tuple[list[Tensor | None], list[Tensor]]]]:
-        """Yield a source, its gradient, and the shared parameters after its step."""
-        for i in turns:
-            grads = gradients(losses[self._looking.tasks[i]], self.shared)
-            yield i, (grads, displaced(self.optimizer, self.shared, grads))
+    def _step(self, losses: Losses, task: int | None) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Return a task's gradient and the shared parameters after a step on it; None: on none."""
+        grads: list[Tensor | None]
+        if task is None:
+            grads = [torch.zeros_like(parameter) for parameter in self.shared]
+        else:
+            grads = gradients(losses[self._looking.tasks[task]], self.shared)
+        return grads, displaced(self.optimizer, self.shared, grads)
 
     def _first_order(
         self,
         values_TT: Tensor,
         now: Mapping[int, float],
-        steps: Mapping[int, tuple[list[Tensor | None], list[Tensor]]],
+        losses: Losses,
+        turns: Sequence[int],
     ) -> None:
+        begin = [parameter.detach() for parameter in self.shared]
+        if self.against == "idle":
+            begin = self._step(losses, None)[1]
+        steps = {i: self._step(losses, i) for i in turns}
         for i, (_, after) in steps.items():
-            moved = [a - p.detach() for a, p in zip(after, self.shared, strict=True)]
+            moved = [a - b for a, b in zip(after, begin, strict=True)]
             for j, (grads, _) in steps.items():
                 change = sum(
                     float((g.double() * m.double()).sum())
@@ -145,47 +160,70 @@ class TAG:
         self,
         values_TT: Tensor,
         now: Mapping[int, float],
-        steps: Iterator[tuple[int, tuple[list[Tensor | None], list[Tensor]]]],
+        losses: Losses,
+        turns: Sequence[int],
         again: Callable[[], Losses],
     ) -> None:
         devices = sorted({p.device.index or 0 for p in self.shared if p.device.type == "cuda"})
-        before: Mapping[int, float] | None = None
-        for i, (_, after) in steps:
-            random = torch.get_rng_state()
-            with torch.random.fork_rng(devices=devices), kept(self.model, self.shared) as put:
-                put(after)
-                found = self._looking.values(again())
-                draws = not torch.equal(random, torch.get_rng_state()) or bool(devices)
-            if before is None and draws:
-                # the losses given were drawn with other numbers: compare with the same ones
-                with torch.random.fork_rng(devices=devices), kept(self.model, self.shared):
-                    before = self._looking.values(again())
-            for j, value in (before or now).items():
-                if j in now and value:
-                    values_TT[i, j] = 1 - found[j] / value if j in found else NAN
-                    self._diverged += j not in found
+        random = torch.get_rng_state()
+        idle = self._step(losses, None)[1] if self.against == "idle" else None
+        if idle is not None and all(map(torch.equal, idle, self.shared)):
+            idle = None  # such as plain SGD: a step on no task is no step
+        drew = bool(devices)
+
+        with kept(self.model, self.shared) as put:
+
+            def seen(values: Sequence[Tensor] | None) -> Mapping[int, float]:
+                nonlocal drew
+                put(values)
+                # every pass draws the same numbers, such as dropout's
+                with torch.random.fork_rng(devices=devices):
+                    found = self._looking.values(again())
+                    drew = drew or not torch.equal(random, torch.get_rng_state())
+                return found
+
+            after: dict[int, Mapping[int, float]] = {}
+            for i in turns:
+                put(None)  # the graph of the losses reads these parameters
+                with torch.enable_grad():
+                    step = self._step(losses, i)[1]
+                after[i] = seen(step)
+            # losses that were drawn with other numbers are no measure: compute them again
+            before = seen(idle) if idle is not None or drew else now
+        for i, found in after.items():
+            for j, value in now.items():
+                if j in before and j in found:
+                    values_TT[i, j] = (before[j] - found[j]) / value
+                else:
+                    self._diverged += 1
 
 
 @contextmanager
 def kept(
     model: nn.Module, shared: Sequence[Tensor]
-) -> Iterator[Callable[[Sequence[Tensor]], None]]:
-    """Let the shared parameters take other values; put them and all buffers back, bit for bit.
+) -> Iterator[Callable[[Sequence[Tensor] | None], None]]:
+    """Let the shared parameters take other values (None: their own), without gradients.
 
-    Written through `.data`: a graph that waits for its backward pass holds these tensors, and a
-    change that autograd counts would make that pass an error although the values are the same.
+    In the end they and all buffers are as they were, bit for bit. Written through `.data`: a graph
+    that waits for its backward pass holds these tensors, and a change that autograd counts would
+    make that pass an error although the values are the same again.
     """
     values = [parameter.detach().clone() for parameter in shared]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    changed = False
 
-    def put(others: Sequence[Tensor]) -> None:
-        for parameter, other in zip(shared, others, strict=True):
+    def put(others: Sequence[Tensor] | None) -> None:
+        nonlocal changed
+        if others is None and not changed:
+            return
+        for parameter, other in zip(shared, values if others is None else others, strict=True):
             parameter.data.copy_(other)
+        changed = others is not None
 
     try:
         with torch.no_grad():
             yield put
     finally:
-        put(values)
+        put(None)
         for buffer, value in buffers:
             buffer.data.copy_(value)
