@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import parsing as parsing
     from polytask import recipes as recipes
     from polytask import records as records
+    from polytask import relate as relate
     from polytask import report as report
     from polytask import share as share
     from polytask import suites as suites
@@ -34,7 +35,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
-    "recipes", "records", "report", "share", "suites", "tasks", "testing",
+    "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 

@@ -495,6 +495,152 @@ METHODS: tuple[Method, ...] = (
         "the few entries that carry each task's skill, grafted onto the base",
         "Panigrahi et al., ICML 2023, arXiv:2302.06600",
     ),
+    Method(
+        "tag", "relate", "polytask.relate.tag:TAG",
+        "watches training: how far a step on one task lowers each other task's loss",
+        "Fifty et al., NeurIPS 2021, arXiv:2109.04617",
+    ),
+    Method(
+        "gradient-cosine", "relate", "polytask.relate.gradient_cosine:GradientCosine",
+        "watches training: whether the tasks' gradients agree",
+        "Du et al. 2018, arXiv:1812.02224",
+    ),
+    Method(
+        "transfer", "relate", "polytask.relate.transfer:transfer",
+        "the expensive truth: train on one task, then on another, for every pair",
+        "Zamir et al., CVPR 2018, arXiv:1804.08328",
+    ),
+    Method(
+        "cka", "relate", "polytask.relate.cka:cka",
+        "whether models see the same inputs alike, whatever turns their features",
+        "Kornblith et al., ICML 2019, arXiv:1905.00414",
+    ),
+    Method(
+        "rsa", "relate", "polytask.relate.rsa:rsa",
+        "whether models find the same pairs of inputs alike",
+        "Dwivedi & Roig, CVPR 2019, arXiv:1904.11740",
+    ),
+    Method(
+        "attributions", "relate", "polytask.relate.attributions:attributions",
+        "whether models look at the same parts of an input",
+        "Song et al., NeurIPS 2019, arXiv:1909.11902",
+    ),
+    Method(
+        "data-maps", "relate", "polytask.relate.data_maps:DataMaps",
+        "watches training: which rows a task finds easy, hard or ambiguous",
+        "Swayamdipta et al., EMNLP 2020, arXiv:2009.10795",
+    ),
+    Method(
+        "task-vectors", "relate", "polytask.relate.task_vectors:task_vectors",
+        "whether tuning moves a model in the same direction",
+        "Ilharco et al., ICLR 2023, arXiv:2212.04089",
+    ),
+    Method(
+        "label-correlation", "relate", "polytask.relate.label_correlation:label_correlation",
+        "whether labels go together on rows that have both",
+        "the cheapest evidence, before any training; no source",
+    ),
+    Method(
+        "hoa", "relate", "polytask.relate.hoa:hoa",
+        "the gain of any group, as the mean over its pairs",
+        "Standley et al., ICML 2020, arXiv:1905.07553",
+    ),
+    Method(
+        "mtg-net", "relate", "polytask.relate.mtg_net:MTGNet",
+        "the gain of any group, learned from some that were measured",
+        "Song et al., NeurIPS 2022",
+    ),
+    Method(
+        "exact-groups", "relate", "polytask.relate.exact:exact",
+        "the best groups within a budget of models, proven, for up to 16 tasks",
+        "Fifty et al., NeurIPS 2021, arXiv:2109.04617",
+    ),
+    Method(
+        "greedy-groups", "relate", "polytask.relate.greedy:greedy",
+        "good groups for many tasks: join, then move",
+        "after Fifty et al., NeurIPS 2021, arXiv:2109.04617",
+    ),
+    Method(
+        "stg-mtl", "relate", "polytask.relate.stg_mtl:stg_mtl",
+        "groups of like data maps, with soft membership as loss weights",
+        "Sherif et al. 2023, arXiv:2307.03374",
+    ),
+    Method(
+        "ant-intervals", "relate", "polytask.relate.ant:ant",
+        "tasks that have an order, split into intervals",
+        "Go et al., NeurIPS 2023, arXiv:2306.00354",
+    ),
+    Method(
+        "mas", "relate", "polytask.relate.mas:mas",
+        "a split without overlap, to go on from a model trained on all",
+        "Zhuang et al., ICCV 2023, arXiv:2307.11285",
+    ),
+    Method(
+        "lasso-relevance", "relate", "polytask.relate.lasso_relevance:lasso_relevance",
+        "the few sources whose heads make up the target's",
+        "Wang et al., ICML 2023, arXiv:2306.02556",
+    ),
+    Method(
+        "ridge-relevance", "relate", "polytask.relate.ridge_relevance:ridge_relevance",
+        "how much of the target's head each source's is",
+        "Chen et al., ICML 2022, arXiv:2202.00911",
+    ),
+    Method(
+        "active-sources", "relate", "polytask.relate.active_sources:active_sources",
+        "rounds of sampling sources by their relevance to a target",
+        "Chen et al., ICML 2022, arXiv:2202.00911",
+    ),
+    Method(
+        "consistency-diversity", "relate", "polytask.relate.consistency:consistency_diversity",
+        "sources that point as the target does, until they cover it",
+        "Xu et al., ICLR 2024, arXiv:2402.15017",
+    ),
+    Method(
+        "bento", "relate", "polytask.relate.bento:bento",
+        "the few tasks of a collection that stand for all",
+        "Zhao et al., ICLR 2025, arXiv:2410.13804",
+    ),
+    Method(
+        "uncertain", "relate", "polytask.relate.uncertain:uncertain",
+        "labels next: rows a task is unsure of (entropy, margin, least confidence)",
+        "Settles 2009, UW-Madison TR 1648",
+    ),
+    Method(
+        "bald", "relate", "polytask.relate.bald:bald",
+        "labels next: rows on which an ensemble disagrees",
+        "Houlsby et al. 2011, arXiv:1112.5745",
+    ),
+    Method(
+        "expected-gradient-length", "relate",
+        "polytask.relate.gradient_length:expected_gradient_length",
+        "labels next: rows that would change a head most",
+        "Settles, Craven & Ray, NeurIPS 2007",
+    ),
+    Method(
+        "core-set", "relate", "polytask.relate.core_set:core_set",
+        "labels next: rows far from all labelled ones, for all tasks at once",
+        "Sener & Savarese, ICLR 2018, arXiv:1708.00489",
+    ),
+    Method(
+        "inconsistency", "relate", "polytask.relate.inconsistency:inconsistency",
+        "labels next: rows on which tasks contradict each other",
+        "Zamir et al., CVPR 2020, arXiv:2006.04096",
+    ),
+    Method(
+        "rank-combination", "relate", "polytask.relate.rank_combination:rank_combination",
+        "labels next: rows high in all tasks' lists, within a budget",
+        "Reichart et al., ACL 2008, P08-1098",
+    ),
+    Method(
+        "alternating", "relate", "polytask.relate.alternating:alternating",
+        "labels next: tasks take turns in choosing rows",
+        "Reichart et al., ACL 2008, P08-1098",
+    ),
+    Method(
+        "best-labels", "relate", "polytask.relate.best_labels:best_labels",
+        "labels next: single labels by score per cost",
+        "Settles, Craven & Friedland, NeurIPS workshop 2008",
+    ),
 )  # fmt: skip
 
 
