@@ -92,11 +92,9 @@ class Packed:
         """
         flat, documents = values_RL.flatten(0, 1), self.documents_RL.flatten()
         order = documents.argsort(stable=True)[int((documents < 0).sum()) :]
-        lengths = torch.bincount(documents[order], minlength=len(self.text_D)).tolist()
-        texts: list[list[Tensor]] = [[] for _ in range(int(self.text_D.max()) + 1)]
-        for text, piece in zip(self.text_D.tolist(), flat[order].split(lengths), strict=True):
-            texts[text].append(piece)
-        return [torch.cat(pieces) for pieces in texts]
+        # Pieces of one text follow each other, so their tokens do, too.
+        texts = self.text_D[documents[order]]
+        return list(torch.split(flat[order], torch.bincount(texts).tolist()))
 
 
 def pack(
@@ -124,11 +122,11 @@ def pack(
             raise UsageError(
                 f"pack: text {i} has shape {tuple(text.shape)}; give one dim of 1 token or more."
             )
-    cut = longer == "cut"
-    pieces = [
-        (i, part) for i, t in enumerate(texts) for part in (t.split(capacity) if cut else [t])
-    ]
+    size = max(map(len, texts)) if longer == "refuse" else capacity
+    pieces = [(i, part) for i, text in enumerate(texts) for part in torch.split(text, size)]
     rows = first_fit_decreasing([len(part) for _, part in pieces], capacity)
+    if tasks is not None and min(tasks) < 0:
+        raise UsageError(f"pack: a task is {min(tasks)}; -1 is of filling, give numbers >= 0.")
     shape = len(rows), capacity
     device = texts[0].device
     tokens_RL = torch.full(shape, fill, dtype=texts[0].dtype, device=device)
@@ -139,12 +137,12 @@ def pack(
     for r, row in enumerate(rows):
         at = 0
         for d in row:
-            text, part = pieces[d]
+            i, part = pieces[d]
             here = slice(at, at + len(part))
             tokens_RL[r, here] = part
             documents_RL[r, here] = d
             positions_RL[r, here] = torch.arange(len(part), device=device)
-            tasks_RL[r, here] = 0 if tasks is None else tasks[text]
+            tasks_RL[r, here] = 0 if tasks is None else tasks[i]
             at += len(part)
             bounds.append(r * capacity + at)
         if at < capacity:

@@ -65,7 +65,7 @@ class Schedule:
                 "number of updates: steps=..."
             )
         self.mix = mix
-        self.sizes = tuple(self.streams.sizes_S.tolist())
+        self.sizes: tuple[int, ...] = tuple(self.streams.sizes_S.tolist())
         self.batch_size = batch_size
         self.seed = seed
         self.steps = steps
@@ -144,7 +144,7 @@ class Schedule:
         if still and self._kept is not None and self._kept[0] is self.memory:
             return self._kept[1]
         shares_S = self.mix(self.streams, Now(step, self.steps), self.memory).numpy()
-        edges_S = np.cumsum(shares_S)
+        edges_S: Edges = np.cumsum(shares_S)
         sums_to_one = len(shares_S) == len(self.sizes) and abs(edges_S[-1] - 1) <= 1e-6
         if not (sums_to_one and shares_S.min() >= 0):
             raise UsageError(
@@ -158,7 +158,8 @@ class Schedule:
 
     def _of_one(self, given: int) -> int:
         """Return the rows of a step of one stream: an epoch ends with a short one."""
-        return min(self.batch_size, self.sizes[0] - given % self.sizes[0])
+        size: int = self.sizes[0]
+        return min(self.batch_size, size - given % size)
 
     def _walk(self, stream: int, given: int, count: int) -> Tensor:
         """Return the next `count` rows of a stream that has given `given` rows so far."""
