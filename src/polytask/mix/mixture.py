@@ -172,9 +172,10 @@ class Sampler:
         mixture, schedule = self._mixture, self._mixture.schedule
         worker = get_worker_info()
         own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        cursors_S = mixture._cursors_S
+        # Where the pass begins: `counted` moves the mixture on meanwhile.
+        first, cursors_S = mixture.step, mixture._cursors_S
         for i in range(len(mixture)):
-            step = mixture.step + i
+            step = first + i
             if i % workers != own:
                 cursors_S = schedule.after(step, cursors_S)
                 continue
