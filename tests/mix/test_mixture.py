@@ -97,6 +97,7 @@ def test_processes_take_their_parts_of_the_same_steps(world):
         assert min(map(len, mine)) >= 1
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_workers_change_neither_rows_nor_their_order(workers):
     expected = walked(mixture(), 20)

@@ -66,9 +66,10 @@ class MTAdamW(Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
         self.tasks = tuple(shares)
-        self._shares_K = torch.tensor(list(shares.values()), dtype=torch.float64)
+        self._shares = [float(share) for share in shares.values()]
         self._weights = [float(weights[task]) for task in self.tasks]
         self._at: int | None = None
+        self._reached: dict[Tensor, set[int]] = {}  # what the states say, without reading tensors
 
     def at(self, task: str) -> None:
         """Say whose gradient the next step takes."""
@@ -114,10 +115,13 @@ class MTAdamW(Optimizer):
                 f"MTAdamW: its state is of {len(state['reached_K'])} tasks, it has "
                 f"{len(self.tasks)}; give the tasks it was saved with."
             )
+        if p not in self._reached:
+            self._reached[p] = {j for j, flag in enumerate(state["reached_K"].tolist()) if flag}
+        if k not in self._reached[p]:
+            self._reached[p].add(k)
+            state["reached_K"][k] = 1
         state["step"] += 1
-        state["reached_K"][k] = 1
-        reached_K = state["reached_K"].to("cpu", torch.float64)
-        share = float(self._shares_K[k] / (self._shares_K * reached_K).sum())
+        share = self._shares[k] / math.fsum(self._shares[j] for j in self._reached[p])
         first, second = group["betas"]
         state["exp_avg"].mul_(first).add_(grad, alpha=(1 - first) / share)
         state["exp_avg_sq"].mul_(second).addcmul_(grad, grad, value=(1 - second) / share)
@@ -125,3 +129,8 @@ class MTAdamW(Optimizer):
         mean = state["exp_avg"] / (1 - first**steps)
         root = (state["exp_avg_sq"] / (1 - second**steps)).sqrt().add_(group["eps"])
         p.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(mean, root, value=-group["lr"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned; shares and weights are those it was built with."""
+        super().load_state_dict(state_dict)
+        self._reached.clear()
