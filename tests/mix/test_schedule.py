@@ -230,3 +230,18 @@ def test_the_state_after_a_step_needs_no_rows(sizes):
         _, state = schedule.rows(step, state)
         skipped = schedule.after(step, skipped)
         assert torch.equal(state, skipped)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 39])
+def test_few_rows_of_many_streams_are_counted_as_many_of_few_are(batch_size):
+    """Below a row per stream the streams are searched for; the counts are those of the line."""
+    sizes = [1 + 37 * s % 90 for s in range(40)]
+    shares = [s % 3 / 39 for s in range(40)]  # every third is 0
+    for mix in (Temperature(2.0), Given(*shares), Uniform()):
+        schedule = Schedule(mix, sizes, batch_size, seed=9)
+        for step in range(300):
+            found = torch.zeros(40, dtype=torch.int64)
+            for stream, rows in schedule.rows(step, schedule.start())[0]:
+                found[stream] = len(rows)
+                assert len(rows) > 0
+            assert found.tolist() == schedule.counts(step).tolist()

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 
 from polytask.errors import RunError, UsageError
 from polytask.mix.base import Mix, State
-from polytask.mix.schedule import Schedule
+from polytask.mix.schedule import Counts, Schedule
 
 Row = tuple[str, int]
 """A stream's name and the number of a row in it."""
@@ -83,7 +83,7 @@ class Mixture:
     def __iter__(self) -> Iterator[list[Row]]:
         """Yield the steps to the end of the epoch. The state is that after the one yielded."""
         for _ in range(len(self)):
-            fed, self._cursors_S = self.schedule.rows(self.step, self._cursors_S)
+            fed, self._cursors_S = self.schedule.walk(self.step, self._cursors_S)
             self.step += 1
             yield self._mine(fed)
 
@@ -146,7 +146,7 @@ class Mixture:
         }
         self.schedule.memory = memory
 
-    def _mine(self, fed: list[tuple[int, Tensor]]) -> list[Row]:
+    def _mine(self, fed: list[tuple[int, Counts]]) -> list[Row]:
         """Return this process's rows of a step."""
         names = self.names
         rows = [(names[s], row) for s, rows_N in fed for row in rows_N.tolist()]
@@ -179,6 +179,6 @@ class Sampler:
             if i % workers != own:
                 cursors_S = schedule.after(step, cursors_S)
                 continue
-            fed, cursors_S = schedule.rows(step, cursors_S)
+            fed, cursors_S = schedule.walk(step, cursors_S)
             rows = mixture._mine(fed)
             yield [self._starts[name] + row for name, row in rows] if self._flat else rows
