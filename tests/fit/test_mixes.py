@@ -13,7 +13,9 @@ from polytask.fit.looks import StreamLosses
 from polytask.mix import (
     Alternating,
     Curriculum,
+    FixedRates,
     LossDriven,
+    MTAdamW,
     Proportional,
     Schedule,
     SkillIt,
@@ -89,6 +91,7 @@ def test_it_is_shown_them_after_every_epoch_and_no_random_number_moves(
         SkillIt((1, 0.5, 0, 0, 1, 0, 0, 0, 1), eta=2.0),
         LossDriven(),
         Unmixed(SkillIt(eta=2.0)),
+        Unmixed(Proportional(), optimiser="mt-adamw"),
         Curriculum(),
         Alternating(),
     ],
@@ -130,7 +133,8 @@ def test_a_mix_is_told_the_streams_by_name_before_anything_is_trained(tiny: Modu
         "fixed-rates:rates=1/2/1", "nested:groups=x/x/y", "over-time:temperatures=1/inf",
         "curriculum:form=sequential,difficulty=2/1/3", "rich-first:until=0.25", "dmt:special=first",
         "hinting:hints=second,share=0.2,fade=1", "skill-it:targets=third", "loss-driven",
-        "alternating:turns=1/2/1", "temperature+unmixed:order=drawn", "skill-it+unmixed+pcgrad",
+        "alternating:turns=1/2/1", "temperature+unmixed:order=drawn",
+        "uniform+unmixed:optimiser=mt-adamw", "skill-it+unmixed+pcgrad",
         "temperature:cap=20,scale=0.5",
     ],
 )  # fmt: skip
@@ -147,3 +151,18 @@ def test_one_stream_needs_no_mix_and_takes_any(tiny: ModuleType) -> None:
     looked, other = tiny.run(tiny.shared(), mix=SkillIt())
     assert all(torch.equal(one.last[n], value) for n, value in other.last.items())
     assert plain.points[-1].score == looked.points[-1].score
+
+
+def test_mt_adamw_is_told_whose_step_it_is(tiny: ModuleType, monkeypatch) -> None:
+    told = []
+    at = MTAdamW.at
+    monkeypatch.setattr(MTAdamW, "at", lambda self, task: (told.append(task), at(self, task)))
+    mix = Unmixed(FixedRates((1, 2, 0)), optimiser="mt-adamw")
+    suite = tiny.apart()
+    record, watcher = tiny.run(suite, mix=mix)
+    schedule = Schedule(mix, {s.name: len(s) for s in suite.train}, 7, 0)
+    fed = [schedule.rows(step, schedule.start())[0] for step in range(record.cost.steps)]
+    assert told == [suite.train[s].name for ((s, _),) in fed]
+    assert set(told) == {"first", "second"}
+    _, plain = tiny.run(suite, mix=Unmixed(FixedRates((1, 2, 0))))
+    assert not all(torch.equal(plain.last[n], value) for n, value in watcher.last.items())

@@ -113,6 +113,19 @@ def test_workers_change_neither_rows_nor_their_order(workers):
     assert found == expected
 
 
+class Naive(Flowing):
+    """What forgets that every worker has a copy of it."""
+
+    def __iter__(self):
+        return iter(self.made)
+
+
+def test_workers_that_would_each_yield_every_step_are_refused():
+    stream = DataLoader(Naive(mixture()), batch_size=None, num_workers=2, collate_fn=asis)
+    with pytest.raises(UsageError, match=r"each of 2 workers .* iterate mixture\.sampler\(\)"):
+        list(stream)
+
+
 def test_flat_numbers_are_rows_of_the_streams_joined():
     made = mixture()
     joined = ConcatDataset([Own(name) for name in SIZES])

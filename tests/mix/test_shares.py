@@ -276,6 +276,11 @@ def test_a_mix_that_breaks_the_contract_is_caught():
         (lambda: Alternating((0, 0)), r"turns are \(0, 0\); give whole numbers >= 0, not all 0"),
         (lambda: Unmixed(Uniform(), order="up"), "order is 'up'; give 'spread' or 'drawn'"),
         (lambda: Unmixed(Uniform(), seed=-1), "seed is -1"),
+        (lambda: Unmixed(Uniform(), optimiser="sgd"), "optimiser is 'sgd'; give 'adamw' or"),
+        (
+            lambda: Unmixed(SkillIt(), optimiser="mt-adamw"),
+            "needs shares that stand still, and those of SkillIt move",
+        ),
         (lambda: Streams.of([]), r"at least one row; sizes are \[\]"),
         (lambda: Streams.of({"a": 3, "b": 0}), r"sizes are \[3, 0\]; 'b' has none"),
     ],
@@ -300,6 +305,9 @@ def test_a_setting_out_of_range_is_refused(make, text):
         (SkillIt(targets=("x",)), "Unknown stream of SkillIt 'x'. The streams: code, math, talk"),
         (LossDriven((1.0,)), "1 references came for 3 streams"),
         (Alternating((1,)), "1 turns came for 3 streams"),
+        (Curriculum(by=FixedRates((1.0, 1.0, 1.0))), r"3 rates came for 1 streams \(code\)"),
+        (Hinting(("code",), by=FixedRates((1.0, 1.0, 1.0))), "3 rates came for 2 streams"),
+        (Nested(("x", "x", "y"), within=FixedRates((1.0,))), "1 rates came for 2 streams"),
     ],
 )
 def test_a_setting_of_other_streams_is_refused_before_the_run(mix, text):

@@ -32,7 +32,7 @@ from polytask.fit.state import State
 from polytask.fit.step import step_losses, train_step
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, evaluating, primary, validate
-from polytask.mix import Mix, Schedule, Uniform, steps_per_epoch
+from polytask.mix import Mix, MTAdamW, Schedule, Uniform, Unmixed, steps_per_epoch
 from polytask.records import (
     Cost,
     Point,
@@ -143,6 +143,16 @@ class _Run:
             nonfinite=config.nonfinite,
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
+        # Of a mix that asks for it; whose step it is is told before each.
+        self.by_task: MTAdamW | None = None
+        if isinstance(mix, Unmixed) and mix.optimiser == "mt-adamw":
+            self.by_task = MTAdamW(
+                parameter_groups(model, self.balancer),
+                mix.shares(self.schedule.streams),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+            )
+            self.optimiser = self.by_task
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
         self.meters = Meters(suite.tasks, primary_only=True)
         self.sums = LossSums(suite.tasks.names)
@@ -173,6 +183,9 @@ class _Run:
             if self.observed is not None:
                 tasks, losses_K = self.observed.losses(self.model, state.step)
                 self.balancer.observe(losses_K, tasks=tasks)
+            if self.by_task is not None:
+                fed_S = self.schedule.counts(state.step)
+                self.by_task.at(self.schedule.streams.names[int(fed_S.argmax())])
             # The first update of this process is counted: its batch is as large as any.
             watch = contextlib.nullcontext() if counted else self.memory.watch()
             with watch:
@@ -387,12 +400,18 @@ def build_optimiser(
     model: nn.Module, balancer: Balancer, config: FitConfig
 ) -> torch.optim.Optimizer:
     """Return AdamW over the model and the balancer's own parameters, which do not decay."""
+    groups = parameter_groups(model, balancer)
+    # Fused: one kernel for all tensors, so that many heads cost no more than one.
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def parameter_groups(model: nn.Module, balancer: Balancer) -> list[dict[str, Any]]:
+    """Return the parameters as optimisers take them: the balancer's own do not decay."""
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     own = list(balancer.parameters())
     if own:
         groups.append({"params": own, "weight_decay": 0.0})
-    # Fused: one kernel for all tensors, so that many heads cost no more than one.
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return groups
 
 
 def load_weights(folder: Path, task: str | None = None) -> dict[str, Tensor]:

@@ -62,22 +62,28 @@ class Curriculum:
                 f"Curriculum: {len(self.difficulty)} difficulties came for {len(streams)} streams "
                 f"({', '.join(streams.names)}); give one per stream."
             )
+        for level in range(len(self._levels(streams))):  # a mix that does not fit says so here
+            among(self.by, streams, self._chosen(streams, level), Now(0, 1))
         return {}
 
     def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:
         """Return shares of shape (S,), float64."""
-        difficulty = self.difficulty or tuple(range(len(streams)))
-        levels = sorted(set(difficulty))
-        way = now.part / self.until
+        way, levels = now.part / self.until, len(self._levels(streams))
         if way >= 1 and (self.until < 1 or self.form == "mixed"):
             return among(self.by, streams, range(len(streams)), now)
-        newest = min(self._open(way, len(levels)), len(levels)) - 1
-        chosen = [
-            s
-            for s, level in enumerate(difficulty)
-            if (level <= levels[newest] if self.form == "mixed" else level == levels[newest])
-        ]
-        return among(self.by, streams, chosen, now)
+        newest = min(self._open(way, levels), levels) - 1
+        return among(self.by, streams, self._chosen(streams, newest), now)
+
+    def _levels(self, streams: Streams) -> list[float]:
+        return sorted(set(self.difficulty or range(len(streams))))
+
+    def _chosen(self, streams: Streams, newest: int) -> list[int]:
+        """Return the streams that are drawn from while this level is the newest."""
+        last = self._levels(streams)[newest]
+        difficulty = self.difficulty or range(len(streams))
+        if self.form == "mixed":
+            return [s for s, level in enumerate(difficulty) if level <= last]
+        return [s for s, level in enumerate(difficulty) if level == last]
 
     def _open(self, way: float, levels: int) -> int:
         """Return how many levels are open: 1 at the start, all at the end of the way."""

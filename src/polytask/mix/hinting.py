@@ -51,6 +51,7 @@ class Hinting:
     def start(self, streams: Streams) -> State:
         """Return nothing; raise where the hints are none, all, or unknown."""
         check_some("Hinting", "hints", streams.at(self.hints, "Hinting"), streams)
+        self(streams, Now(0, 1), {})  # a mix that does not fit either part says so here
         return {}
 
     def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:

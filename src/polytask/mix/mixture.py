@@ -82,6 +82,12 @@ class Mixture:
 
     def __iter__(self) -> Iterator[list[Row]]:
         """Yield the steps to the end of the epoch. The state is that after the one yielded."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise UsageError(
+                f"Mixture: each of {worker.num_workers} workers would yield every step; inside a "
+                "worker iterate mixture.sampler(), which yields its part."
+            )
         for _ in range(len(self)):
             fed, self._cursors_S = self.schedule.walk(self.step, self._cursors_S)
             self.step += 1

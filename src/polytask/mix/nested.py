@@ -58,6 +58,7 @@ class Nested:
                 raise UsageError(
                     f"Nested: group {group!r} has a level without a name; write it as text.film."
                 )
+        self(streams, Now(0, 1), {})  # a mix that does not fit its level says so here
         return {}
 
     def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:

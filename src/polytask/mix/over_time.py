@@ -73,8 +73,9 @@ class OverTime:
         """Return shares of shape (S,), float64."""
         mixes, times = self._mixes(), self._times()
         last = max((i for i, time in enumerate(times) if time <= now.part), default=0)
-        shares_S = mixes[last](streams, now, {})
+        shares_S = mixes[last](streams, now, mixes[last].start(streams))
         if self.between == "step" or last + 1 == len(mixes) or now.part < times[0]:
             return shares_S
         way = (now.part - times[last]) / (times[last + 1] - times[last])
-        return shares_S.lerp(mixes[last + 1](streams, now, {}), way)
+        following = mixes[last + 1]
+        return shares_S.lerp(following(streams, now, following.start(streams)), way)

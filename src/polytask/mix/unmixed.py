@@ -30,17 +30,34 @@ class Unmixed:
     order: "spread": a stream's steps lie nearly evenly, so that its part of the first n steps is
         within a few of n times its share; "drawn": every step is drawn by itself.
     seed: of what is drawn.
+    optimiser: what `fit` updates with: "adamw"; or "mt-adamw", `MTAdamW` with the shares of `mix`,
+        which must then stand still.
     """
 
     mix: Mix
     order: Literal["spread", "drawn"] = "spread"
     seed: int = 0
+    optimiser: Literal["adamw", "mt-adamw"] = "adamw"
 
     def __post_init__(self) -> None:
+        if self.optimiser not in ("adamw", "mt-adamw"):
+            raise UsageError(
+                f"Unmixed: optimiser is {self.optimiser!r}; give 'adamw' or 'mt-adamw'."
+            )
+        if self.optimiser == "mt-adamw" and (self.mix.varies != "never" or self.mix.observes):
+            raise UsageError(
+                f"Unmixed: MTAdamW needs shares that stand still, and those of "
+                f"{type(self.mix).__name__} move. Give another mix, or optimiser=adamw."
+            )
         if self.order not in ("spread", "drawn"):
             raise UsageError(f"Unmixed: order is {self.order!r}; give 'spread' or 'drawn'.")
         if self.seed < 0:
             raise UsageError(f"Unmixed: seed is {self.seed}; give an integer >= 0.")
+
+    def shares(self, streams: Streams) -> dict[str, float]:
+        """Return the streams' shares of the steps, without those that are never drawn."""
+        shares_S = self.mix(streams, Now(0), self.mix.start(streams)).tolist()
+        return {name: s for name, s in zip(streams.names, shares_S, strict=True) if s}
 
     @property
     def varies(self) -> Varies:
