@@ -42,11 +42,8 @@ class Alternating:
 
     def start(self, streams: Streams) -> State:
         """Return nothing; raise where the turns are for another number of streams."""
-        if self.turns is not None and len(self.turns) != len(streams):
-            raise UsageError(
-                f"Alternating: {len(self.turns)} turns came for {len(streams)} streams "
-                f"({', '.join(streams.names)}); give one per stream."
-            )
+        if self.turns is not None:
+            streams.each(self.turns, "Alternating", "turns")
         return {}
 
     def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:

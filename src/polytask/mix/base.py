@@ -63,6 +63,14 @@ class Streams:
             )
         return [self.names.index(name) for name in chosen]
 
+    def each(self, given: Sequence[object], method: str, what: str) -> None:
+        """Refuse settings of one per stream that are for another number of streams."""
+        if len(given) != len(self):
+            raise UsageError(
+                f"{method}: {len(given)} {what} came for {len(self)} streams "
+                f"({', '.join(self.names)}); give one per stream."
+            )
+
     def __len__(self) -> int:
         return len(self.names)
 

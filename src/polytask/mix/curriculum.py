@@ -57,11 +57,8 @@ class Curriculum:
 
     def start(self, streams: Streams) -> State:
         """Return nothing; raise where difficulties are for another number of streams."""
-        if self.difficulty is not None and len(self.difficulty) != len(streams):
-            raise UsageError(
-                f"Curriculum: {len(self.difficulty)} difficulties came for {len(streams)} streams "
-                f"({', '.join(streams.names)}); give one per stream."
-            )
+        if self.difficulty is not None:
+            streams.each(self.difficulty, "Curriculum", "difficulties")
         for level in range(len(self._levels(streams))):  # a mix that does not fit says so here
             among(self.by, streams, self._chosen(streams, level), Now(0, 1))
         return {}

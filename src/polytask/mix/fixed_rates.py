@@ -41,11 +41,8 @@ class FixedRates:
 
     def start(self, streams: Streams) -> State:
         """Return nothing; raise where the rates are for another number of streams."""
-        if self.rates is not None and len(self.rates) != len(streams):
-            raise UsageError(
-                f"FixedRates: {len(self.rates)} rates came for {len(streams)} streams "
-                f"({', '.join(streams.names)}); give one per stream."
-            )
+        if self.rates is not None:
+            streams.each(self.rates, "FixedRates", "rates")
         return {}
 
     def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:

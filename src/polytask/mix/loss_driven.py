@@ -50,11 +50,8 @@ class LossDriven:
 
     def start(self, streams: Streams) -> State:
         """Return the state without a look; raise where references are for other streams."""
-        if self.reference is not None and len(self.reference) != len(streams):
-            raise UsageError(
-                f"LossDriven: {len(self.reference)} references came for {len(streams)} streams "
-                f"({', '.join(streams.names)}); give one per stream."
-            )
+        if self.reference is not None:
+            streams.each(self.reference, "LossDriven", "references")
         return unseen(len(streams), 1)
 
     def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:

@@ -48,11 +48,8 @@ class Nested:
 
     def start(self, streams: Streams) -> State:
         """Return nothing; raise where there is not one group per stream."""
-        if self.groups is not None and len(self.groups) != len(streams):
-            raise UsageError(
-                f"Nested: {len(self.groups)} groups came for {len(streams)} streams "
-                f"({', '.join(streams.names)}); give the group of each."
-            )
+        if self.groups is not None:
+            streams.each(self.groups, "Nested", "groups")
         for group in self.groups or ():
             if not all(group.split(".")):
                 raise UsageError(
