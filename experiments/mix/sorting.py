@@ -27,7 +27,7 @@ NUMBERS, SORT, NEXT, GO = 128, 128, 129, 130
 """Tokens: the numbers to sort, the two tasks' names, and what ends the question."""
 TRAINED, LENGTHS = 20, (20, 40, 60, 80, 100)
 WIDTH, HEADS, LAYERS = 64, 4, 2
-ROWS, BATCH, STEPS, LR, TESTS = 200_000, 64, 2000, 1e-3, 200
+ROWS, BATCH, STEPS, LR, TESTS = 200_000, 64, 1500, 1e-3, 200
 METHODS: dict[str, tuple[Mix, tuple[str, ...]]] = {
     "hinting": (Hinting(("next",), share=0.5), ("sort", "next")),
     "sorting alone": (Proportional(), ("sort",)),

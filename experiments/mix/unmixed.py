@@ -22,7 +22,7 @@ from polytask.evaluate import Claim
 from polytask.mix import FixedRates, Mixture, MTAdamW, Unmixed
 
 SEEDS = tuple(range(5))
-BATCH, STEPS, LRS = 48, 600, (3e-4, 1e-3, 3e-3)
+BATCH, STEPS, LRS = 48, 600, (1e-3, 3e-3)
 SHARES = {"digit": 0.2, "place": 0.5, "clean": 0.3}
 SCALES = {"digit": 1.0, "place": 100.0, "clean": 0.01}
 """What the losses are multiplied by, as units do."""
