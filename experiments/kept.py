@@ -20,6 +20,10 @@ from polytask.records import read_json, to_json, versions, write_json
 
 Table = Mapping[str, Any]
 
+Experiment = Any
+"""A module with `claims(table)`, which decides what its table says, and `section(table)`, its part
+of the page. The table bears the module's name."""
+
 RULE = {"greater": "margin", "no worse": "no worse by", "equal": "equal within"}
 
 
@@ -54,6 +58,23 @@ class Kept:
         """Return a table, None where its experiment was not run."""
         path = self.folder / f"{name}.json"
         return read_json(path) if path.exists() else None
+
+    def tables(self, experiments: Sequence[Experiment]) -> dict[str, Table]:
+        """Return the tables that are there, by their experiments' names."""
+        names = (experiment.__name__ for experiment in experiments)
+        return {name: table for name in names if (table := self.load(name))}
+
+
+def page(head: str, experiments: Sequence[Experiment], tables: Mapping[str, Table]) -> str:
+    """Return a page: its head, and a section for each table."""
+    there = [one for one in experiments if one.__name__ in tables]
+    return "\n".join([head, *(one.section(tables[one.__name__]) for one in there)])
+
+
+def decided(experiments: Sequence[Experiment], tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that these tables decide."""
+    there = [one for one in experiments if one.__name__ in tables]
+    return [claim for one in there for claim in one.claims(tables[one.__name__])]
 
 
 def rounded(value: Any) -> Any:

@@ -22,6 +22,7 @@ from polytask.balance import (
 from polytask.catalog import METHODS, ROOMS, Method, method
 from polytask.errors import UsageError
 from polytask.merge import TIES
+from polytask.mix import Proportional, Temperature, Uniform, Unmixed
 from polytask.parsing import Choice, choose, parse, split
 
 
@@ -35,7 +36,8 @@ class Frozen:
     unit: Literal["step", "epoch"] = "step"
     note: str = ""
     shares: tuple[float, ...] | None = None
-    words: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, int], ...] = ()
+    names: tuple[str, ...] = ()
     widths: tuple[int, ...] = ()
 
 
@@ -103,6 +105,8 @@ def test_settings_are_read_as_the_type_the_method_declares():
     assert parse("frozen:widths=64/32").mix.build() == Frozen(widths=(64, 32))
     assert parse("frozen:widths=none").mix.build() == Frozen()
     assert parse("frozen:shares=none").mix.build() == Frozen(shares=None)
+    assert parse("frozen:names=a/b c").mix.build() == Frozen(names=("a", "b c"))
+    assert parse("frozen:names=none").mix.build() == Frozen()
     assert parse("frozen:shares=1/0.5/2e-1").mix.build() == Frozen(shares=(1.0, 0.5, 0.2))
     assert isinstance(parse("frozen:temperature=1").mix.build().temperature, float)
 
@@ -144,6 +148,14 @@ def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(te
     recipe = parse(text)
     assert recipe.build_balance(7) == built
     assert [row.name for row in recipe.named] == [p.partition(":")[0] for p in text.split("+")]
+
+
+def test_what_wraps_a_mix_stands_around_it_and_leaves_the_balance_alone():
+    recipe = parse("pcgrad+every-n+temperature:temperature=3+unmixed:order=drawn")
+    assert recipe.build_mix(7) == Unmixed(Temperature(3.0), "drawn", seed=7)
+    assert recipe.build_balance(7) == EveryN(PCGrad(seed=7))
+    assert parse("unmixed").build_mix(0) == Unmixed(Proportional())
+    assert parse("unmixed+uniform").build_mix(0) == Unmixed(Uniform())
 
 
 @pytest.mark.parametrize(
@@ -196,7 +208,7 @@ def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(te
         (
             "frozen:temprature=1",
             "Unknown setting of frozen 'temprature'. Did you mean 'temperature'? "
-            "Its settings: temperature, cap, often, unit, note, shares, widths.",
+            "Its settings: temperature, cap, often, unit, note, shares, names, widths.",
         ),
         (
             "frozen:temperature",
@@ -229,9 +241,9 @@ def test_wrappers_stand_around_the_method_innermost_first_and_seeds_reach_all(te
             "(default ()).",
         ),
         (
-            "frozen:words=left",  # several texts: for Python alone
-            "Unknown setting of frozen 'words'. Did you mean 'widths'? "
-            "Its settings: temperature, cap, often, unit, note, shares, widths.",
+            "frozen:pairs=left",  # several of several: for Python alone
+            "Unknown setting of frozen 'pairs'. "
+            "Its settings: temperature, cap, often, unit, note, shares, names, widths.",
         ),
         (
             "frozen:cap=1,cap=2",
@@ -266,7 +278,8 @@ def test_every_setting_of_every_method_can_be_written(row: Method):
         text = "/".join(map(str, default)) or "none" if isinstance(default, tuple) else default
         written = f"{row.name}:{name}={text}"
         if row.wraps:
-            (choice,) = parse(f"pcgrad+{written}").wrappers
+            recipe = parse(f"pcgrad+{written}")
+            (choice,) = recipe.wrappers or recipe.mix_wrappers
         else:
             choice = choose(written, row.room)
         assert dict(choice.settings) == {name: parameter.default}

@@ -25,7 +25,7 @@ import unbalanced
 import unrelated
 import vision_compared
 import vision_new_task
-from found import KEPT, Table
+from found import KEPT, Table, decided, page
 
 from polytask.evaluate import Claim
 from polytask.evaluate.claims import save
@@ -57,20 +57,17 @@ over seeds. Written by `python experiments/share/page.py` from the tables beside
 
 def tables() -> dict[str, Table]:
     """Return the tables that are there."""
-    names = (experiment.__name__ for experiment in EXPERIMENTS)
-    return {name: table for name in names if (table := KEPT.load(name))}
+    return KEPT.tables(EXPERIMENTS)
 
 
 def markdown(tables: Mapping[str, Table]) -> str:
     """Return the page: a section for each table."""
-    there = [one for one in EXPERIMENTS if one.__name__ in tables]
-    return "\n".join([HEAD, *(one.section(tables[one.__name__]) for one in there)])
+    return page(HEAD, EXPERIMENTS, tables)
 
 
 def claims(tables: Mapping[str, Table]) -> list[Claim]:
     """Return the claims that these tables decide."""
-    there = [one for one in EXPERIMENTS if one.__name__ in tables]
-    return [claim for one in there for claim in one.claims(tables[one.__name__])]
+    return decided(EXPERIMENTS, tables)
 
 
 def main() -> None:

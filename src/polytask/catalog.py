@@ -356,6 +356,62 @@ METHODS: tuple[Method, ...] = (
         "Raffel et al., JMLR 2020, arXiv:1910.10683, section 3.5.2",
     ),
     Method(
+        "fixed-rates", "mix", "polytask.mix.fixed_rates:FixedRates",
+        "a constant share for each stream, chosen beforehand",
+        "no source",
+    ),
+    Method(
+        "nested", "mix", "polytask.mix.nested:Nested",
+        "mixtures of mixtures: groups side by side, streams within; rates multiply",
+        "Roberts et al., JMLR 2023, arXiv:2203.17189",
+    ),
+    Method(
+        "over-time", "mix", "polytask.mix.over_time:OverTime",
+        "shares that move from one temperature to the next during the run",
+        "no source",
+    ),
+    Method(
+        "curriculum", "mix", "polytask.mix.curriculum:Curriculum",
+        "streams open one after another, from easy to hard; open ones mixed, or the newest alone",
+        "Bhasin et al., NAACL 2024, arXiv:2404.03558",
+    ),
+    Method(
+        "rich-first", "mix", "polytask.mix.rich_first:RichFirst",
+        "the streams with many rows first, then a mix of all",
+        "Choi et al., NeurIPS 2023, arXiv:2312.06134",
+    ),
+    Method(
+        "dmt", "mix", "polytask.mix.dmt:DMT",
+        "specialised streams first, then the general ones and a little of the specialised",
+        "Dong et al., ACL 2024, arXiv:2310.05492",
+    ),
+    Method(
+        "hinting", "mix", "polytask.mix.hinting:Hinting",
+        "an easier task that hints at the main one takes a share of every step",
+        "Awasthi & Gupta 2023, arXiv:2310.00726",
+    ),
+    Method(
+        "skill-it", "mix", "polytask.mix.skill_it:SkillIt",
+        "more of the streams that help, by a graph, where validation losses are high",
+        "Chen et al., NeurIPS 2023, arXiv:2307.14430",
+    ),
+    Method(
+        "loss-driven", "mix", "polytask.mix.loss_driven:LossDriven",
+        "more of the streams whose validation loss, or gap to a reference, is largest",
+        "Gottumukkala et al., ACL 2020, doi:10.18653/v1/2020.acl-main.86",
+    ),
+    Method(
+        "alternating", "mix", "polytask.mix.alternating:Alternating",
+        "one stream per step, in turn",
+        "Akbari et al., NeurIPS 2023, arXiv:2305.06324",
+    ),
+    Method(
+        "unmixed", "mix", "polytask.mix.unmixed:Unmixed",
+        "around a mix: every step of one stream alone, as often as the mix says",
+        "Li et al., CVPR 2023, arXiv:2211.09808",
+        wraps=True,
+    ),
+    Method(
         "average", "merge", "polytask.merge.average:Average",
         "the weighted mean of the models",
         "Wortsman et al., ICML 2022, arXiv:2203.05482",

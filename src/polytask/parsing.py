@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -49,7 +50,7 @@ class Recipe:
 
     named: the methods that the text names; the other rooms take their baseline.
     weighing: a method of the losses that sets weights before `balance` looks at gradients.
-    wrappers: what stands around `balance`, the innermost first.
+    wrappers: what stands around `balance`, the innermost first. mix_wrappers: around `mix`.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Recipe:
     named: tuple[Method, ...] = ()
     weighing: Choice | None = None
     wrappers: tuple[Choice, ...] = ()
+    mix_wrappers: tuple[Choice, ...] = ()
 
     @property
     def stands_on(self) -> str:
@@ -71,12 +73,21 @@ class Recipe:
 
         seed: for those that draw and were given none.
         """
-        built = self.balance.seeded(seed).build()
-        for wrapper in self.wrappers:
-            built = wrapper.seeded(seed).around(built)
+        built = _stacked(self.balance, self.wrappers, seed)
         if self.weighing is None:
             return built
         return load(WEIGHED)(built, by=self.weighing.seeded(seed).build())
+
+    def build_mix(self, seed: int) -> Any:
+        """Return the mix with all that stands around it; seed: as for `build_balance`."""
+        return _stacked(self.mix, self.mix_wrappers, seed)
+
+
+def _stacked(inner: Choice, wrappers: tuple[Choice, ...], seed: int) -> Any:
+    built = inner.seeded(seed).build()
+    for wrapper in wrappers:
+        built = wrapper.seeded(seed).around(built)
+    return built
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -102,8 +113,8 @@ def parse(text: str) -> Recipe:
     share hard, balance equal, mix proportional.
 
     Wrappers follow the method they stand around, the innermost first: `pcgrad+every-n:n=5`,
-    `mgda+feature-level+every-n`. A method of the losses before one of the gradients weighs the
-    losses for it: `igb-v1+cagrad`.
+    `mgda+feature-level+every-n`, `temperature+unmixed`. A method of the losses before one of the
+    gradients weighs the losses for it: `igb-v1+cagrad`.
 
     Every architecture takes `on`: `mmoe:on=fields` stands on a table's embedded and standardised
     columns, `on=features` on the suite's own encoder.
@@ -140,10 +151,22 @@ def parse(text: str) -> Recipe:
         else:
             chosen[row.room] = choice
         named.append(row)
-    share, balance, mix = chosen["share"], chosen["balance"], chosen["mix"]
-    recipe = Recipe(text, share, balance, mix, tuple(named), weighing, tuple(wrappers))
-    if weighing is not None or wrappers:
-        recipe.build_balance(0)  # what cannot stand around what is said here, not hours later
+    around = {room: tuple(w for w in wrappers if w.method.room == room) for room in chosen}
+    recipe = Recipe(
+        text,
+        share=chosen["share"],
+        balance=chosen["balance"],
+        mix=chosen["mix"],
+        named=tuple(named),
+        weighing=weighing,
+        wrappers=around["balance"],
+        mix_wrappers=around["mix"],
+    )
+    # What cannot stand around what is said here, not hours later.
+    if weighing is not None or around["balance"]:
+        recipe.build_balance(0)
+    if around["mix"]:
+        recipe.build_mix(0)
     return recipe
 
 
@@ -181,7 +204,7 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     """Return the settings a person may write in a recipe, by name, annotations resolved.
 
     They are the target's parameters with a default that one word can give: a number, a flag, a
-    text, None, or several numbers parted by "/". The others are for Python alone. Holds
+    text, None, or several numbers or names parted by "/". The others are for Python alone. Holds
     for dataclasses and for modules alike; a target that `build`s takes the settings there.
     """
     target = row.load()
@@ -208,8 +231,13 @@ ON = inspect.Parameter(
 """The setting that every architecture has: which of the suite's encoders it is built on."""
 
 _WORDS = (bool, int, float, str, NoneType)
-_SEVERAL = {tuple[float, ...]: (float, "numbers"), tuple[int, ...]: (int, "whole numbers")}
-"""Several numbers parted by "/": the type of each, and the words for it. "none" is none of them."""
+_SEVERAL: dict[Any, tuple[Callable[[str], Any], str]] = {
+    tuple[float, ...]: (float, "numbers"),
+    tuple[int, ...]: (int, "whole numbers"),
+    tuple[str, ...]: (str, "names"),
+}
+"""Several numbers or names parted by "/": the type of each, and the words for it. "none" is none of
+them."""
 
 
 def _options(parameter: inspect.Parameter) -> tuple[Any, ...]:
@@ -256,11 +284,11 @@ def _value(text: str, parameter: inspect.Parameter, what: str) -> Any:
         elif option is str:
             return text
         elif option in _SEVERAL:
-            number, words = _SEVERAL[option]
-            if text.casefold() == "none" and NoneType not in _options(parameter):
-                return ()
+            each, words = _SEVERAL[option]
+            if text.casefold() == "none":
+                return None if NoneType in _options(parameter) else ()
             with contextlib.suppress(ValueError):
-                return tuple(map(number, text.split("/")))
+                return tuple(map(each, text.split("/")))
             wanted.append(f"{words} parted by '/'")
         else:
             with contextlib.suppress(ValueError):  # not of this type; perhaps of the next

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from polytask import balance
 from polytask.errors import PolytaskError
 from polytask.fit import FitConfig, Silent, fit, ranks
-from polytask.mix import Proportional, Uniform
+from polytask.mix import LossDriven, Mix, Proportional, Uniform
 from polytask.records import Record, Values
 from polytask.share import HardSharing
 from polytask.suites import About, Stream, Suite
@@ -237,6 +237,7 @@ def run(
     score: Callable[[Mapping[str, float], Mapping[str, float]], float] = first_task,
     pause: float = 0.0,
     stop_after: int = 0,
+    mix: Mix | None = None,
     **settings: Any,
 ) -> tuple[Record, Watcher]:
     """Train as `fit` does; return its record, and the watcher with the model and last weights.
@@ -247,7 +248,8 @@ def run(
     made = model(suite, dropout, batch_norm)
     file = None if folder is None else folder.with_name(f"{folder.name}.last.safetensors")
     watcher = Watcher(made, file, pause, stop_after)
-    mix = Proportional() if len(suite.train) == 1 else Uniform()
+    if mix is None:
+        mix = Proportional() if len(suite.train) == 1 else Uniform()
     record = fit(
         suite,
         made,
@@ -379,6 +381,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "accumulate": {"rows": 41, "method": "pcgrad", "batch_size": 8, "accumulate": 3, "clip": 0.5},
     "apart": {"suite": "apart", "method": "equal", "batch_size": 5},
     "ragged": {"suite": "ragged", "method": "pcgrad", "batch_size": 3},
+    "driven": {"suite": "apart", "method": "equal", "batch_size": 5, "mix": LossDriven(floor=0.2)},
     "flat": {"rows": 41, "method": "pcgrad+flat-regions", "batch_size": 4},
     "sampled": {
         "suite": "apart",

@@ -33,7 +33,17 @@ def two(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "name",
-    ["equal", "uncertainty", "pcgrad", "accumulate", "apart", "ragged", "flat", "sampled"],
+    [
+        "equal",
+        "uncertainty",
+        "pcgrad",
+        "accumulate",
+        "apart",
+        "ragged",
+        "driven",
+        "flat",
+        "sampled",
+    ],
 )
 def test_two_processes_equal_one(two: Path, tiny: ModuleType, name: str) -> None:
     record, watcher = tiny.scenario(name, None)

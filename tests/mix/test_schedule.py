@@ -6,17 +6,34 @@ import numpy as np
 import pytest
 import torch
 
-from polytask.errors import UsageError
-from polytask.mix import Proportional, Schedule, Temperature, Uniform
+from polytask.errors import RunError, UsageError
+from polytask.mix import (
+    Alternating,
+    LossDriven,
+    Now,
+    OverTime,
+    Proportional,
+    Schedule,
+    SkillIt,
+    Streams,
+    Temperature,
+    Uniform,
+)
 
 
 class Given:
     """A mix of fixed shares, whatever they are."""
 
+    varies = "never"
+    observes = False
+
     def __init__(self, *shares: float) -> None:
         self.shares = shares
 
-    def __call__(self, sizes_S: torch.Tensor, step: int) -> torch.Tensor:
+    def start(self, streams: Streams) -> dict:
+        return {}
+
+    def __call__(self, streams: Streams, now: Now, state: dict) -> torch.Tensor:
         return torch.tensor(self.shares, dtype=torch.float64)
 
 
@@ -53,7 +70,7 @@ def test_several_streams_fill_every_step_exactly_and_near_their_shares(mix):
     sizes = [7, 100, 13, 400]
     schedule = Schedule(mix, sizes, 10, seed=1)
     assert schedule.steps_per_epoch == 52
-    shares = mix(torch.tensor(sizes), 0).numpy()
+    shares = mix(schedule.streams, Now(0), {}).numpy()
     total = np.zeros(4)
     for step in range(2000):
         counts = schedule.counts(step)
@@ -150,3 +167,81 @@ def test_a_mix_whose_shares_are_none_is_named(shares):
     schedule = Schedule(Given(*shares), [3, 3], 4, seed=0)
     with pytest.raises(UsageError, match=r"Given gave shares .* for step 0; expected 2 numbers"):
         schedule.rows(0, schedule.start())
+
+
+def test_rows_are_those_of_the_first_release():
+    """Written down from the schedule as it was before mixes could vary and look."""
+    fed, state = walk(Schedule(Temperature(2.0), [7, 100, 13], 6, seed=4), 3)
+    assert fed == FIRST
+    assert state.tolist() == [3, 11, 4]
+
+
+FIRST = [
+    [(0, [1]), (1, [67, 52, 14, 95]), (2, [8])],
+    [(0, [2]), (1, [32, 82, 85]), (2, [2, 3])],
+    [(0, [0]), (1, [76, 59, 7, 94]), (2, [0])],
+]
+
+
+def test_a_mix_that_varies_is_asked_anew_at_every_step():
+    schedule = Schedule(Alternating(), [5, 5, 5], 4, seed=0)
+    assert [schedule.counts(step).tolist().index(4) for step in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_mix_that_varies_by_run_must_be_told_its_length():
+    with pytest.raises(UsageError, match=r"OverTime varies over the run .* steps=\.\.\."):
+        Schedule(OverTime(), [5, 5], 4, seed=0)
+    Schedule(OverTime(), [5, 5], 4, seed=0, steps=10)
+    with pytest.raises(UsageError, match="steps is 0"):
+        Schedule(OverTime(), [5, 5], 4, seed=0, steps=0)
+
+
+def test_a_look_changes_the_shares_from_then_on_and_nothing_else():
+    schedule = Schedule(LossDriven(floor=0.0), [50, 50], 10, seed=0)
+    assert schedule.counts(3).tolist() == [5, 5]
+    before = schedule.memory
+    schedule.observe(torch.tensor([1.0, 4.0]), 4)
+    assert schedule.counts(4).tolist() == [2, 8]
+    assert before["losses_WS"].isnan().all()
+    schedule.memory = before
+    assert schedule.counts(3).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("mix", "losses", "error", "text"),
+    [
+        (Uniform(), [1.0, 1.0], UsageError, "Uniform does not look at losses"),
+        (SkillIt(), [1.0], UsageError, r"shape \(1,\) came for 2 streams"),
+        (SkillIt(), [1.0, float("inf")], RunError, "loss of stream '1' before update 3 is inf"),
+        (LossDriven(), [-1.0, 1.0], RunError, "loss of stream '0' is -1; it takes losses bounded"),
+    ],
+)
+def test_a_wrong_look_is_refused(mix, losses, error, text):
+    schedule = Schedule(mix, [3, 3], 4, seed=0)
+    with pytest.raises(error, match=text):
+        schedule.observe(torch.tensor(losses), 3)
+
+
+@pytest.mark.parametrize("sizes", [[10], [7, 100, 13]])
+def test_the_state_after_a_step_needs_no_rows(sizes):
+    schedule = Schedule(Temperature(2.0), sizes, 6, seed=1)
+    state = skipped = schedule.start()
+    for step in range(9):
+        _, state = schedule.rows(step, state)
+        skipped = schedule.after(step, skipped)
+        assert torch.equal(state, skipped)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 39])
+def test_few_rows_of_many_streams_are_counted_as_many_of_few_are(batch_size):
+    """Below a row per stream the streams are searched for; the counts are those of the line."""
+    sizes = [1 + 37 * s % 90 for s in range(40)]
+    shares = [s % 3 / 39 for s in range(40)]  # every third is 0
+    for mix in (Temperature(2.0), Given(*shares), Uniform()):
+        schedule = Schedule(mix, sizes, batch_size, seed=9)
+        for step in range(300):
+            found = torch.zeros(40, dtype=torch.int64)
+            for stream, rows in schedule.rows(step, schedule.start())[0]:
+                found[stream] = len(rows)
+                assert len(rows) > 0
+            assert found.tolist() == schedule.counts(step).tolist()

@@ -66,6 +66,10 @@ class Table:
     starts: tuple[int, ...]
     complete: tuple[bool, ...]
 
+    @property
+    def rows(self) -> int:
+        return len(self.blocks[0].target)
+
     def batch(self, rows_B: Tensor) -> Batch:
         """Return the named rows, ragged tensors cut to the longest of them."""
         device = self.blocks[0].target.device
@@ -173,6 +177,14 @@ def _signature(stream: Stream) -> tuple[object, ...]:
     )
 
 
+def alike(streams: Sequence[Stream]) -> list[list[int]]:
+    """Return the positions of streams that can share a table, group by group."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for s, stream in enumerate(streams):
+        groups.setdefault(_signature(stream), []).append(s)
+    return list(groups.values())
+
+
 class Feed:
     """The training rows of a suite, in the order a schedule asks for.
 
@@ -191,13 +203,11 @@ class Feed:
         self.schedule = schedule
         self.accumulate = accumulate
         self.waited = 0.0
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for s, stream in enumerate(streams):
-            groups.setdefault(_signature(stream), []).append(s)
-        self.tables = [table([streams[s] for s in at], tasks, device) for at in groups.values()]
+        groups = alike(streams)
+        self.tables = [table([streams[s] for s in at], tasks, device) for at in groups]
         self._place = {
             s: (g, start)
-            for g, at in enumerate(groups.values())
+            for g, at in enumerate(groups)
             for s, start in zip(at, self.tables[g].starts, strict=True)
         }
 

@@ -25,13 +25,14 @@ from polytask.fit.config import FitConfig
 from polytask.fit.cost import Memory
 from polytask.fit.data import Feed
 from polytask.fit.experts import used_experts
+from polytask.fit.looks import StreamLosses
 from polytask.fit.probe import probe
 from polytask.fit.progress import Progress, Silent
 from polytask.fit.state import State
 from polytask.fit.step import step_losses, train_step
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, evaluating, primary, validate
-from polytask.mix import Mix, Schedule, Uniform
+from polytask.mix import Mix, MTAdamW, Schedule, Uniform, Unmixed, steps_per_epoch
 from polytask.records import (
     Cost,
     Point,
@@ -127,11 +128,12 @@ class _Run:
         self.folder = folder
         self.memory = Memory(config.device)
         model.to(config.device)
-        sizes = [len(stream) for stream in suite.train]
-        self.schedule = Schedule(mix, sizes, config.batch_size, config.seed)
-        self.feed = Feed(suite.train, suite.tasks, self.schedule, config.accumulate, config.device)
-        self.epoch_steps = max(self.schedule.steps_per_epoch, config.min_epoch_steps)
+        sizes = {stream.name: len(stream) for stream in suite.train}
+        self.epoch_steps = max(steps_per_epoch(sizes, config.batch_size), config.min_epoch_steps)
         self.last_step = self.epoch_steps * config.epochs
+        self.schedule = Schedule(mix, sizes, config.batch_size, config.seed, steps=self.last_step)
+        self.feed = Feed(suite.train, suite.tasks, self.schedule, config.accumulate, config.device)
+        self.looks = StreamLosses(suite, config) if mix.observes else None
         self.balancer = Balancer(
             balance,
             model.shared_parameters(),
@@ -141,6 +143,16 @@ class _Run:
             nonfinite=config.nonfinite,
         )
         self.optimiser = build_optimiser(model, self.balancer, config)
+        # Of a mix that asks for it; whose step it is is told before each.
+        self.by_task: MTAdamW | None = None
+        if isinstance(mix, Unmixed) and mix.optimiser == "mt-adamw":
+            self.by_task = MTAdamW(
+                parameter_groups(model, self.balancer),
+                mix.shares(self.schedule.streams),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+            )
+            self.optimiser = self.by_task
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
         self.meters = Meters(suite.tasks, primary_only=True)
         self.sums = LossSums(suite.tasks.names)
@@ -171,6 +183,9 @@ class _Run:
             if self.observed is not None:
                 tasks, losses_K = self.observed.losses(self.model, state.step)
                 self.balancer.observe(losses_K, tasks=tasks)
+            if self.by_task is not None:
+                fed_S = self.schedule.counts(state.step)
+                self.by_task.at(self.schedule.streams.names[int(fed_S.argmax())])
             # The first update of this process is counted: its batch is as large as any.
             watch = contextlib.nullcontext() if counted else self.memory.watch()
             with watch:
@@ -188,6 +203,8 @@ class _Run:
             progress.step(state.step, lambda: self.sums.means()[0])
             if state.step % self.epoch_steps == 0:
                 self._validate(progress)
+                if self.looks is not None:
+                    self.schedule.observe(self.looks.losses(self.model), state.step)
                 state.validation_seconds += time.perf_counter() - now
             due = time.monotonic() - saved >= config.checkpoint_seconds
             # Clocks differ, and all processes take part in a checkpoint.
@@ -305,6 +322,7 @@ class _Run:
             **checkpoint.named("sums", self.sums.tensors),
             **checkpoint.named("rng", rng),
             **checkpoint.named("best", self.best),
+            **checkpoint.named("mix", self.schedule.memory),
             "cursors": self.cursors_S,
         }
         if self.observed is not None:
@@ -339,6 +357,8 @@ class _Run:
             for name, value in checkpoint.under("sums", tensors).items():
                 self.sums.tensors[name].copy_(value)
             self.cursors_S = tensors["cursors"]
+            memory = checkpoint.under("mix", tensors)
+            self.schedule.memory = {name: memory[name] for name in self.schedule.memory}
             if self.observed is not None:
                 self.observed.cursors_S = tensors["observed_cursors"]
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -380,12 +400,18 @@ def build_optimiser(
     model: nn.Module, balancer: Balancer, config: FitConfig
 ) -> torch.optim.Optimizer:
     """Return AdamW over the model and the balancer's own parameters, which do not decay."""
+    groups = parameter_groups(model, balancer)
+    # Fused: one kernel for all tensors, so that many heads cost no more than one.
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def parameter_groups(model: nn.Module, balancer: Balancer) -> list[dict[str, Any]]:
+    """Return the parameters as optimisers take them: the balancer's own do not decay."""
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     own = list(balancer.parameters())
     if own:
         groups.append({"params": own, "weight_decay": 0.0})
-    # Fused: one kernel for all tensors, so that many heads cost no more than one.
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return groups
 
 
 def load_weights(folder: Path, task: str | None = None) -> dict[str, Tensor]:

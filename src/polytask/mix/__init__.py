@@ -1,9 +1,61 @@
 """Mix: which streams feed the next step."""
 
-from polytask.mix.base import Mix
+from polytask.mix.alternating import Alternating
+from polytask.mix.base import Mix, Now, Observer, State, Streams, Varies
+from polytask.mix.curriculum import Curriculum
+from polytask.mix.dmt import DMT
+from polytask.mix.fixed_rates import FixedRates
+from polytask.mix.hinting import Hinting
+from polytask.mix.loss_driven import LossDriven
+from polytask.mix.losses import task_mean
+from polytask.mix.mixture import Mixture, Row, Sampler
+from polytask.mix.mt_adamw import MTAdamW
+from polytask.mix.nested import Nested
+from polytask.mix.over_time import OverTime
+from polytask.mix.packing import Packed, first_fit_decreasing, pack
+from polytask.mix.padding import pad, token_batches
+from polytask.mix.programs import Programs
 from polytask.mix.proportional import Proportional
-from polytask.mix.schedule import Schedule
+from polytask.mix.rich_first import RichFirst
+from polytask.mix.schedule import Schedule, steps_per_epoch
+from polytask.mix.skill_it import SkillIt, edges
 from polytask.mix.temperature import Temperature
 from polytask.mix.uniform import Uniform
+from polytask.mix.unmixed import Unmixed
 
-__all__ = ["Mix", "Proportional", "Schedule", "Temperature", "Uniform"]
+__all__ = [
+    "DMT",
+    "Alternating",
+    "Curriculum",
+    "FixedRates",
+    "Hinting",
+    "LossDriven",
+    "MTAdamW",
+    "Mix",
+    "Mixture",
+    "Nested",
+    "Now",
+    "Observer",
+    "OverTime",
+    "Packed",
+    "Programs",
+    "Proportional",
+    "RichFirst",
+    "Row",
+    "Sampler",
+    "Schedule",
+    "SkillIt",
+    "State",
+    "Streams",
+    "Temperature",
+    "Uniform",
+    "Unmixed",
+    "Varies",
+    "edges",
+    "first_fit_decreasing",
+    "pack",
+    "pad",
+    "steps_per_epoch",
+    "task_mean",
+    "token_batches",
+]

@@ -10,16 +10,26 @@ Shapes: S = streams.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from polytask.mix.base import Now, State, Streams, Varies
 
 
 @dataclass(frozen=True)
 class Proportional:
     """Shares that are the streams' sizes over their sum."""
 
-    def __call__(self, sizes_S: Tensor, step: int) -> Tensor:
+    varies: ClassVar[Varies] = "never"
+    observes: ClassVar[bool] = False
+
+    def start(self, streams: Streams) -> State:
+        """Return nothing: there is nothing to remember."""
+        return {}
+
+    def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:
         """Return shares of shape (S,), float64."""
-        rows_S = sizes_S.to(torch.float64)
+        rows_S = streams.sizes_S.to(torch.float64)
         return rows_S / rows_S.sum()

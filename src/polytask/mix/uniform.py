@@ -10,15 +10,25 @@ Shapes: S = streams.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from polytask.mix.base import Now, State, Streams, Varies
 
 
 @dataclass(frozen=True)
 class Uniform:
     """Shares of 1 / S."""
 
-    def __call__(self, sizes_S: Tensor, step: int) -> Tensor:
+    varies: ClassVar[Varies] = "never"
+    observes: ClassVar[bool] = False
+
+    def start(self, streams: Streams) -> State:
+        """Return nothing: there is nothing to remember."""
+        return {}
+
+    def __call__(self, streams: Streams, now: Now, state: State) -> Tensor:
         """Return shares of shape (S,), float64."""
-        return torch.full((len(sizes_S),), 1 / len(sizes_S), dtype=torch.float64)
+        return torch.full((len(streams),), 1 / len(streams), dtype=torch.float64)

@@ -86,7 +86,7 @@ def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance
         settings = {name: value for name, value in recipe.share.settings if name != "on"}
         model: SharedModel = sharing.build(encoder, width, suite.tasks, **settings)
     balance: Balance | Wrapper = recipe.build_balance(seed)
-    mix: Mix = recipe.mix.seeded(seed).build()
+    mix: Mix = recipe.build_mix(seed)
     return model, balance, mix
 
 

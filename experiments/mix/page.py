@@ -1,0 +1,59 @@
+"""The page `results.md` beside this file and the records `claims.json`, from the tables.
+
+    python experiments/mix/page.py
+
+Every experiment is a module with `main()`, which runs it and writes `NAME.json`, `claims(table)`,
+which decides what the table says of the claims in README.md, and `section(table)`, its part of the
+page. An experiment without a table yet has no claims and no section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import alternating
+import order
+import skills
+import sorting
+import stages
+import unmixed
+from found import KEPT, Table, decided, page
+
+from polytask.evaluate import Claim
+from polytask.evaluate.claims import save
+
+EXPERIMENTS: tuple[ModuleType, ...] = (skills, order, stages, sorting, alternating, unmixed)
+"""In the order of the page; the table of each bears its name."""
+
+HEAD = """# What the experiments on mixing found
+
+Figures behind the claims planned in [README.md](README.md), which says what each column is; the
+claims as they were decided are in [the ledger](../../docs/claims.md). Mean ± standard deviation
+over seeds. Written by `python experiments/mix/page.py` from the tables beside it.
+"""
+
+
+def tables() -> dict[str, Table]:
+    """Return the tables that are there."""
+    return KEPT.tables(EXPERIMENTS)
+
+
+def markdown(tables: Mapping[str, Table]) -> str:
+    """Return the page: a section for each table."""
+    return page(HEAD, EXPERIMENTS, tables)
+
+
+def claims(tables: Mapping[str, Table]) -> list[Claim]:
+    """Return the claims that these tables decide."""
+    return decided(EXPERIMENTS, tables)
+
+
+def main() -> None:
+    found = tables()
+    save(KEPT.folder, claims(found))
+    (KEPT.folder / "results.md").write_text(markdown(found))
+
+
+if __name__ == "__main__":
+    main()
