@@ -15,6 +15,7 @@ from polytask.fit.progress import Bar, Log, Progress, Silent
 from polytask.fit.step import step_losses, task_losses, train_step, update_loads
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, predict, primary, validate
+from polytask.fit.watched import MakeWatch, affinity_of
 
 __all__ = [
     "RECORD",
@@ -25,11 +26,13 @@ __all__ = [
     "FitConfig",
     "Log",
     "LossSums",
+    "MakeWatch",
     "Meters",
     "Progress",
     "Score",
     "Silent",
     "Step",
+    "affinity_of",
     "build_optimiser",
     "fit",
     "load_weights",

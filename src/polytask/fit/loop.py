@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from polytask.fit.state import State
 from polytask.fit.step import step_losses, train_step
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, evaluating, primary, validate
+from polytask.fit.watched import MakeWatch, Watched
 from polytask.mix import Mix, MTAdamW, Schedule, Uniform, Unmixed, steps_per_epoch
 from polytask.records import (
     Cost,
@@ -66,6 +67,7 @@ def fit(
     method: str,
     folder: Path | None = None,
     progress: Progress | None = None,
+    watches: Mapping[str, MakeWatch] | None = None,
 ) -> Record:
     """Train `model` on the suite's training streams; return the record, the best weights loaded.
 
@@ -75,6 +77,8 @@ def fit(
     folder: where checkpoints, `record.json` and `best.safetensors` go; None keeps nothing. A
         folder of the same run is taken up where it was left, bit for bit; a finished one is
         returned as it is. A folder of another run raises RunError.
+    watches: by a name of your choice, what makes a watch of `relate`; what it finds is in the
+        folder, see `affinity_of`, or in the object that you kept.
 
     Several processes, as torchrun starts them (see `ranks.start`): each calls this with the same
     arguments; the first one writes. Seeds torch's global generator.
@@ -85,7 +89,7 @@ def fit(
     progress = progress or Silent()
     _check_device(config.device)
     ranks.check_model(model)
-    identity = _identity(suite, config, method)
+    identity = _identity(suite, config, method, sorted(watches or ()))
     if folder is not None:
         _claim(folder, identity)
         if (folder / RECORD).exists():
@@ -95,7 +99,7 @@ def fit(
             if ranks.rank() == 0 and any(folder.glob("checkpoint*")):  # killed before it was gone
                 checkpoint.remove(folder)
             return record
-    run = _Run(suite, model, balance, mix, config, score, folder)
+    run = _Run(suite, model, balance, mix, config, score, folder, watches or {})
     run.resume()
     progress.begin(run.last_step, run.state.step)
     run.train(progress)
@@ -105,6 +109,7 @@ def fit(
         write_atomic(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
         for task, tensors in run.best_of_task.items():
             write_atomic(_weights_of(folder, task), tensors)
+        run.watched.save(folder)
         record.save(folder / RECORD)
         checkpoint.remove(folder)
     ranks.barrier()
@@ -123,6 +128,7 @@ class _Run:
         config: FitConfig,
         score: Score,
         folder: Path | None,
+        watches: Mapping[str, MakeWatch],
     ) -> None:
         self.suite, self.model, self.config, self.score = suite, model, config, score
         self.folder = folder
@@ -153,6 +159,7 @@ class _Run:
                 weight_decay=config.weight_decay,
             )
             self.optimiser = self.by_task
+        self.watched = Watched(watches, model, self.optimiser)
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
         self.meters = Meters(suite.tasks, primary_only=True)
         self.sums = LossSums(suite.tasks.names)
@@ -180,6 +187,9 @@ class _Run:
                 paused = time.perf_counter()
                 state.probes.append(probe(self.model, fed, state.step))
                 begun += time.perf_counter() - paused
+            paused = time.perf_counter()
+            self.watched.observe(fed, config.precision)
+            begun += time.perf_counter() - paused
             if self.observed is not None:
                 tasks, losses_K = self.observed.losses(self.model, state.step)
                 self.balancer.observe(losses_K, tasks=tasks)
@@ -323,6 +333,7 @@ class _Run:
             **checkpoint.named("rng", rng),
             **checkpoint.named("best", self.best),
             **checkpoint.named("mix", self.schedule.memory),
+            **checkpoint.named("watched", self.watched.state_dict()),
             "cursors": self.cursors_S,
         }
         if self.observed is not None:
@@ -359,6 +370,7 @@ class _Run:
             self.cursors_S = tensors["cursors"]
             memory = checkpoint.under("mix", tensors)
             self.schedule.memory = {name: memory[name] for name in self.schedule.memory}
+            self.watched.load_state_dict(checkpoint.under("watched", tensors))
             if self.observed is not None:
                 self.observed.cursors_S = tensors["observed_cursors"]
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -437,14 +449,17 @@ def _check_device(device: str) -> None:
         raise UsageError(f"device is {device!r}: {reason}. Give cpu, cuda or cuda:N.") from None
 
 
-def _identity(suite: Suite, config: FitConfig, method: str) -> dict[str, Any]:
-    return {
+def _identity(
+    suite: Suite, config: FitConfig, method: str, watches: Sequence[str]
+) -> dict[str, Any]:
+    identity = {
         "suite": suite.name,
         "tasks": list(suite.tasks.names),
         "rows": {s.name: len(s) for s in suite.train},
         "method": method,
         "settings": to_json(config.identity()),
     }
+    return identity | ({"watches": list(watches)} if watches else {})
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def update_loads(model: SharedModel, fed: Step, precision: str) -> Loads | None:
     if sum(map(len, fed.micros)) == 1:
         return loads
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices), _buffers_kept(model):
+    with torch.no_grad(), torch.random.fork_rng(devices), buffers_kept(model):
         for batch in (batch for batches in fed.micros for batch in batches):
             asked = [task for task in batch.tasks if task in fed.counts]
             _outputs(model, batch, asked, precision, Trace(loads=loads))
@@ -162,7 +162,7 @@ def losses_again(model: SharedModel, fed: Step, precision: str, micro: int = 0) 
 
     def again(rows: Rows, tasks: Sequence[str]) -> Losses:
         counts = {task: fed.counts[task] for task in tasks if task in fed.counts}
-        with _buffers_kept(model):
+        with buffers_kept(model):
             if rows == Rows():
                 names, losses_K = task_losses(model, batches, counts, precision)
                 return dict(zip(names, losses_K.unbind(), strict=True))
@@ -207,7 +207,8 @@ def _taken(batch: Batch, rows: Rows) -> Batch:
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers back at the end, bit for bit."""
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield

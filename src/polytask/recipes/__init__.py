@@ -2,6 +2,7 @@
 
 from polytask.recipes.compare import PHASES, RESULT, TESTS, Show, compare
 from polytask.recipes.plan import GRID, METHODS, SINGLE, Plan
+from polytask.recipes.relate import RELATED, RelatePlan, relate
 from polytask.recipes.train import Job, build, load_suite, score_for, test, train
 from polytask.recipes.truth import measure
 
@@ -9,16 +10,19 @@ __all__ = [
     "GRID",
     "METHODS",
     "PHASES",
+    "RELATED",
     "RESULT",
     "SINGLE",
     "TESTS",
     "Job",
     "Plan",
+    "RelatePlan",
     "Show",
     "build",
     "compare",
     "load_suite",
     "measure",
+    "relate",
     "score_for",
     "test",
     "train",

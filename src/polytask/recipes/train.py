@@ -6,8 +6,9 @@ A `Job` is made of text and numbers alone, so that another process can be handed
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 
 from polytask import suites
 from polytask.balance import Balance, Wrapper
-from polytask.errors import RunError
+from polytask.errors import RunError, unknown
 from polytask.evaluate import delta_m
 from polytask.fit import (
     WEIGHTS,
     FitConfig,
+    MakeWatch,
     Meters,
     Progress,
     Score,
@@ -28,8 +30,9 @@ from polytask.fit import (
     validate,
 )
 from polytask.mix import Mix
-from polytask.parsing import Recipe, parse
+from polytask.parsing import Recipe, choose, parse
 from polytask.records import Record, read_json, write_json
+from polytask.relate import TAG, GradientCosine, Watch
 from polytask.share import SharedModel
 from polytask.suites import Suite
 from polytask.tasks import TaskSet
@@ -44,7 +47,8 @@ class Job:
     suite: a suite's name, or the path of a file that declares one.
     tasks: only these; None for all. recipe: methods joined by `+`, see `parsing.parse`.
     reference: primary metrics on the validation split that delta-m is taken against while
-        training; None: see `score_for`.
+        training; None: see `score_for`. watches: methods of `relate` that watch the run, see
+        `watching`; what they find lies in the folder.
     """
 
     suite: str
@@ -54,6 +58,7 @@ class Job:
     folder: Path
     reference: Mapping[str, float] | None = None
     label: str = ""
+    watches: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -67,6 +72,7 @@ class Job:
                 "tasks": None if tasks is None else tuple(tasks),
                 "config": FitConfig(**raw["config"]),
                 "folder": Path(raw["folder"]),
+                "watches": tuple(raw.get("watches", ())),
             }
         )
 
@@ -88,6 +94,28 @@ def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance
     balance: Balance | Wrapper = recipe.build_balance(seed)
     mix: Mix = recipe.build_mix(seed)
     return model, balance, mix
+
+
+WATCHES: dict[str, Callable[..., Watch]] = {
+    "tag": lambda model, optimiser, tasks, **settings: TAG(
+        model, model.shared_parameters(), optimiser, tasks, **settings
+    ),
+    "gradient-cosine": lambda model, optimiser, tasks, **settings: GradientCosine(
+        model.shared_parameters(), tasks, **settings
+    ),
+}
+"""The methods of `relate` that watch a run, and how each is made in one."""
+
+
+def watching(text: str, seed: int) -> MakeWatch:
+    """Return what makes the watch that `text` names, such as `tag:every=5`; raise UsageError."""
+    choice = choose(text, "relate").seeded(seed)
+    if choice.method.name not in WATCHES:
+        raise unknown(
+            "watch", choice.method.name, WATCHES, f"Those that watch a run: {', '.join(WATCHES)}."
+        )
+    made = WATCHES[choice.method.name]
+    return partial(made, **dict(choice.settings))
 
 
 def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:
@@ -131,6 +159,7 @@ def train(job: Job, progress: Progress | None = None) -> Record:
         method=job.label or job.recipe,
         folder=job.folder,
         progress=progress,
+        watches={text: watching(text, job.config.seed) for text in job.watches},
     )
 
 
