@@ -336,6 +336,84 @@ def fit(
         fit_summary(record, scores, folder)
 
 
+@commands.command(
+    short_help="Which tasks help each other, and which to train together.",
+    epilog=examples(
+        "polytask relate digits2",
+        "polytask relate tox21 --budget 4 --seeds 5",
+        "polytask relate my.yaml --methods tag:every=5,gradient-cosine --json",
+    ),
+)
+@click.argument("suite", default="digits2")
+@click.option(
+    "--methods",
+    "names",
+    help="Comma-separated: tag, gradient-cosine, label-correlation. Default: all that apply.",
+)
+@click.option(
+    "--budget",
+    default=3,
+    show_default=True,
+    help="Models at most; groups are proposed for every number up to it.",
+)
+@click.option("--seeds", default=3, show_default=True, help="Models of all tasks to watch.")
+@click.option("--method", "recipe", default="equal", show_default=True, help="How they train.")
+@_setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
+@_setting("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/SUITE-relate."
+)
+@click.option("--jobs", type=int, help="Runs at a time. Default: one per core; 1 on a GPU.")
+@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
+@_training_options
+@json_option
+@click.pass_context
+def relate(
+    ctx: click.Context,
+    suite: str,
+    names: str | None,
+    budget: int,
+    seeds: int,
+    recipe: str,
+    out: Path | None,
+    jobs: int | None,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Train models of all tasks of SUITE, watch how the tasks affect one another, and propose
+    groups to train together.
+
+    Each method gives a table of how much training one task helps another, with an error over
+    seeds. Giving the same command again goes on where it was stopped.
+    """
+    from polytask.cli.show import Bars, Lines, related_tables
+    from polytask.recipes import RelatePlan
+    from polytask.recipes import relate as run
+    from polytask.recipes.relate import EVIDENCE, PHASES
+    from polytask.report import write_report
+
+    config = _config(suite, ctx.ensure_object(dict))
+    plan = RelatePlan(
+        suite=suite,
+        methods=parsing.split(names) if names is not None else EVIDENCE,
+        budget=budget,
+        seeds=seeds,
+        recipe=recipe,
+        config=config,
+        out=out or Path("runs") / f"{Path(suite).stem}-relate",
+        processes=jobs if jobs is not None else _runs_at_a_time(config.device),
+        threads=threads,
+        command=_command(),
+    )
+    with (Bars if sys.stderr.isatty() else Lines)(suite, PHASES) as live:
+        result = run(plan, live)
+    page = write_report([plan.out], plan.out / "report.html")
+    if as_json:
+        print_json(result)
+    else:
+        related_tables(result, page)
+
+
 commands.add_command(merge)
 
 
@@ -349,7 +427,7 @@ commands.add_command(merge)
 )
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Write one HTML page about finished RUNS, side by side: comparisons, single fits, merges."""
+    """Write one HTML page about finished RUNS side by side: comparisons, fits, merges, relations."""
     from polytask.report import write_report
 
     page = write_report(list(runs), out or runs[0] / "report.html")

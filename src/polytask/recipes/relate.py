@@ -141,7 +141,7 @@ def over_seeds(affinities: Sequence[Affinity]) -> Affinity:
 
 
 def for_grouping(affinity: Affinity) -> Affinity:
-    """Return it with 0 for "neither helps nor hurts", as far as it can be said, and none missing."""
+    """Return it with 0 for "neither helps nor hurts", as far as can be said, and none missing."""
     known = affinity.filled() if affinity.missing() else affinity
     return known if known.zero else known.centred()
 

@@ -34,12 +34,14 @@ from polytask.report.curves import (
 )
 from polytask.report.experts import pack_experts
 from polytask.report.merges import merge_block
+from polytask.report.relations import Related, relations_block
 from polytask.report.sources import (
     SINGLE,
     Blended,
     Compared,
     Fitted,
     MethodResult,
+    Run,
     TaskInfo,
     read_folder,
 )
@@ -53,9 +55,9 @@ ASSETS = resources.files("polytask.report") / "assets"
 def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML page about the runs in `folders`; return `out`.
 
-    folders: of `polytask compare` (result.json and its runs), of one training (record.json) or of
-    merges (merge.json); two or more are set side by side. out: the HTML file; replaced whole or not
-    at all.
+    folders: of `polytask compare` (result.json and its runs), of one training (record.json), of
+    merges (merge.json) or of `polytask relate` (relate.json); two or more are set side by side.
+    out: the HTML file; replaced whole or not at all.
 
     Raises RunError where a folder is missing, foreign or broken, or `out` cannot be written;
     UsageError without folders.
@@ -78,9 +80,11 @@ def write_merge_report(record: MergeRecord, out: Path) -> Path:
     return out
 
 
-def _block(run: Compared | Fitted | Blended, label: str) -> dict[str, Any]:
+def _block(run: Run, label: str) -> dict[str, Any]:
     if isinstance(run, Compared):
         return compare_block(run, label)
+    if isinstance(run, Related):
+        return relations_block(run, label)
     if isinstance(run, Blended):
         return merge_block(run.record, label)
     return fit_block(run, label)
@@ -90,7 +94,10 @@ def render(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page that shows the blocks."""
     style = _asset("page.css")
     script = "\n".join(
-        map(_asset, ("plots.js", "overview.js", "experts.js", "merges.js", "page.js"))
+        map(
+            _asset,
+            ("plots.js", "overview.js", "experts.js", "merges.js", "relations.js", "page.js"),
+        )
     )
     title = " · ".join(block["title"] for block in blocks)
     parts = {

@@ -1,5 +1,5 @@
 """Read run folders: `result.json` of a comparison, `record.json` of one training, `merge.json` of
-merges.
+merges, `relate.json` of a relation of tasks.
 
 This is the edge where files of unknown origin arrive: what passes here has the right shape, so the
 rest of the room trusts it. A number that is null in the file is None here.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from polytask.errors import RunError
 from polytask.records import Record, read_json
+from polytask.report.relations import FILE, Related, read_related
 
 if TYPE_CHECKING:
     from polytask.merge import MergeRecord
@@ -131,7 +132,10 @@ class Blended:
     record: MergeRecord
 
 
-def read_folder(folder: Path) -> Compared | Fitted | Blended:
+Run = Compared | Fitted | Blended | Related
+
+
+def read_folder(folder: Path) -> Run:
     """Return what `folder` holds, or raise a RunError that says what it lacks."""
     if not folder.is_dir():
         raise RunError(
@@ -145,10 +149,12 @@ def read_folder(folder: Path) -> Compared | Fitted | Blended:
         from polytask.merge import MergeRecord  # brings torch, which the other pages do without
 
         return Blended(folder, MergeRecord.load(folder))
+    if (folder / FILE).exists():
+        return read_related(folder)
     raise RunError(
-        f"{folder} holds none of result.json (a comparison), record.json (one training) and "
-        "merge.json (merges); an unfinished run has none yet: give the same command again to "
-        "finish it."
+        f"{folder} holds none of result.json (a comparison), record.json (one training), "
+        f"merge.json (merges) and {FILE} (a relation of tasks); an unfinished run has none yet: "
+        "give the same command again to finish it."
     )
 
 
