@@ -386,3 +386,46 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     running = webdriver.Chrome(options=options, service=Service(driver))
     yield running
     running.quit()
+
+
+def relation(folder: Path, tasks: Sequence[str]) -> None:
+    """Write what `polytask relate` leaves, for T >= 3 tasks, with a value that is not known."""
+    T = len(tasks)
+    values: list[list[float | None]] = [
+        [0.5 * (-1) ** (i + j + 1) / (1 + i) if i != j else 0.0 for j in range(T)] for i in range(T)
+    ]
+    values[0][2] = None
+    method = {
+        "summary": "a summary",
+        "affinity": {
+            "tasks": list(tasks),
+            "values": values,
+            "errors": [[0.1] * T] * T,
+            "source": "tag",
+            "zero": True,
+            "notes": ["a note"],
+        },
+        "groups": [
+            {
+                "tasks": list(tasks), "groups": [list(tasks)], "serve": [0] * T,
+                "value": [0.1] * T, "score": 0.1, "optimal": True, "gap": 0.0, "source": "",
+                "notes": [],
+            },
+            {
+                "tasks": list(tasks), "groups": [list(tasks[:-1]), list(tasks[1:])],
+                "serve": [0] * (T - 1) + [1], "value": [0.1] * T, "score": 0.2, "optimal": False,
+                "gap": None, "source": "", "notes": [],
+            },
+        ],
+        "together": [[1.0 if i == j else 0.25 for j in range(T)] for i in range(T)],
+        "draws": 100,
+    }  # fmt: skip
+    found = {
+        "kind": "relate", "suite": "made up", "title": "Made up", "tasks": list(tasks),
+        "seeds": [0, 1], "command": "polytask relate x", "created": "2026-01-01T00:00:00+00:00",
+        "versions": {"torch": "2"}, "settings": {}, "recipe": "equal", "budget": 2, "seconds": 1.0,
+        "methods": {"tag": method, "gradient-cosine": method},
+        "left_out": {"label-correlation": "needs two tasks"},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "relate.json").write_text(json.dumps(found))

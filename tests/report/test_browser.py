@@ -11,6 +11,8 @@ import pytest
 
 from polytask.merge import MergeRecord
 
+from .conftest import relation
+
 pytestmark = pytest.mark.browser
 
 Make = Callable[..., Path]
@@ -75,8 +77,12 @@ def pages(
     }
     for name, record in merged.items():
         record.save(root / name)
+    relation(root / "relate", ("one", "two", HOSTILE, "four"))
+    relation(root / "relate-many", [HOSTILE, *(f"school {k:03d}" for k in range(1, 60))])
     folders = {
         **{name: [root / name] for name in merged},
+        "relate": [root / "relate"],
+        "relate-many": [root / "relate-many"],
         "merges-and-runs": [root / "merges", small],
         "small": [small],
         "many": [many],
@@ -162,7 +168,7 @@ def click(browser: Any, selector: str) -> None:
 
 KINDS = (
     "small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several", "crowds", "merges",
-    "merges-many", "merges-inputs", "merges-and-runs",
+    "merges-many", "merges-inputs", "merges-and-runs", "relate", "relate-many",
 )  # fmt: skip
 
 
@@ -501,6 +507,18 @@ def test_a_page_of_nothing_but_nulls_says_so(visit: Open) -> None:
     assert "No method has a defined mean gain" in texts(browser, ".verdict")[0]
     assert texts(browser, "#r0-gain .empty") == ["No gain is defined here."]
     assert "–" in texts(browser, "#r0-tasks-table td")[0]
+
+
+def test_a_relation_has_its_tables_and_changes_with_the_method(visit: Open) -> None:
+    browser = visit("relate")
+    assert texts(browser, "#nav a") == ["Who helps whom", "Groups", "Left out"]
+    # 4 x 4 less the diagonal; one value is not known
+    assert count(browser, "#r0-help rect.gain-cell") == 11
+    assert count(browser, "#r0-groups rect.gain-cell") == 12
+    assert count(browser, "#r0-groups-table tbody tr") == 2
+    assert "Help by tag" in texts(browser, "#r0-help figcaption")[0]
+    click(browser, "#r0-help .chips.one button:nth-child(2)")
+    assert "Help by gradient-cosine" in texts(browser, "#r0-help figcaption")[0]
 
 
 def test_merges_have_every_table_and_map(visit: Open) -> None:

@@ -389,7 +389,7 @@ def relate(
     from polytask.cli.show import Bars, Lines, related_tables
     from polytask.recipes import RelatePlan
     from polytask.recipes import relate as run
-    from polytask.recipes.relate import EVIDENCE, PHASES
+    from polytask.recipes.relating import EVIDENCE, PHASES
     from polytask.report import write_report
 
     config = _config(suite, ctx.ensure_object(dict))
@@ -427,7 +427,7 @@ commands.add_command(merge)
 )
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Write one HTML page about finished RUNS side by side: comparisons, fits, merges, relations."""
+    """Write one HTML page about finished RUNS: comparisons, fits, merges, relations of tasks."""
     from polytask.report import write_report
 
     page = write_report(list(runs), out or runs[0] / "report.html")

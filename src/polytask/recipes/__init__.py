@@ -2,7 +2,7 @@
 
 from polytask.recipes.compare import PHASES, RESULT, TESTS, Show, compare
 from polytask.recipes.plan import GRID, METHODS, SINGLE, Plan
-from polytask.recipes.relate import RELATED, RelatePlan, relate
+from polytask.recipes.relating import RELATED, RelatePlan, relate
 from polytask.recipes.train import Job, build, load_suite, score_for, test, train
 from polytask.recipes.truth import measure
 

@@ -6,6 +6,7 @@ A `Job` is made of text and numbers alone, so that another process can be handed
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from polytask.fit import (
     load_weights,
     validate,
 )
-from polytask.mix import Mix
+from polytask.mix import Mix, steps_per_epoch
 from polytask.parsing import Recipe, choose, parse
 from polytask.records import Record, read_json, write_json
 from polytask.relate import TAG, GradientCosine, Watch
@@ -107,15 +108,32 @@ WATCHES: dict[str, Callable[..., Watch]] = {
 """The methods of `relate` that watch a run, and how each is made in one."""
 
 
-def watching(text: str, seed: int) -> MakeWatch:
-    """Return what makes the watch that `text` names, such as `tag:every=5`; raise UsageError."""
+LOOKS = 5
+"""A watch that is not told how often to look does so at every tenth update, or oftener: in a run of
+its full length every task is to take this many turns."""
+
+
+def watching(text: str, seed: int, turns: float = math.inf) -> MakeWatch:
+    """Return what makes the watch that `text` names, such as `tag:every=5`; raise UsageError.
+
+    turns: updates of the run for each task.
+    """
     choice = choose(text, "relate").seeded(seed)
     if choice.method.name not in WATCHES:
         raise unknown(
             "watch", choice.method.name, WATCHES, f"Those that watch a run: {', '.join(WATCHES)}."
         )
-    made = WATCHES[choice.method.name]
-    return partial(made, **dict(choice.settings))
+    settings = dict(choice.settings)
+    if "every" not in settings:
+        settings["every"] = int(max(1, min(10, turns // LOOKS)))
+    return partial(WATCHES[choice.method.name], **settings)
+
+
+def _updates(suite: Suite, config: FitConfig) -> int:
+    """Return how many updates a run has at most."""
+    sizes = {stream.name: len(stream) for stream in suite.train}
+    each = max(steps_per_epoch(sizes, config.batch_size), config.min_epoch_steps)
+    return each * config.epochs
 
 
 def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:
@@ -159,7 +177,10 @@ def train(job: Job, progress: Progress | None = None) -> Record:
         method=job.label or job.recipe,
         folder=job.folder,
         progress=progress,
-        watches={text: watching(text, job.config.seed) for text in job.watches},
+        watches={
+            text: watching(text, job.config.seed, _updates(suite, job.config) / len(suite.tasks))
+            for text in job.watches
+        },
     )
 
 

@@ -258,7 +258,12 @@ def _evidence(
     for text in plan.methods:
         choice = choose(text, "relate")
         if choice.method.name in WATCHES:
-            found[text] = over_seeds([affinity_of(job.folder, text) for job in jobs])
+            seen = over_seeds([affinity_of(job.folder, text) for job in jobs])
+            T = len(seen.tasks)
+            if len(seen.missing()) < T * (T - 1):
+                found[text] = seen
+            else:
+                left_out[text] = "saw no pair of tasks in so few updates; give it every=1"
             continue
         labels = labels_of(suite)
         if labels is None:
