@@ -99,8 +99,11 @@ def correlation(truth: Gains, guess: Gains) -> float | None:
 
 
 def random_groupings(given: Grouping, budget: int) -> list[float]:
-    """Return the mean gains of random partitions into `budget` groups; of random listed groups
-    that hold every task, each served by a random one, where not all partitions were measured."""
+    """Return the mean gains of random partitions into `budget` groups.
+
+    Where not every group was measured: of the group of all tasks and random listed ones beside it,
+    each task served by a random one of those that hold it.
+    """
     generator = np.random.default_rng(0)
     T = len(given.truth.tasks)
     complete = len(given.truth) == 2**T - T - 1
@@ -113,9 +116,8 @@ def random_groupings(given: Grouping, budget: int) -> list[float]:
             home = generator.integers(0, budget, T)
             groups = [home == k for k in range(budget) if (home == k).any()]
         else:
-            groups = list(rows[generator.choice(len(rows), budget, replace=False)])
-            if not np.logical_or.reduce(groups).all():
-                continue
+            drawn = generator.choice(len(rows), budget - 1, replace=False)
+            groups = [np.ones(T, dtype=bool), *rows[drawn]]
         gains = []
         for t in range(T):
             held = [g for g in groups if g[t]]

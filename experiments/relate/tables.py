@@ -80,7 +80,11 @@ def _mtgnet(
 
 
 def _standley(name: str) -> tuple[tuple[str, ...], tuple[Tensor, Tensor]]:
-    """Return gains 1 - loss / loss alone of the groups of two or more."""
+    """Return gains 1 - loss / loss alone of the groups of two or more.
+
+    All five tasks are listed twice, first of all and, with other losses, last of all groups. The
+    second is taken, which stands in the order of the other groups.
+    """
     lines = (root() / "task_grouping_gains" / "standley" / name).read_text().splitlines()
     rows = [[float(c) if c.strip() else NAN for c in line.split("\t")] for line in lines if line]
     width = max(map(len, rows))
@@ -89,6 +93,7 @@ def _standley(name: str) -> tuple[tuple[str, ...], tuple[Tensor, Tensor]]:
     size_G = member_GT.sum(1)
     alone_T = loss_GT[size_G == 1].nan_to_num().sum(0)
     several = size_G > 1
+    several[0] = False
     gain_GT = 1 - loss_GT[several] / alone_T
     return tuple(f"task {t}" for t in range(width)), (member_GT[several], gain_GT)
 
@@ -206,11 +211,9 @@ def _language() -> Transfer:
                 cells[s, t] = sum(seen) / len(seen) if seen else NAN
         return cells
 
+    about = (root() / "nlp_intermediate_transfer" / "task_metadata.csv").read_text().splitlines()
     size = {
-        row["task_jiant_name"]: float(row["num_examples"] or "nan")
-        for row in csv.DictReader(
-            (root() / "nlp_intermediate_transfer" / "task_metadata.csv").open()
-        )
+        row["task_jiant_name"]: float(row["num_examples"] or "nan") for row in csv.DictReader(about)
     }
     truth_ST = table(("run2", "run3"))
     probing = torch.tensor(
