@@ -156,7 +156,7 @@ def of_grouping(given: Grouping) -> dict[str, Any]:
         }
         for name, guesses in every.items():
             gains[name] = fmean(
-                float(given.truth.measured(cover(guess, budget, seconds=60)).mean())
+                float(given.truth.measured(cover(guess, budget, seconds=20)).mean())
                 for guess in guesses
             )
         pairs = {"measured": given.chosen_by.pairs()}

@@ -573,7 +573,7 @@ class _Watched:
         if self.watch is not None:
             self.watch.observe(losses, again=lambda: self.losses(x))
         self.optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        torch.autograd.backward(list(losses.values()))
         self.optimizer.step()
 
 
