@@ -174,7 +174,7 @@ def higher_orders() -> dict[str, list[tuple[float, float, float, str]]]:
             continue
         if row["order"] == "1":
             single[row["sources"], row["target"]] = float(row["value"])
-        elif row["order"] in "234":
+        elif row["order"] in ("2", "3", "4"):
             several[row["order"]].append(row)
     found = {}
     for order, rows in several.items():
