@@ -171,6 +171,17 @@ def test_cover_is_the_best_of_all_choices_among_listed_groups(drawn, seed):
         torch.testing.assert_close(gains.measured(found).mean().item(), found.score)
 
 
+def test_cover_without_time_still_answers_and_does_not_claim_to_be_the_best(drawn):
+    member_GT = torch.tensor([[t in g for t in range(9)] for g in subsets(9)])
+    gains = hoa(drawn(9, 4, 0.2), member_GT)
+    best = cover(gains, 3)
+    hasty = cover(gains, 3, seconds=1e-3)
+    assert best.optimal
+    assert not hasty.optimal
+    assert 0.9 * best.score < hasty.score <= best.score + 1e-12
+    assert not hasty.gap < best.score - hasty.score - 1e-9  # it may be unknown
+
+
 def test_cover_of_all_groups_is_exact(drawn):
     affinity = drawn(6, 2, 0.2)
     member_GT = torch.tensor([[t in g for t in range(6)] for g in subsets(6)])

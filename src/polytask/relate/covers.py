@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import RunError, UsageError
-from polytask.relate.base import Groups, check_budget
+from polytask.relate.base import NAN, Groups, check_budget
 from polytask.relate.gains import Gains
 
 SCALE = 1e3
@@ -35,8 +35,12 @@ class Solved:
 
 def _solve(
     value_C: np.ndarray[Any, Any], whole: int, rows: Any, low: Any, high: Any, seconds: float
-) -> tuple[np.ndarray[Any, Any], bool, float]:
-    """Maximise the value of columns in [0, 1] within the rows; the first `whole` are 0 or 1."""
+) -> tuple[np.ndarray[Any, Any] | None, bool, float]:
+    """Maximise the value of columns in [0, 1] within the rows; the first `whole` are 0 or 1.
+
+    Returns the columns, None where there was no time to find any; whether they are proven to be
+    the best; and a value that none exceeds, NaN where there was no time for one.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     largest = float(np.abs(value_C).max()) or 1.0
@@ -48,17 +52,9 @@ def _solve(
         constraints=LinearConstraint(rows, low, high),
         options={"time_limit": seconds, "mip_rel_gap": 0.0},
     )
-    if found.x is None:
-        raise RunError(
-            f"Choosing groups: no solution after {seconds:g} s ({found.message}). Allow more time, "
-            "or use greedy."
-        )
-    optimal = found.status == 0
-    gap = 0.0
-    if not optimal:
-        bound = found.mip_dual_bound
-        gap = (float(found.fun) - float(bound)) * largest / SCALE if bound is not None else np.nan
-    return np.asarray(found.x), optimal, gap
+    bound = found.mip_dual_bound
+    bound = NAN if bound is None or not np.isfinite(bound) else -float(bound) * largest / SCALE
+    return found.x, found.status == 0, bound
 
 
 def partition(
@@ -71,8 +67,14 @@ def partition(
     rows = csr_array(np.concatenate([member_ST.T, np.ones((1, len(member_ST)))]).astype(float))
     ones_T = np.ones(member_ST.shape[1])
     low, high = np.append(ones_T, budget if exactly else 1), np.append(ones_T, budget)
-    x_S, optimal, gap = _solve(value_S.numpy(), len(member_ST), rows, low, high, seconds)
-    return Solved(tuple(np.flatnonzero(x_S > 0.5).tolist()), optimal, gap)
+    x_S, optimal, bound = _solve(value_S.numpy(), len(member_ST), rows, low, high, seconds)
+    if x_S is None:
+        raise RunError(
+            f"Choosing groups: no solution after {seconds:g} s. Allow more time, or use greedy."
+        )
+    chosen = np.flatnonzero(x_S > 0.5).tolist()
+    gap = 0.0 if optimal else bound - float(value_S[chosen].sum())
+    return Solved(tuple(chosen), optimal, gap)
 
 
 def cover(gains: Gains, budget: int, *, alone: float = 0.0, seconds: float = 60.0) -> Groups:
@@ -80,7 +82,8 @@ def cover(gains: Gains, budget: int, *, alone: float = 0.0, seconds: float = 60.
 
     gains: measured or predicted; a group in which a task's gain is NaN cannot serve that task.
         Each task alone, with the gain `alone`, is an option too, listed or not.
-    seconds: at most so long; the result then says optimal=False and how far off it may be.
+    seconds: at most so long; the result is then the better of what was found and a choice group by
+        group, and says optimal=False and how far off it may be.
 
     Raises UsageError where the listed groups leave tasks over for more models than the budget has.
     """
@@ -107,10 +110,42 @@ def cover(gains: Gains, budget: int, *, alone: float = 0.0, seconds: float = 60.
             f"cover: the listed groups cannot serve {T} tasks with {budget} models; list larger "
             "groups or raise the budget."
         )
-    x_C, optimal, gap = _solve(value_C, G, rows, low, high, seconds)
-    pairs = serves_E2[x_C[G:] > 0.5]
-    serving = {int(t): int(g) for g, t in pairs}
-    return made(gains.tasks, member_GT, gain_GT, serving, optimal, gap / T, "cover")
+    value_GT = gain_GT.masked_fill(~member_GT, NAN).nan_to_num(nan=-torch.inf).numpy()
+    x_C, optimal, bound = _solve(value_C, G, rows, low, high, seconds)
+    choices = [_one_by_one(value_GT, budget)]
+    if x_C is not None:
+        choices.insert(0, np.flatnonzero(x_C[:G] > 0.5))
+    chosen = choices[0] if optimal else max(choices, key=lambda c: value_GT[c].max(0).sum())
+    best_T = chosen[value_GT[chosen].argmax(0)]
+    if not np.isfinite(value_GT[chosen].max(0)).all():
+        raise RunError(f"cover: no solution after {seconds:g} s. Allow more time.")
+    gap = 0.0 if optimal else (bound - float(value_GT[chosen].max(0).sum())) / T
+    serving = dict(enumerate(best_T.tolist()))
+    return made(gains.tasks, member_GT, gain_GT, serving, optimal, gap, "cover")
+
+
+def _one_by_one(value_GT: np.ndarray[Any, Any], budget: int) -> np.ndarray[Any, Any]:
+    """Return a choice that adds the best group, then exchanges one for a better, while it gains."""
+    finite = value_GT[np.isfinite(value_GT)]
+    # a task that nobody serves costs more than all others could gain
+    penalty = len(value_GT[0]) * (float(finite.max() - finite.min()) + 1.0)
+    value_GT = np.where(np.isfinite(value_GT), value_GT, float(finite.min()) - penalty)
+    chosen: list[int] = []
+    for _ in range(budget):
+        best_T = value_GT[chosen].max(0) if chosen else np.full(len(value_GT[0]), -np.inf)
+        chosen.append(int(np.maximum(value_GT, best_T).sum(1).argmax()))
+    score = float(value_GT[chosen].max(0).sum())
+    at = 0
+    while at < budget:
+        rest = [g for n, g in enumerate(chosen) if n != at]
+        best_T = value_GT[rest].max(0) if rest else np.full(len(value_GT[0]), -np.inf)
+        total_G = np.maximum(value_GT, best_T).sum(1)
+        g = int(total_G.argmax())
+        if total_G[g] > score + 1e-12 * abs(score):
+            chosen[at], score, at = g, float(total_G[g]), 0
+        else:
+            at += 1
+    return np.unique(chosen)
 
 
 def _coverable(member_GT: Tensor, budget: int, tasks: int) -> bool:

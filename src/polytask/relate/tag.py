@@ -34,7 +34,8 @@ class TAG:
         applied to copies. Any of torch's but LBFGS, which evaluates losses itself.
     every: looks at the first of so many steps.
     sources: M, tasks that take their turn in one look; None: one per 20 tasks. A look costs M
-        backward and M + 1 forward passes, whatever T is, and sees a source in every T/M-th look.
+        backward and M + 1 forward passes and as many steps of the optimiser, whatever T is, and
+        sees a source in every T/M-th look: T * every / M steps for one value of each pair.
     against: "idle": the step on no task, one with gradients of 0, see above; "now": no step, as in
         the source: Z[i, j] = 1 - L_j(after a step on L_i) / L_j(now), for a forward pass less
         where the model draws no random numbers. The same for plain SGD without weight decay.
@@ -55,7 +56,7 @@ class TAG:
         optimizer: torch.optim.Optimizer,
         tasks: Sequence[str],
         *,
-        every: int = 10,
+        every: int = 20,
         sources: int | None = None,
         against: Literal["idle", "now"] = "idle",
         first_order: bool = False,

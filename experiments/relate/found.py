@@ -1,0 +1,15 @@
+"""What the experiments of this folder keep and write with, see `kept.py` above it."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from kept import Kept
+from kept import Table as Table
+from kept import claim as claim
+from kept import minus as minus
+from kept import section as section
+from kept import spread as spread
+
+KEPT = Kept(Path(__file__).parent, Path("runs") / "relate")
