@@ -63,7 +63,7 @@ class Watched:
             kept |= checkpoint.named(name, watch.state_dict())
         return kept
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         for name, watch in self._watches.items():
             watch.load_state_dict(checkpoint.under(name, tensors))
