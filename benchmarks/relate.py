@@ -125,7 +125,16 @@ def agreement(tasks: int, steps: int) -> dict[str, float]:
         "all sources, every 20th": training.tag(tasks),
         "default (1 source, every 20th)": training.tag(),
         "1 source, every 10th": training.tag(every=10),
-        "2 sources, every 2nd": training.tag(2, every=2),
+        "1 source, every 2nd": training.tag(1, every=2),
+        "1 source, every 2nd, against now": TAG(
+            training.model,
+            training.shared,
+            training.optimizer,
+            training.names,
+            every=2,
+            sources=1,
+            against="now",
+        ),
         "first order, every 20th": training.tag(first=True),
         "gradient cosine, every 10th": GradientCosine(training.shared, training.names),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polytask.errors import UsageError
 from polytask.relate.base import NAN, Affinity, Losses, check_tasks
-from polytask.relate.watching import Looking, gradients, shared_list
+from polytask.relate.watching import Looking, gradients, products, shared_list
 
 
 class GradientCosine:
@@ -52,13 +52,10 @@ class GradientCosine:
         values_TT = torch.full((T, T), NAN, dtype=torch.float64)
         if turns:
             rows = [gradients(losses[self._looking.tasks[t]], self.shared) for t in turns]
-            gram_MM = sum(
-                (
-                    _gram([row[n] for row in rows], parameter)
-                    for n, parameter in enumerate(self.shared)
-                ),
-                torch.zeros(len(turns), len(turns), dtype=torch.float64),
-            )
+            gram_MM = torch.zeros(len(turns), len(turns), dtype=torch.float64)
+            for n in range(len(self.shared)):
+                grads = [row[n] for row in rows]
+                gram_MM += products(grads, grads)
             norm_M = gram_MM.diagonal().sqrt()
             scale_MM = norm_M[:, None] * norm_M
             fine_MM = (scale_MM > 0) & gram_MM.isfinite()
@@ -80,10 +77,3 @@ class GradientCosine:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state_dict` gave."""
         self._looking.load_state_dict(state)
-
-
-def _gram(grads: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Return the products of the tasks' gradients in one parameter, (M, M)."""
-    rows = [(like.new_zeros(()).expand_as(like) if g is None else g) for g in grads]
-    rows_MP = torch.stack([row.to_dense().reshape(-1).double() for row in rows])
-    return (rows_MP @ rows_MP.T).cpu()

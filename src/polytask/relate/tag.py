@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from polytask.errors import UsageError
 from polytask.relate.base import NAN, Affinity, Losses, check_tasks
 from polytask.relate.stepping import displaced
-from polytask.relate.watching import Looking, gradients, positive, shared_list
+from polytask.relate.watching import Looking, gradients, positive, products, shared_list
 
 
 class TAG:
@@ -146,15 +146,13 @@ class TAG:
         begin = [parameter.detach() for parameter in self.shared]
         if self.against == "idle":
             begin = self._step(losses, None)[1]
-        steps = {i: self._step(losses, i) for i in turns}
-        for i, (_, after) in steps.items():
-            moved = [a - b for a, b in zip(after, begin, strict=True)]
-            for j, (grads, _) in steps.items():
-                change = sum(
-                    float((g.double() * m.double()).sum())
-                    for g, m in zip(grads, moved, strict=True)
-                    if g is not None
-                )
+        steps = [self._step(losses, i) for i in turns]
+        change_MM = torch.zeros(len(turns), len(turns), dtype=torch.float64)
+        for n, parameter in enumerate(begin):
+            moved = [after[n] - parameter for _, after in steps]
+            change_MM += products(moved, [grads[n] for grads, _ in steps])
+        for i, row_M in zip(turns, change_MM.tolist(), strict=True):
+            for j, change in zip(turns, row_M, strict=True):
                 values_TT[i, j] = -change / now[j]
 
     def _exact(

@@ -161,3 +161,21 @@ def gradients(loss: Tensor, shared: Sequence[Tensor]) -> list[Tensor | None]:
             "backward pass and outside of torch.no_grad()."
         )
     return list(torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True))
+
+
+def products(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> Tensor:
+    """Return the inner products of every tensor with every other one, (M, M), in float64.
+
+    All of one shape; None is 0.
+    """
+    like = next((given for given in (*one, *other) if given is not None), None)
+    if like is None:
+        return torch.zeros(len(one), len(other), dtype=torch.float64)
+
+    def rows(given: Sequence[Tensor | None]) -> Tensor:
+        zero = torch.zeros_like(like.to_dense())
+        flat = [(zero if v is None else v.to_dense()).reshape(-1) for v in given]
+        return torch.stack(flat).double()
+
+    rows_MP = rows(one)
+    return (rows_MP @ (rows_MP if other is one else rows(other)).T).cpu()
