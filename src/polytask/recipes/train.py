@@ -31,7 +31,7 @@ from polytask.fit import (
     validate,
 )
 from polytask.mix import Mix, steps_per_epoch
-from polytask.parsing import Recipe, choose, parse
+from polytask.parsing import Recipe, choose, parse, settings_of
 from polytask.records import Record, read_json, write_json
 from polytask.relate import TAG, GradientCosine, Watch
 from polytask.share import SharedModel
@@ -109,8 +109,8 @@ WATCHES: dict[str, Callable[..., Watch]] = {
 
 
 LOOKS = 5
-"""A watch that is not told how often to look does so at every tenth update, or oftener: in a run of
-its full length every task is to take this many turns."""
+"""A watch that is not told how often to look does so as by default, or oftener: in a run of its full
+length every task is to take this many turns."""
 
 
 def watching(text: str, seed: int, turns: float = math.inf) -> MakeWatch:
@@ -125,7 +125,8 @@ def watching(text: str, seed: int, turns: float = math.inf) -> MakeWatch:
         )
     settings = dict(choice.settings)
     if "every" not in settings:
-        settings["every"] = int(max(1, min(10, turns // LOOKS)))
+        usual = settings_of(choice.method)["every"].default
+        settings["every"] = int(max(1, min(usual, turns // LOOKS)))
     return partial(WATCHES[choice.method.name], **settings)
 
 
