@@ -11,7 +11,9 @@ from .experiment import together
 from .test_merge_experiment import EXPERIMENTS
 
 FOLDER = EXPERIMENTS / "relate"
-SCRIPTS = ("found", "tables", "known_truth", "sources", "benchmark", "clusters", "page")
+SCRIPTS = (
+    "found", "tables", "known_truth", "sources", "benchmark", "clusters", "suites", "page",
+)  # fmt: skip
 NAN = float("nan")
 
 

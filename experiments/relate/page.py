@@ -18,10 +18,11 @@ import known_truth
 import sources
 from found import KEPT, Table
 
+import suites
 from polytask.evaluate import Claim
 from polytask.evaluate.claims import save
 
-EXPERIMENTS: tuple[ModuleType, ...] = (known_truth, sources, benchmark, clusters)
+EXPERIMENTS: tuple[ModuleType, ...] = (known_truth, sources, benchmark, clusters, suites)
 """In the order of the page; the table of each bears its name."""
 
 HEAD = """# What the experiments on relating tasks found

@@ -109,7 +109,7 @@ WATCHES: dict[str, Callable[..., Watch]] = {
 
 
 LOOKS = 5
-"""A watch that is not told how often to look does so as by default, or oftener: in a run of its full
+"""A watch that is not told how often to look does so as by default, or oftener: in a run of full
 length every task is to take this many turns."""
 
 
