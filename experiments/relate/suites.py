@@ -82,14 +82,17 @@ def _summary(found: dict[str, Any]) -> dict[str, Any]:
             {
                 "score": groups["score"],
                 "optimal": groups["optimal"],
-                "served": [
-                    [t for t, at in zip(groups["tasks"], groups["serve"], strict=True) if at == k]
-                    for k in range(len(groups["groups"]))
-                ],
+                "groups": [_members(groups, k) for k in range(len(groups["groups"]))],
             }
             for groups in found["groups"]
         ],
     }
+
+
+def _members(groups: dict[str, Any], k: int) -> list[str]:
+    """Return a group's tasks; in brackets those that only help, and are served elsewhere."""
+    served = {t for t, at in zip(groups["tasks"], groups["serve"], strict=True) if at == k}
+    return [task if task in served else f"({task})" for task in groups["groups"][k]]
 
 
 def claims(table: Table) -> list[Any]:
@@ -102,12 +105,11 @@ def section(table: Table) -> str:
     rows = []
     for name, suite in table["suites"].items():
         for method, one in suite["methods"].items():
-            last = one["groups"][-1]
-            served = [group for group in last["served"] if group]
+            last = one["groups"][-1]["groups"]
             shown = (
-                " / ".join(", ".join(group) for group in served)
+                " / ".join(map(", ".join, last))
                 if one["tasks"] <= 8
-                else ", ".join(str(len(group)) for group in served) + " tasks"
+                else " / ".join(str(len(group)) for group in last) + " tasks"
             )
             pairs = one["tasks"] * (one["tasks"] - 1)
             rows.append(
@@ -121,7 +123,7 @@ def section(table: Table) -> str:
     return (
         found.section(table, "Suites: who helps whom, and which to train together", head, rows)
         + "\nSettled: together, or apart, in nine of ten draws of the table within its errors, for "
-        f"{BUDGET} models. Groups are proposals; they were not trained. Training: of {SEEDS} "
+        f"{BUDGET} models. In brackets tasks that only help a group. Groups are proposals; they were not trained. Training: of {SEEDS} "
         "models of all tasks, looks left out.\n"
     )
 

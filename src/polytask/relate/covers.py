@@ -162,8 +162,16 @@ def made(
     optimal: bool,
     gap: float,
     source: str,
+    apart: bool = False,
 ) -> Groups:
-    """Return the groups that serve somebody, in the order of the first task each one serves."""
+    """Return the groups that serve somebody, in the order of the first task each one serves.
+
+    apart: keep groups of the same members apart, which otherwise are one model for all they serve.
+    """
+    if not apart:
+        first: dict[tuple[bool, ...], int] = {}
+        one = {g: first.setdefault(tuple(member_GT[g].tolist()), g) for g in serving.values()}
+        serving = {t: one[g] for t, g in serving.items()}
     used = list(dict.fromkeys(serving[t] for t in range(len(tasks))))
     value = tuple(float(gain_GT[serving[t], t]) for t in range(len(tasks)))
     return Groups(

@@ -69,7 +69,8 @@ def exact(
     serving = {t: s for s in found.chosen for t in served_ST[s].nonzero().flatten().tolist()}
     gain_ST = hoa(affinity, group_ST, alone).gain_GT
     gap = found.gap / T
-    return made(affinity.tasks, group_ST, gain_ST, serving, found.optimal, gap, "exact-groups")
+    optimal, name = found.optimal, "exact-groups"
+    return made(affinity.tasks, group_ST, gain_ST, serving, optimal, gap, name, apart=exactly)
 
 
 def _sets(tasks: int, largest: int) -> Tensor:
