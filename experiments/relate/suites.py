@@ -123,8 +123,8 @@ def section(table: Table) -> str:
     return (
         found.section(table, "Suites: who helps whom, and which to train together", head, rows)
         + "\nSettled: together, or apart, in nine of ten draws of the table within its errors, for "
-        f"{BUDGET} models. In brackets tasks that only help a group. Groups are proposals; they were not trained. Training: of {SEEDS} "
-        "models of all tasks, looks left out.\n"
+        f"{BUDGET} models. In brackets tasks that only help a group. Groups are proposals; they "
+        f"were not trained. Training: of {SEEDS} models of all tasks, looks left out.\n"
     )
 
 

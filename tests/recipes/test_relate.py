@@ -97,10 +97,8 @@ def test_a_suite_is_related_taken_up_and_its_file_is_the_result(tmp_path):
     assert [name for _, name in seen.fresh] in (["s0", "s1"], ["s1", "s0"])
     assert found == read_json(asked.out / RELATED)
     assert found["tasks"] == ["sick", "colour", "dose"]
-    assert list(found["methods"]) == ["tag", "gradient-cosine", "label-correlation"]
-    assert found["left_out"] == {
-        "label-correlation, some tasks": "colour: neither numbers nor flags"
-    }
+    assert list(found["methods"]) == ["tag", "gradient-cosine"]
+    assert "needs three tasks" in found["left_out"]["label-correlation"]
     for method in found["methods"].values():
         size = len(method["affinity"]["tasks"])
         assert len(method["groups"]) == size  # the budget is 3
@@ -113,19 +111,38 @@ def test_a_suite_is_related_taken_up_and_its_file_is_the_result(tmp_path):
     more = relate(replace(asked, seeds=3, budget=2), again)
     assert [name for _, name in again.kept] == ["s0", "s1"]
     assert [name for _, name in again.fresh] == ["s2"]
-    assert [len(m["groups"]) for m in more["methods"].values()] == [2, 2, 2]
+    assert [len(m["groups"]) for m in more["methods"].values()] == [2, 2]
     with pytest.raises(RunError, match="relation of tasks"):
         relate(replace(asked, recipe="pcgrad"), Seen())
 
 
 def test_labels_are_those_of_tasks_that_share_their_rows(tmp_path):
-    suite = load_suite(str(write_suite(tmp_path)))
+    path = write_suite(tmp_path)
+    assert labels_of(load_suite(str(path))) is None  # of two tasks there is nothing to weigh
+    table = (tmp_path / "people.csv").read_text().splitlines()
+    rows = [f"{row},{-2 * float(row.split(',')[-1]):.4f}" for row in table[1:]]
+    (tmp_path / "more.csv").write_text("\n".join([f"{table[0]},mass", *rows]) + "\n")
+    declared = path.read_text().replace("people.csv", "more.csv")
+    more = tmp_path / "more.yaml"
+    more.write_text(
+        declared.replace("    colour: multiclass", "    mass: regression\n    colour: multiclass")
+    )
+    suite = load_suite(str(more))
     names, labels_NT = labels_of(suite)
-    assert names == ("sick", "dose")
-    assert labels_NT.shape == (len(suite.train[0]), 2)
-    both = (*suite.train, suite.train[0])
-    assert labels_of(replace(suite, train=both)) is None
-    assert labels_of(suite.only(["sick", "colour"])) is None
+    assert set(names) == {"sick", "dose", "mass"}
+    assert labels_NT.shape == (len(suite.train[0]), 3)
+    assert labels_of(replace(suite, train=(*suite.train, suite.train[0]))) is None
+    asked = RelatePlan(str(more), ("label-correlation",), config=CONFIG, out=tmp_path / "out")
+    found = relate(asked, Seen())
+    assert found["left_out"] == {
+        "label-correlation, some tasks": "colour: neither numbers nor flags"
+    }
+    (method,) = found["methods"].values()
+    likeness = Affinity.from_json(method["affinity"])
+    assert likeness.of("dose", "mass") == pytest.approx(1)
+    assert not (tmp_path / "out" / "watched").exists()  # nothing to train
+    serve = dict(zip(*(method["groups"][1][key] for key in ("tasks", "serve")), strict=True))
+    assert serve["dose"] == serve["mass"] != serve["sick"]
 
 
 @pytest.mark.parametrize(

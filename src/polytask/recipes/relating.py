@@ -172,9 +172,10 @@ def sureness(affinity: Affinity, budget: int, seed: int = 0, draws: int = DRAWS)
 
 def labels_of(suite: Suite) -> tuple[tuple[str, ...], Tensor] | None:
     """Return the tasks that are numbers or flags and their training labels (N, T), NaN where there
-    is none; None where tasks do not share their rows, or fewer than two are of that sort."""
+    is none; None where tasks do not share their rows, or fewer than three are of that sort: how
+    alike two are says nothing of help unless others can be less alike."""
     names = [t.name for t in suite.tasks if isinstance(t.kind, (Binary, Regression))]
-    if len(suite.train) != 1 or len(names) < 2:
+    if len(suite.train) != 1 or len(names) < 3:
         return None
     targets = suite.train[0].targets
     columns = [targets[name].reshape(len(targets[name]), -1)[:, 0].double() for name in names]
@@ -268,7 +269,7 @@ def _evidence(
         labels = labels_of(suite)
         if labels is None:
             left_out[text] = (
-                "needs two tasks or more that are numbers or flags and label the same rows"
+                "needs three tasks or more that are numbers or flags and label the same rows"
             )
             continue
         names, labels_NT = labels
