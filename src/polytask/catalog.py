@@ -688,7 +688,8 @@ METHODS: tuple[Method, ...] = (
         "Reichart et al., ACL 2008, P08-1098",
     ),
     Method(
-        "alternating", "relate", "polytask.relate.alternating:alternating",
+        "alternating-selection", "relate",
+        "polytask.relate.alternating_selection:alternating_selection",
         "labels next: tasks take turns in choosing rows",
         "Reichart et al., ACL 2008, P08-1098",
     ),

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from polytask.errors import DataError, UsageError
 from polytask.relate import (
-    alternating,
+    alternating_selection,
     bald,
     best_labels,
     core_set,
@@ -127,10 +127,10 @@ def test_rows_high_in_all_lists_are_labelled_for_all_tasks_asked():
 
 
 def test_tasks_take_turns_and_a_dear_task_has_fewer_of_them():
-    assert alternating(SCORES, 5.0).labels == ((0, 0), (0, 1), (3, 1), (2, 0), (2, 1))
-    own = alternating(SCORES, 4.0, rows=False)
+    assert alternating_selection(SCORES, 5.0).labels == ((0, 0), (0, 1), (3, 1), (2, 0), (2, 1))
+    own = alternating_selection(SCORES, 4.0, rows=False)
     assert own.labels == ((0, 0), (3, 1), (1, 0), (2, 1))
-    dear = alternating(SCORES, 4.0, rows=False, costs=(2.0, 1.0))
+    dear = alternating_selection(SCORES, 4.0, rows=False, costs=(2.0, 1.0))
     assert dear.labels == ((0, 0), (3, 1), (2, 1))
     assert dear.cost == 4
 
@@ -148,7 +148,7 @@ def test_single_labels_go_by_score_per_cost():
     assert {t for _, t in best_labels(large, 4.0).labels} == {0, 1}
 
 
-@pytest.mark.parametrize("choose", [rank_combination, alternating, best_labels])
+@pytest.mark.parametrize("choose", [rank_combination, alternating_selection, best_labels])
 def test_no_choice_spends_more_than_the_budget_or_asks_for_what_is_there(choose):
     generator = torch.Generator().manual_seed(0)
     scores_NT = torch.rand(40, 3, generator=generator)
@@ -176,7 +176,7 @@ def test_no_choice_spends_more_than_the_budget_or_asks_for_what_is_there(choose)
         (lambda: core_set(normal(4, 2), torch.zeros(3), 1), UsageError, "one flag for each row"),
         (lambda: rank_combination(SCORES, 0.0), UsageError, "budget is 0.0"),
         (lambda: rank_combination(SCORES, 1.0, by="sum"), UsageError, "by is 'sum'"),
-        (lambda: alternating(SCORES, 1.0, costs=(1.0,)), UsageError, "give 2 costs > 0"),
+        (lambda: alternating_selection(SCORES, 1.0, costs=(1.0,)), UsageError, "give 2 costs > 0"),
         (lambda: best_labels(-SCORES, 1.0), UsageError, "give scores >= 0"),
         (lambda: best_labels(SCORES.nan_to_num(torch.inf), 1.0), DataError, "infinite"),
     ],

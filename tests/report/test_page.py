@@ -262,7 +262,11 @@ def test_no_folder_is_wrong_use(tmp_path: Path) -> None:
 def test_a_missing_or_foreign_folder(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", tmp_path, "is not a folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", tmp_path, "none of result.json .*, record.json .* and merge.json")
+    refused(
+        tmp_path / "empty",
+        tmp_path,
+        "none of result.json .*, record.json .*, merge.json .* and relate.json",
+    )
 
 
 def test_a_truncated_result(folder: Path, tmp_path: Path) -> None:

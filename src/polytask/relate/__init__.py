@@ -1,7 +1,7 @@
 """Relate: which tasks help each other, which to train together, and what to label next."""
 
 from polytask.relate.active_sources import Sampled, active_sources, representation
-from polytask.relate.alternating import alternating
+from polytask.relate.alternating_selection import alternating_selection
 from polytask.relate.ant import ant, ant_by_value
 from polytask.relate.attributions import attribute, attributions
 from polytask.relate.bald import bald, disagreement
@@ -53,7 +53,7 @@ __all__ = [
     "Watch",
     "active_sources",
     "allocate",
-    "alternating",
+    "alternating_selection",
     "ant",
     "ant_by_value",
     "attribute",

@@ -1,4 +1,4 @@
-"""alternating: tasks take turns in choosing the row that they need most.
+"""alternating-selection: tasks take turns in choosing the row that they need most.
 
 Source: alternating selection of Reichart et al., "Multi-Task Active Learning for Linguistic
     Annotations", ACL 2008, https://aclanthology.org/P08-1098
@@ -16,7 +16,7 @@ from torch import Tensor
 from polytask.relate.picks import Picks, check_scores, order
 
 
-def alternating(
+def alternating_selection(
     scores_NT: Tensor,
     budget: float,
     *,
@@ -30,7 +30,7 @@ def alternating(
         what its choice costs; the one that has spent least is next, of equal ones the first. A task
         whose choice no longer fits the budget, or that has none left, drops out.
     """
-    scores_NT, cost_T = check_scores(scores_NT, budget, costs, "alternating")
+    scores_NT, cost_T = check_scores(scores_NT, budget, costs, "alternating_selection")
     T = scores_NT.shape[1]
     wishes = {t: iter(order(scores_NT[:, t])) for t in range(T)}
     spent = dict.fromkeys(range(T), 0.0)
