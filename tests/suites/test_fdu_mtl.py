@@ -133,7 +133,7 @@ def test_labels_are_balanced(suite: Suite) -> None:
         for stream in suite.split(name):
             labels = stream.targets[stream.name]
             assert labels.unique().tolist() == [0, 1]
-            # Copies are mostly of favourable reviews; without them train leans that way.
+            # The copies of video and magazines are mostly unfavourable; train without them is not.
             assert 0.41 < labels.float().mean() < 0.59, (name, stream.name)
 
 

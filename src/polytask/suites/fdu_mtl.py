@@ -1,9 +1,8 @@
 """fdu_mtl: whether a review is for or against, in 16 domains, each its own stream.
 
 Fourteen kinds of product from Amazon, and two sets of film reviews (`imdb`; `mr`, which are single
-sentences): the set that shared-private models of text are compared on. The tasks are the same
-question with other words, about 1,400 training reviews each, so what is shared helps, and a
-domain's own words ("small" is good of a phone and bad of a T-shirt) do not.
+sentences): the set that shared-private models of text are compared on. The tasks ask one question
+in other words, with 1,100 to 1,400 training reviews each, so sharing has much to give.
 
 The source has the same review more than once, above all among magazines and between train and
 test. What is held out is removed from training, see `texts.apart`, so a domain's train is smaller
@@ -32,7 +31,7 @@ LEAST = 2
 RUN = 48
 """Letters and digits in a row (about 12 words) that two reviews may not share if one is held out.
 Shorter runs are met by chance: of the longest runs shared with test, those of 40 still have
-"highly recommend this camera to anyone who wants", those of 48 are all parts of a copied review."""
+"highly recommend this camera to anyone who wants", and a dozen of 48 to 63 were all copies."""
 VALIDATION = 200
 """Reviews at the end of a domain's train that are for validation, as in the literature."""
 WIDTH = 64
@@ -76,6 +75,8 @@ def fdu_mtl() -> Suite:
             *notes,
             f"Words are those that occur {LEAST} times in train ({len(made.words) - 2:,}); "
             f"{made.cut:,} reviews are cut after {LONGEST} words.",
+            "Logistic regression on which words occur has a mean test accuracy of 0.784 for each "
+            "domain alone and 0.834 for all at once (these rows, penalty chosen on validation).",
         ),
     )
 
