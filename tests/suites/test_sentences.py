@@ -9,18 +9,8 @@ import torch
 
 from polytask.suites import load
 from polytask.suites.base import Split, Suite
-from polytask.suites.sentences import (
-    LONGEST,
-    RUN,
-    Row,
-    Sets,
-    _sources,
-    key,
-    plain,
-    split_by_text,
-    tokens,
-    without,
-)
+from polytask.suites.sentences import LONGEST, RUN, _sources, split_by_text
+from polytask.suites.texts import Row, Sets, plain, tokens, without
 from polytask.suites.vocabulary import PAD, UNKNOWN
 
 SPLITS = ("train", "val", "test")
@@ -44,43 +34,6 @@ def data(request: pytest.FixtureRequest) -> None:
     if {"suite", "parts"} & set(request.fixturenames):
         require: Callable[..., Path] = request.getfixturevalue("require_data")
         require("sentence_cls")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("It's good .", ["it", "'s", "good", "."]),
-        ("it 's good.", ["it", "'s", "good", "."]),
-        ("does n't", ["does", "n't"]),
-        ("does n 't", ["does", "n't"]),
-        ("doesn't", ["does", "n't"]),
-        ("Béart , u.s. so-so", ["beart", ",", "u.s", ".", "so-so"]),
-        ("", []),
-    ],
-)
-def test_sets_that_cut_words_differently_end_with_the_same(text: str, words: list[str]) -> None:
-    assert tokens(text) == words
-
-
-def test_the_same_text_has_the_same_key_however_it_is_written() -> None:
-    assert key("It's a Crème brûlée -- isn't it ?") == key("it 's a creme brulee is n't it")
-    assert key("a dull film") != key("a dull films")
-    assert key(" ? !") == ""
-
-
-LONG = "an endless string of words that goes on and on without ever coming to a point"
-
-
-def test_held_out_texts_leave_training_whole_or_in_part() -> None:
-    train = {
-        "a": [Row(0, "A dull film."), Row(1, "a fine film"), Row(1, f"well , {LONG} .")],
-        "b": [Row(0, LONG[:RUN]), Row(0, "?")],
-    }
-    held = {"c": [Row(1, "a dull film")], "d": [Row(0, LONG), Row(0, "!")]}
-    kept, removed = without(train, held)
-    # LONG[:RUN] has spaces, so fewer letters than a run: too short to tell from chance.
-    assert kept == {"a": [Row(1, "a fine film")], "b": [Row(0, LONG[:RUN]), Row(0, "?")]}
-    assert removed == {"a": 2, "b": 0}
 
 
 def test_splits_are_drawn_by_text() -> None:
@@ -128,7 +81,7 @@ def test_rows_that_left_are_told(suite: Suite) -> None:
 
 def test_no_held_out_text_is_left_in_training(parts: dict[Split, Sets]) -> None:
     """Counted by words, where the suite itself goes by runs of letters."""
-    train, _ = without(parts["train"], parts["val"], parts["test"])
+    train, _ = without(parts["train"], parts["val"], parts["test"], run=RUN)
 
     def texts(sets: Sets) -> set[tuple[str, ...]]:
         found = (

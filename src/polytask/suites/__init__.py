@@ -119,6 +119,16 @@ SUITES: tuple[SuiteRow, ...] = (
         ("mr", "subj", "cr", "mpqa", "trec", "sst2"),
         files.SENTENCES,
     ),
+    SuiteRow(
+        "fdu_mtl", "polytask.suites.fdu_mtl:fdu_mtl",
+        "for or against: reviews in 16 domains, one stream each",
+        (
+            "mr", "apparel", "baby", "books", "camera_photo", "dvd", "electronics",
+            "health_personal_care", "imdb", "kitchen_housewares", "magazines", "music",
+            "software", "sports_outdoors", "toys_games", "video",
+        ),
+        files.FDU_MTL, ("pyarrow",), "tables",
+    ),
 )  # fmt: skip
 """Every suite that has a name; `digits2` needs no file and is the default."""
 

@@ -287,3 +287,11 @@ SENTENCES = (
         "878d3a957698f3387519aaecad2b6d6b9c3a8823f98af4f3185dfdfe6c0f9652", _SENTENCES,
     ),
 )  # fmt: skip
+FDU_MTL = (
+    DataFile(
+        "fdu_mtl", "fdu_mtl.parquet",
+        "623db6d9a7b1da68a8b12055d8d8905483d80ae1a81b7b02fac1fc8537322a48",
+        "GitHub ccsasuke/man, data/fdu-mtl/*.task.train and *.task.test, packed into Parquet "
+        "(domain, split, label, text)",
+    ),
+)  # fmt: skip
