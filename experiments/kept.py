@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from polytask.catalog import method
 from polytask.evaluate import Claim, Effect, decide, decide_against_all, interval
-from polytask.evaluate.claims import Expected
+from polytask.evaluate.claims import Expected, save
 from polytask.records import read_json, to_json, versions, write_json
 
 Table = Mapping[str, Any]
@@ -59,22 +59,38 @@ class Kept:
         path = self.folder / f"{name}.json"
         return read_json(path) if path.exists() else None
 
-    def tables(self, experiments: Sequence[Experiment]) -> dict[str, Table]:
+
+@dataclass(frozen=True)
+class Page:
+    """The page `results.md` of a folder, and its `claims.json`, from the experiments' tables.
+
+    head: the page's first lines. experiments: in its order; one without a table yet has no section.
+    """
+
+    kept: Kept
+    head: str
+    experiments: Sequence[Experiment]
+
+    def tables(self) -> dict[str, Table]:
         """Return the tables that are there, by their experiments' names."""
-        names = (experiment.__name__ for experiment in experiments)
-        return {name: table for name in names if (table := self.load(name))}
+        names = (experiment.__name__ for experiment in self.experiments)
+        return {name: table for name in names if (table := self.kept.load(name))}
 
+    def markdown(self, tables: Mapping[str, Table]) -> str:
+        """Return the page: its head, and a section for each table."""
+        there = [one for one in self.experiments if one.__name__ in tables]
+        return "\n".join([self.head, *(one.section(tables[one.__name__]) for one in there)])
 
-def page(head: str, experiments: Sequence[Experiment], tables: Mapping[str, Table]) -> str:
-    """Return a page: its head, and a section for each table."""
-    there = [one for one in experiments if one.__name__ in tables]
-    return "\n".join([head, *(one.section(tables[one.__name__]) for one in there)])
+    def claims(self, tables: Mapping[str, Table]) -> list[Claim]:
+        """Return the claims that these tables decide."""
+        there = [one for one in self.experiments if one.__name__ in tables]
+        return [claim for one in there for claim in one.claims(tables[one.__name__])]
 
-
-def decided(experiments: Sequence[Experiment], tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that these tables decide."""
-    there = [one for one in experiments if one.__name__ in tables]
-    return [claim for one in there for claim in one.claims(tables[one.__name__])]
+    def write(self) -> None:
+        """Write the page and the claims."""
+        tables = self.tables()
+        save(self.kept.folder, self.claims(tables))
+        (self.kept.folder / "results.md").write_text(self.markdown(tables))
 
 
 def rounded(value: Any) -> Any:

@@ -30,11 +30,11 @@ def groupings(scripts, require_data):
 
 
 def test_the_page_and_the_claims_are_what_the_tables_say(scripts):
-    tables = scripts.page.tables()
+    tables = scripts.page.PAGE.tables()
     assert set(tables) == {one.__name__ for one in scripts.page.EXPERIMENTS}
-    assert (FOLDER / "results.md").read_text() == scripts.page.markdown(tables)
+    assert (FOLDER / "results.md").read_text() == scripts.page.PAGE.markdown(tables)
     kept = [c for c in load(EXPERIMENTS) if c.experiment == "relate"]
-    made = scripts.page.claims(tables)
+    made = scripts.page.PAGE.claims(tables)
     assert [(c.system, c.claim, c.outcome) for c in kept] == [
         (c.system, c.claim, c.outcome) for c in made
     ]
@@ -121,7 +121,7 @@ def test_each_experiment_makes_what_its_page_needs(scripts, require_data, monkey
     assert 0 < small < 1
     monkeypatch.setattr(scripts.clusters, "STEPS", 30)
     ways = scripts.clusters.attempt(0)
-    assert set(ways) == set(scripts.page.tables()["clusters"]["ways"])
+    assert set(ways) == set(scripts.page.PAGE.tables()["clusters"]["ways"])
     assert all(0 <= value <= 100 for value in ways.values())
     tasks, runs = scripts.tables.mmlu_runs()
     assert runs.shape == (10, 57, 57)

@@ -21,13 +21,13 @@ def scripts():
 
 def test_the_claims_follow_from_the_tables(scripts, tmp_path):
     (tmp_path / "share").mkdir()
-    save(tmp_path / "share", scripts.page.claims(scripts.page.tables()))
+    save(tmp_path / "share", scripts.page.PAGE.claims(scripts.page.PAGE.tables()))
     recorded = tuple(c for c in load(SHARE.parent) if c.experiment == "share")
     assert load(tmp_path) == recorded
 
 
 def test_the_page_of_results_is_that_of_the_tables(scripts):
-    text = scripts.page.markdown(scripts.page.tables())
+    text = scripts.page.PAGE.markdown(scripts.page.PAGE.tables())
     assert (SHARE / "results.md").read_text() == text
     for section in text.split("## ")[1:]:
         grid = [line for line in section.splitlines() if line.startswith("|")]

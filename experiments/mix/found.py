@@ -6,12 +6,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from kept import Kept
+from kept import Page as Page
 from kept import Table as Table
 from kept import claim as claim
 from kept import claim_against_all as claim_against_all
-from kept import decided as decided
 from kept import minus as minus
-from kept import page as page
 from kept import said as said
 from kept import section as section
 from kept import spread as spread

@@ -9,7 +9,6 @@ page. An experiment without a table yet has no claims and no section.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import ModuleType
 
 import alternating
@@ -18,10 +17,7 @@ import skills
 import sorting
 import stages
 import unmixed
-from found import KEPT, Table, decided, page
-
-from polytask.evaluate import Claim
-from polytask.evaluate.claims import save
+from found import KEPT, Page
 
 EXPERIMENTS: tuple[ModuleType, ...] = (skills, order, stages, sorting, alternating, unmixed)
 """In the order of the page; the table of each bears its name."""
@@ -33,27 +29,7 @@ claims as they were decided are in [the ledger](../../docs/claims.md). Mean ± s
 over seeds. Written by `python experiments/mix/page.py` from the tables beside it.
 """
 
-
-def tables() -> dict[str, Table]:
-    """Return the tables that are there."""
-    return KEPT.tables(EXPERIMENTS)
-
-
-def markdown(tables: Mapping[str, Table]) -> str:
-    """Return the page: a section for each table."""
-    return page(HEAD, EXPERIMENTS, tables)
-
-
-def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that these tables decide."""
-    return decided(EXPERIMENTS, tables)
-
-
-def main() -> None:
-    found = tables()
-    save(KEPT.folder, claims(found))
-    (KEPT.folder / "results.md").write_text(markdown(found))
-
+PAGE = Page(KEPT, HEAD, EXPERIMENTS)
 
 if __name__ == "__main__":
-    main()
+    PAGE.write()

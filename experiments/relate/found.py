@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from kept import Kept
+from kept import Page as Page
 from kept import Table as Table
 from kept import claim as claim
 from kept import minus as minus

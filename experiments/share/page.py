@@ -9,7 +9,6 @@ page. An experiment without a table yet has no claims and no section.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import ModuleType
 
 import ailments
@@ -25,10 +24,7 @@ import unbalanced
 import unrelated
 import vision_compared
 import vision_new_task
-from found import KEPT, Table, decided, page
-
-from polytask.evaluate import Claim
-from polytask.evaluate.claims import save
+from found import KEPT, Page
 
 EXPERIMENTS: tuple[ModuleType, ...] = (
     impressions,
@@ -54,27 +50,7 @@ claims as they were decided are in [the ledger](../../docs/claims.md). Mean ± s
 over seeds. Written by `python experiments/share/page.py` from the tables beside it.
 """
 
-
-def tables() -> dict[str, Table]:
-    """Return the tables that are there."""
-    return KEPT.tables(EXPERIMENTS)
-
-
-def markdown(tables: Mapping[str, Table]) -> str:
-    """Return the page: a section for each table."""
-    return page(HEAD, EXPERIMENTS, tables)
-
-
-def claims(tables: Mapping[str, Table]) -> list[Claim]:
-    """Return the claims that these tables decide."""
-    return decided(EXPERIMENTS, tables)
-
-
-def main() -> None:
-    found = tables()
-    save(KEPT.folder, claims(found))
-    (KEPT.folder / "results.md").write_text(markdown(found))
-
+PAGE = Page(KEPT, HEAD, EXPERIMENTS)
 
 if __name__ == "__main__":
-    main()
+    PAGE.write()
