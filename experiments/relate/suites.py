@@ -21,7 +21,17 @@ from polytask.fit import FitConfig
 from polytask.recipes import RelatePlan, load_suite, relate
 from polytask.records import together
 
-SUITES = ("digits2", "clintox", "sider", "tox21", "sarcos", "census", "school", "sentences")
+SUITES = (
+    "digits2",
+    "clintox",
+    "sider",
+    "tox21",
+    "sarcos",
+    "census",
+    "school",
+    "sentences",
+    "fdu_mtl",
+)
 SEEDS, BUDGET = 3, 3
 
 
