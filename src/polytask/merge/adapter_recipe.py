@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from polytask.catalog import METHODS
 from polytask.errors import UsageError
@@ -45,6 +44,8 @@ def read_adapter_recipe(file: Path, checksums: bool = True) -> AdapterJob | None
     Raises UsageError that names what is wrong with one that mixes adapters and models, or asks for
     what cannot be done with adapters.
     """
+    import yaml  # slow to import, and many merges read no recipe
+
     try:
         text = file.read_text()
         raw = yaml.safe_load(text)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from polytask.errors import UsageError, unknown
 from polytask.merge.known import Known, known
@@ -35,6 +34,8 @@ REFUSED = {
 
 def read_recipe(file: Path) -> Recipe:
     """Return what a recipe asks for. Raises UsageError that names what is wrong with it."""
+    import yaml  # slow to import, and many merges read no recipe
+
     try:
         text = file.read_text()
         raw = yaml.safe_load(text)

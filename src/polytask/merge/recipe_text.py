@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from polytask.catalog import METHODS
 from polytask.merge.base import Merge
 from polytask.merge.known import known
@@ -43,6 +41,8 @@ def recipe_text(method: Merge | None, plan: Plan, options: Options) -> str:
         raw["tokenizer_source"] = options.vocabulary
     if options.buffers != "refuse":
         raw["buffers"] = options.buffers
+    import yaml  # slow to import, and few merges write a recipe
+
     text: str = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     return text
 
