@@ -193,7 +193,7 @@ def made(tasks: int, methods: int, gain: float | None = -3.0, verdict: str = "lo
 
 def printed(result: Any, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> str:
     screen = Console(width=100, record=True, force_terminal=terminal)
-    monkeypatch.setattr(show, "_out", lambda: screen)
+    monkeypatch.setattr(show, "output", lambda: screen)
     result_tables(result, Path("runs/school/report.html"))
     return screen.export_text()
 

@@ -6,18 +6,24 @@ Heavy imports happen inside the commands, so that `--help` and listings answer a
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from polytask import __version__, catalog, parsing
 from polytask.cli.merge import merge
+from polytask.cli.options import (
+    command_line,
+    config_of,
+    parallel_options,
+    runs_at_a_time,
+    setting,
+    training_options,
+)
 from polytask.cli.parts import examples, json_option, print_json
+from polytask.cli.relate import relate
 from polytask.errors import PolytaskError, RunError, UsageError, did_you_mean
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -144,53 +150,6 @@ def methods(room: str | None, as_json: bool) -> None:
     methods_table(rows)
 
 
-def _setting(*names: str, type: Any = None, help: str) -> Callable[..., Any]:
-    """Return an option whose value, where given, is put among the command's settings."""
-
-    def keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-        if value is not None:
-            ctx.ensure_object(dict)[option.name] = value
-
-    return click.option(*names, type=type, help=help, expose_value=False, callback=keep)
-
-
-def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the settings that `compare` and `fit` have in common."""
-    schedules, precisions = click.Choice(["constant", "cosine"]), click.Choice(["float32", "bf16"])
-    for option in reversed(
-        [
-            _setting("--epochs", type=int, help="At most this many. Default: the suite's."),
-            _setting("--batch-size", type=int, help="Rows of an update. Default: the suite's."),
-            _setting(
-                "--patience",
-                type=int,
-                help="Stop after this many epochs without a better score; 0: never. Default: 10.",
-            ),
-            _setting("--schedule", type=schedules, help="Of the learning rate. Default: constant."),
-            _setting("--clip", type=float, help="Largest gradient norm. Default: none."),
-            _setting("--accumulate", type=int, help="Micro-batches of an update. Default: 1."),
-            _setting(
-                "--precision",
-                type=precisions,
-                help="bf16: autocast of the forward pass. Default: float32.",
-            ),
-            _setting("--device", help="cpu, cuda, cuda:1. Default: cpu."),
-            _setting(
-                "--nonfinite",
-                type=click.Choice(["stop", "skip"]),
-                help="What a loss or gradient that is not finite does. Default: stop the run.",
-            ),
-            _setting(
-                "--checkpoint-seconds",
-                type=float,
-                help="Save whenever this much time has passed; 0: every update. Default: 30.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
 @commands.command(
     short_help="Every task alone and all together: who gains, who loses, why.",
     epilog=examples(
@@ -216,9 +175,8 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Settings (learning rate, weight decay) every model tries on the validation split.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/SUITE.")
-@click.option("--jobs", type=int, help="Runs at a time. Default: one per core; 1 on a GPU.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
-@_training_options
+@parallel_options
+@training_options
 @json_option
 @click.pass_context
 def compare(
@@ -242,7 +200,7 @@ def compare(
     from polytask.recipes import compare as run
     from polytask.report import write_report
 
-    config = _config(suite, ctx.ensure_object(dict))
+    config = config_of(suite, ctx.ensure_object(dict))
     plan = Plan(
         suite=suite,
         methods=parsing.split(names) if names is not None else METHODS,
@@ -250,9 +208,9 @@ def compare(
         tune=tune,
         config=config,
         out=out or Path("runs") / Path(suite).stem,
-        processes=jobs if jobs is not None else _runs_at_a_time(config.device),
+        processes=jobs if jobs is not None else runs_at_a_time(config.device),
         threads=threads,
-        command=_command(),
+        command=command_line(),
     )
     with (Bars if sys.stderr.isatty() else Lines)(suite) as live:
         result = run(plan, live)
@@ -279,17 +237,17 @@ def compare(
 @click.argument("config")
 @click.option("--method", help="A recipe: methods joined by +. Default: equal.")
 @click.option("--tasks", help="Only these, comma-separated. Default: all.")
-@_setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
-@_setting("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
-@_setting("--seed", type=int, help="Default: 0.")
-@_setting(
+@setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
+@setting("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
+@setting("--seed", type=int, help="Default: 0.")
+@setting(
     "--per-task-best/--no-per-task-best",
     help="Also keep each task's own best weights (in best/). Default: no.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME-METHOD-sSEED."
 )
-@_training_options
+@training_options
 @json_option
 @click.pass_context
 def fit(
@@ -313,7 +271,7 @@ def fit(
     asked = read(config)
     method = method or asked.method
     names = _split(tasks) if tasks is not None else asked.tasks
-    settings = _config(asked.suite, {**asked.settings, **ctx.ensure_object(dict)})
+    settings = config_of(asked.suite, {**asked.settings, **ctx.ensure_object(dict)})
     folder = out or asked.out or _default_folder(asked.suite, method, settings.seed)
     job = Job(asked.suite, names, method, settings, folder)
     ranks.start(settings.device)
@@ -336,84 +294,7 @@ def fit(
         fit_summary(record, scores, folder)
 
 
-@commands.command(
-    short_help="Which tasks help each other, and which to train together.",
-    epilog=examples(
-        "polytask relate digits2",
-        "polytask relate tox21 --budget 4 --seeds 5",
-        "polytask relate my.yaml --methods tag:every=5,gradient-cosine --json",
-    ),
-)
-@click.argument("suite", default="digits2")
-@click.option(
-    "--methods",
-    "names",
-    help="Comma-separated: tag, gradient-cosine, label-correlation. Default: all that apply.",
-)
-@click.option(
-    "--budget",
-    default=3,
-    show_default=True,
-    help="Models at most; groups are proposed for every number up to it.",
-)
-@click.option("--seeds", default=3, show_default=True, help="Models of all tasks to watch.")
-@click.option("--method", "recipe", default="equal", show_default=True, help="How they train.")
-@_setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
-@_setting("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder. Default: runs/SUITE-relate."
-)
-@click.option("--jobs", type=int, help="Runs at a time. Default: one per core; 1 on a GPU.")
-@click.option("--threads", default=1, show_default=True, help="Threads of each run.")
-@_training_options
-@json_option
-@click.pass_context
-def relate(
-    ctx: click.Context,
-    suite: str,
-    names: str | None,
-    budget: int,
-    seeds: int,
-    recipe: str,
-    out: Path | None,
-    jobs: int | None,
-    threads: int,
-    as_json: bool,
-) -> None:
-    """Train models of all tasks of SUITE, watch how the tasks affect one another, and propose
-    groups to train together.
-
-    Each method gives a table of how much training one task helps another, with an error over
-    seeds. Giving the same command again goes on where it was stopped.
-    """
-    from polytask.cli.show import Bars, Lines, related_tables
-    from polytask.recipes import RelatePlan
-    from polytask.recipes import relate as run
-    from polytask.recipes.relating import EVIDENCE, PHASES
-    from polytask.report import write_report
-
-    config = _config(suite, ctx.ensure_object(dict))
-    plan = RelatePlan(
-        suite=suite,
-        methods=parsing.split(names) if names is not None else EVIDENCE,
-        budget=budget,
-        seeds=seeds,
-        recipe=recipe,
-        config=config,
-        out=out or Path("runs") / f"{Path(suite).stem}-relate",
-        processes=jobs if jobs is not None else _runs_at_a_time(config.device),
-        threads=threads,
-        command=_command(),
-    )
-    with (Bars if sys.stderr.isatty() else Lines)(suite, PHASES) as live:
-        result = run(plan, live)
-    page = write_report([plan.out], plan.out / "report.html")
-    if as_json:
-        print_json(result)
-    else:
-        related_tables(result, page)
-
-
+commands.add_command(relate)
 commands.add_command(merge)
 
 
@@ -497,30 +378,7 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _config(suite: str, options: dict[str, Any]) -> Any:
-    """Return the settings of a run: what was asked for, else the suite's, else the defaults."""
-    from polytask.fit import FitConfig
-    from polytask.recipes import load_suite
-
-    loaded = load_suite(suite)
-    base = FitConfig(epochs=loaded.epochs, batch_size=loaded.batch_size)
-    return replace(base, **options)
-
-
-def _runs_at_a_time(device: str) -> int:
-    """Return as many as there are cores this process may use; a GPU is not shared unasked."""
-    if device != "cpu":
-        return 1
-    if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, in many containers
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _default_folder(suite: str, method: str, seed: int) -> Path:
     from polytask.records import file_name
 
     return Path("runs") / f"{Path(suite).stem}-{file_name(method)}-s{seed}"
-
-
-def _command() -> str:
-    return shlex.join(["polytask", *sys.argv[1:]])

@@ -49,7 +49,7 @@ def suites_table(rows: Sequence[tuple[SuiteRow, Sequence[str]]]) -> None:
     for row, missing in rows:
         data = "[green]here[/]" if not missing else f"[yellow]absent: {escape(missing[0])}[/]"
         table.add_row(row.name, str(len(row.tasks)), data, escape(row.summary))
-    _out().print(table)
+    output().print(table)
 
 
 def methods_table(rows: Sequence[Method]) -> None:
@@ -59,7 +59,7 @@ def methods_table(rows: Sequence[Method]) -> None:
         table.add_column(title)
     for row in rows:
         table.add_row(row.name, row.room, escape(row.summary), escape(row.source))
-    _out().print(table)
+    output().print(table)
 
 
 class Pace:
@@ -125,14 +125,15 @@ class Pace:
             elif count > 0:
                 word = "over"
         at_once = max(1.0, worked / self.seconds())
-        return f"{said}, {word} {_duration(left / at_once)} left"
+        return f"{said}, {word} {duration(left / at_once)} left"
 
 
 def _alone(job: Job) -> bool:
     return job.label == SINGLE
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -265,110 +266,12 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._said = self._pace.seconds()
-        click.echo(f"{self._title}: {text}, {_duration(self._said)} so far", err=True)
-
-
-def related_tables(result: Mapping[str, Any], page: Path) -> None:
-    """Print how tasks affect one another by each method, and the groups for every budget."""
-    out, tasks = _out(), result["tasks"]
-    for name, found in result["methods"].items():
-        out.print(f"[bold]{escape(name)}[/]: {escape(found['summary'])}")
-        if len(found["affinity"]["tasks"]) <= MOST_TASKS:
-            out.print(_affinity(found["affinity"]))
-        else:
-            out.print(_pairs(found["affinity"]))
-        out.print(_groups(found["groups"]))
-        out.print(_sure(found, result["budget"]))
-    for name, reason in result["left_out"].items():
-        out.print(f"[dim]{escape(name)}: {escape(reason)}[/]")
-    runs = len(result["seeds"])
-    out.print(
-        f"{len(tasks)} tasks, {runs} model{'s' if runs > 1 else ''} of all tasks watched, "
-        f"{_duration(result['seconds'])} of training."
-    )
-    out.print(escape(f"Report: {page}"), soft_wrap=True)
-
-
-def _affinity(affinity: Mapping[str, Any]) -> Table:
-    names = affinity["tasks"]
-    table = Table(
-        caption="how much training the row's task helps the column's, ± its standard error",
-        caption_justify="left",
-    )
-    table.add_column("", overflow="fold")
-    for name in names:
-        table.add_column(escape(name), justify="right")
-    for i, name in enumerate(names):
-        cells = [
-            "" if i == j else _with_error(affinity["values"][i][j], affinity["errors"][i][j])
-            for j in range(len(names))
-        ]
-        table.add_row(escape(name), *cells)
-    return table
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "–"
-    said = f"{value:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
-    if error is None or abs(value) < 2 * error:
-        return said
-    return f"[{'green' if value > 0 else 'red'}]{said}[/]"
-
-
-def _pairs(affinity: Mapping[str, Any]) -> Table:
-    """Return the pairs that tell most: many tasks have no room for a table of all."""
-    names = affinity["tasks"]
-    pairs = [
-        (affinity["values"][i][j], affinity["errors"][i][j], one, other)
-        for i, one in enumerate(names)
-        for j, other in enumerate(names)
-        if i != j and affinity["values"][i][j] is not None
-    ]
-    pairs.sort(key=lambda pair: -pair[0])
-    table = Table(
-        title=f"The 5 pairs that help most and the 5 that hurt most, of {len(pairs)}",
-        title_justify="left",
-    )
-    for title in ("training", "helps", "by"):
-        table.add_column(title, justify="right" if title == "by" else "left", overflow="fold")
-    for value, error, one, other in [*pairs[:5], *pairs[-5:]] if len(pairs) > 10 else pairs:
-        table.add_row(escape(one), escape(other), _with_error(value, error))
-    return table
-
-
-def _groups(proposed: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("models", justify="right")
-    table.add_column("expected", justify="right", no_wrap=True)
-    table.add_column("groups to train together", overflow="fold")
-    for models, found in enumerate(proposed, 1):
-        texts = [escape(_members(found, group)) for group in range(len(found["groups"]))]
-        proven = "" if found["optimal"] else "  [dim](not proven to be the best)[/]"
-        table.add_row(str(models), f"{found['score']:+.4g}", " [bold]|[/] ".join(texts) + proven)
-    return table
-
-
-def _members(found: Mapping[str, Any], group: int) -> str:
-    """Return the group's tasks; in brackets those that only help, and are served elsewhere."""
-    served = {t for t, at in zip(found["tasks"], found["serve"], strict=True) if at == group}
-    return ", ".join(t if t in served else f"({t})" for t in found["groups"][group])
-
-
-def _sure(found: Mapping[str, Any], budget: int) -> str:
-    names, together = found["affinity"]["tasks"], found["together"]
-    pairs = [together[i][j] for i in range(len(names)) for j in range(i)]
-    settled = sum(share >= 0.9 or share <= 0.1 for share in pairs)
-    return (
-        f"[dim]In {found['draws']} draws of the table within its errors, {settled} of "
-        f"{len(pairs)} pairs of tasks are together, or apart, in at least nine of ten (budget "
-        f"{budget}).[/]"
-    )
+        click.echo(f"{self._title}: {text}, {duration(self._said)} so far", err=True)
 
 
 def result_tables(result: Mapping[str, Any], page: Path) -> None:
     """Print a comparison: a line per method, what every task gained or lost, and why."""
-    out = _out()
+    out = output()
     out.print(_methods(result))
     for method, reason in result["failed"].items():
         out.print(f"[red]{escape(method)} failed[/]: {escape(reason)}")
@@ -528,7 +431,7 @@ def fit_summary(
     record: Record, scores: Mapping[str, Mapping[str, float | None]], folder: Path
 ) -> None:
     """Print one run's test scores and where it is kept."""
-    out = _out()
+    out = output()
     table = Table(
         title=f"{record.suite} by {record.method}, seed {record.seed}: best at update "
         f"{record.best.step} of {record.cost.steps}, {record.cost.seconds:.1f} s",
@@ -565,10 +468,11 @@ def claims_table(ledger: Sequence[Claim]) -> None:
             f"[{colours.get(claim.outcome, 'default')}]{claim.outcome}[/]",
             escape(effect),
         )
-    _out().print(table)
+    output().print(table)
 
 
-def _out() -> Console:
+def output() -> Console:
+    """Return where results are printed."""
     console = Console()
     # Piped output has no width of its own; the tables are made for 100 columns.
     return console if console.is_terminal else Console(width=100)
