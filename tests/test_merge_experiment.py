@@ -144,7 +144,7 @@ def test_a_job_that_fails_is_told_of_and_the_others_are_done(scripts, capsys):
 
     def work(name):
         if name == "bad":
-            raise ValueError("no such thing")
+            raise RuntimeError("no such thing")
         done.append(name)
 
     with pytest.raises(SystemExit, match="1 of 3 failed"):

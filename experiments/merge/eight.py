@@ -26,6 +26,7 @@ from found import KEPT
 from images import TASKS
 from methods import JOBS, RATE, ROUNDS
 
+from polytask.errors import PolytaskError
 from polytask.records import together, versions
 
 BACKBONES = ("cnn", "vit")
@@ -71,11 +72,15 @@ Work = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 def call(work: Work) -> str:
-    """Do it; return why it failed, "" where it did not."""
+    """Do it; return why it failed, "" where it did not.
+
+    What polytask, torch or the disk refuse stops this one alone, and is told of when all others
+    ran; any other exception is a mistake in this program and stops all.
+    """
     do, given = work
     try:
         do(*given)
-    except Exception:  # one that fails must not take hours of the others with it
+    except (PolytaskError, RuntimeError, OSError):
         return f"{do.__name__}{given}: {traceback.format_exc()}"
     return ""
 

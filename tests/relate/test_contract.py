@@ -60,7 +60,7 @@ class Draws(GradientCosine):
 
 class Forgets(GradientCosine):
     def load_state_dict(self, state):
-        pass
+        """Keep nothing of it."""
 
 
 class Runs(GradientCosine):

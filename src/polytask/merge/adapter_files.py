@@ -159,11 +159,10 @@ class AdapterJob:
             if self.recipe:
                 write_atomic(part / RECIPE, self.recipe.encode())
             part.rename(out)
-        except BaseException as error:  # Ctrl-C too must leave nothing behind
-            shutil.rmtree(part, ignore_errors=True)
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             raise RunError(f"Cannot write {out}: {error.strerror or error}.") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # what Ctrl-C or a full disk left; else gone
 
 
 def merge_adapter_folders(
