@@ -12,6 +12,7 @@ from polytask.errors import RunError, UsageError
 from polytask.fit import FitConfig, Silent, affinity_of, fit
 from polytask.fit.loop import WEIGHTS
 from polytask.mix import Proportional
+from polytask.parsing import parse
 from polytask.recipes.train import watching
 from polytask.records import Record, Values
 from polytask.relate import Affinity
@@ -102,6 +103,22 @@ def test_related_tasks_are_seen_to_be(tiny: ModuleType, tmp_path: Path) -> None:
         found: Affinity = affinity_of(tmp_path, text)
         others = [found.of(one, "d") for one in ("b", "c")]
         assert found.of("a", "d") > max(others)
+
+
+def test_steps_of_one_task_each_are_watched_and_show_no_pair(
+    tiny: ModuleType, tmp_path: Path
+) -> None:
+    """The optimiser that keeps moments per task is told whose step it is before the look."""
+    suite, mix = tiny.apart(), parse("unmixed:optimiser=mt-adamw").build_mix(0)
+    model = tiny.model(suite)
+    fit(
+        suite, model, Equal(), mix, CONFIG, lambda values, first: 0.0, method="equal",
+        folder=tmp_path, watches={"tag": watching("tag:every=1", 0)},
+    )  # fmt: skip
+    found = affinity_of(tmp_path, "tag")
+    owners = {task: s.name for s in suite.train for task in s.targets}
+    apart = [(i, j) for i in owners for j in owners if owners[i] != owners[j]]
+    assert set(apart) <= set(found.missing())
 
 
 def test_what_does_not_watch_is_refused() -> None:

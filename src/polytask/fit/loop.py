@@ -148,9 +148,9 @@ class _Run:
             branches=model.branches() or None,
             nonfinite=config.nonfinite,
         )
-        self.optimiser = build_optimiser(model, self.balancer, config)
         # Of a mix that asks for it; whose step it is is told before each.
         self.by_task: MTAdamW | None = None
+        self.optimiser: torch.optim.Optimizer
         if isinstance(mix, Unmixed) and mix.optimiser == "mt-adamw":
             self.by_task = MTAdamW(
                 parameter_groups(model, self.balancer),
@@ -159,6 +159,8 @@ class _Run:
                 weight_decay=config.weight_decay,
             )
             self.optimiser = self.by_task
+        else:
+            self.optimiser = build_optimiser(model, self.balancer, config)
         self.watched = Watched(watches, model, self.optimiser)
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
         self.meters = Meters(suite.tasks, primary_only=True)
@@ -187,15 +189,15 @@ class _Run:
                 paused = time.perf_counter()
                 state.probes.append(probe(self.model, fed, state.step))
                 begun += time.perf_counter() - paused
+            if self.by_task is not None:
+                fed_S = self.schedule.counts(state.step)
+                self.by_task.at(self.schedule.streams.names[int(fed_S.argmax())])
             paused = time.perf_counter()
             self.watched.observe(fed, config.precision)
             begun += time.perf_counter() - paused
             if self.observed is not None:
                 tasks, losses_K = self.observed.losses(self.model, state.step)
                 self.balancer.observe(losses_K, tasks=tasks)
-            if self.by_task is not None:
-                fed_S = self.schedule.counts(state.step)
-                self.by_task.at(self.schedule.streams.names[int(fed_S.argmax())])
             # The first update of this process is counted: its batch is as large as any.
             watch = contextlib.nullcontext() if counted else self.memory.watch()
             with watch:

@@ -264,7 +264,10 @@ def _evidence(
             if len(seen.missing()) < T * (T - 1):
                 found[text] = seen
             else:
-                left_out[text] = "saw no pair of tasks in so few updates; give it every=1"
+                left_out[text] = (
+                    "saw no two tasks in one update: give it every=1, or a mix whose updates hold "
+                    "several tasks"
+                )
             continue
         labels = labels_of(suite)
         if labels is None:
