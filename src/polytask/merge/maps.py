@@ -29,7 +29,7 @@ from polytask.merge.task_arithmetic import TaskArithmetic
 from polytask.merge.widened import widened
 from polytask.records import short_names
 
-HELD = 4 << 20
+HELD = 2 << 20
 """Bytes that the stretches of all models hold together."""
 
 
