@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,8 @@ class SharedModel(nn.Module):
     def _asked(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
         if tasks is None:
             return self.tasks
+        if len(tasks) == 1 and tasks[0] in self.tasks:  # quick, for whoever asks row by row
+            return (tasks[0],)
         every = frozenset(self.tasks)
         for name in tasks:
             if name not in every:
@@ -116,6 +119,7 @@ class SharedModel(nn.Module):
         return tuple(tasks)
 
 
+@lru_cache(maxsize=4096)
 def key(task: str) -> str:
     """Return the name of the task's module; any text is the name of a task."""
     # Module names must hold no dot and be no attribute of nn.ModuleDict ("type", "keys", ...).

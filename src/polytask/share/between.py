@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -208,6 +209,8 @@ class Alone(nn.Module):
     @property
     def stacked(self) -> Stacked:
         """The tensors as a pass takes them."""
+        if not self._buffers:  # they are all there is
+            return cast("Stacked", self._parameters)
         return {name: own(self, name) for name in self._names}
 
 

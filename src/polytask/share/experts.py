@@ -102,15 +102,20 @@ def stack(name: str, groups: Sequence[Experts]) -> Stacked:
 
     Raises UsageError where their forms differ.
     """
-    first = groups[0]
+    first, stacked = groups[0], {}
+    if len(groups) == 1:  # as it is: for one row even this many lines count
+        table = cast("Stacked", first._parameters)  # see `own`
+        for layer in first.layers:
+            stacked[f"{name}_{layer}_weight"] = table[f"weight_{layer}"]
+            stacked[f"{name}_{layer}_bias"] = table[f"bias_{layer}"]
+        return stacked
     for group in groups:
         if group.form != first.form:
             raise UsageError(
                 "Experts that run side by side need one form; got "
                 f"{first.extra_repr()} and {group.extra_repr()}."
             )
-    stacked: Stacked = {}
-    tables = [cast("dict[str, Tensor]", group._parameters) for group in groups]  # see `own`
+    tables = [cast("Stacked", group._parameters) for group in groups]
     for layer in first.layers:
         for part in ("weight", "bias"):
             its = f"{part}_{layer}"
@@ -258,7 +263,7 @@ class Gates(nn.Module):
 
     def stack(self, name: str, readers: Sequence[str]) -> Stacked:
         """Return these readers' weights (E, G, D), and what is closed where anything may be."""
-        linears = [self.linears[key(reader)] for reader in readers]
+        linears = [cast("nn.Linear", self.linears._modules[key(reader)]) for reader in readers]
         weights = [own(one, "weight") for one in linears]
         together = weights[0].unsqueeze(1) if len(weights) == 1 else torch.stack(weights, dim=1)
         stacked = {f"{name}_weight": together}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Self, TypeGuard
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from polytask.errors import UsageError, unknown
 from polytask.share.base import Features, Inputs, SharedModel, branches_of, check_width, key
+from polytask.share.heads import plain_linear
 from polytask.tasks import Task, TaskSet
 
 
@@ -82,7 +83,7 @@ class HardSharing(SharedModel):
         heads = self.heads
         for task in tasks:
             head, read = heads[self._keys[task]], self._reads[task]
-            if _is_plain_linear(head):
+            if plain_linear(head):
                 linear.setdefault((read, head._parameters["bias"] is None), {})[task] = head
             else:
                 outputs[task] = head(self._feature(features, read, task))
@@ -157,16 +158,6 @@ class Single(nn.Module):
 
 
 _NOTHING = torch.empty(0)
-
-
-def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
-    # Subclasses (parametrised, quantised, adapted) and hooked layers do more than the product.
-    return type(head) is nn.Linear and not (
-        head._forward_hooks
-        or head._forward_pre_hooks
-        or head._backward_hooks
-        or head._backward_pre_hooks
-    )
 
 
 def _linear_together(feature: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:

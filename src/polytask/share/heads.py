@@ -10,9 +10,11 @@ Shapes: A = asked tasks, R = rows, W = width of the features, I, O = inputs and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polytask.share.experts import own, product
 from polytask.share.mixture import Mixture
@@ -122,15 +124,29 @@ def _form(head: nn.Module) -> Form | None:
     if type(head) is nn.Sequential and not _hooked(head):
         parts = [_form(part) for part in head]
         return None if any(part is None for part in parts) else tuple(parts)
-    if type(head) is nn.Linear and not _hooked(head):
+    if plain_linear(head):
         return (nn.Linear, head.in_features, head.out_features, head.bias is None)
     if type(head) in ELEMENTWISE and not _hooked(head):
         return (type(head), repr(head))
     return None
 
 
+def plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether the head is its product and nothing else."""
+    # Subclasses (parametrised, quantised, adapted) and hooked layers do more.
+    return type(head) is nn.Linear and not _hooked(head)
+
+
+def called(head: nn.Module, features: Tensor) -> Tensor:
+    """Return one head's output; for a row a module's call would cost as much as the product."""
+    if plain_linear(head):
+        table = head._parameters
+        return functional.linear(features, cast("Tensor", table["weight"]), table["bias"])
+    output: Tensor = head(features)
+    return output
+
+
 def _hooked(head: nn.Module) -> bool:
-    # A hooked layer does more than its product. Subclasses are not alike for the same reason.
     return bool(
         head._forward_hooks
         or head._forward_pre_hooks

@@ -76,8 +76,17 @@ class Mixture:
         return weights_RAE, weights_RAF.permute(2, 1, 0)[..., None]
 
 
+FEW = 400
+"""Multiply-adds of a batched product below which torch takes it in a plain loop on a CPU
+(LinearAlgebra.cpp), three to five times slower than element by element."""
+
+
 def mixed(weights_RAE: Tensor, experts_ERW: Tensor) -> Tensor:
     """Return what each reader takes from the experts, (A, R, W)."""
-    if experts_ERW.shape[0] == 1 and weights_RAE.shape[1] <= 2:  # too small for a product per row
-        return experts_ERW * weights_RAE.permute(1, 0, 2)
+    _, readers, experts = weights_RAE.shape
+    if readers * experts * experts_ERW.shape[2] < FEW:
+        if experts == 1:
+            return experts_ERW * weights_RAE.permute(1, 0, 2)
+        if readers == 1 and experts <= 8:  # of many, one operator as of any number
+            return (experts_ERW * weights_RAE.permute(2, 0, 1)).sum(0, keepdim=True)
     return torch.bmm(weights_RAE, experts_ERW.transpose(0, 1)).transpose(0, 1)

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -109,16 +109,18 @@ class TrunkModel(BetweenModel):
 
         trace: takes the penalties and the use of experts.
         """
-        asked = tuple(dict.fromkeys(self._asked(tasks)))
+        asked = self._asked(tasks)
+        if len(asked) > 1:
+            asked = tuple(dict.fromkeys(asked))
         if not asked:
             return {}
-        encoder, trunk = self.encoder, self.trunk
         if trace is None and len(asked) == 1:
             (task,) = asked
-            head = self.heads._modules[key(task)]
-            assert head is not None
-            stacked = trunk.stack(asked)
-            return {task: one(inputs, encoder, trunk, stacked, head, self._reads[task], task)}
+            parts = cast("dict[str, Any]", self._modules)  # straight, see `experts.own`
+            head, trunk = parts["heads"]._modules[key(task)], parts["trunk"]
+            stacked, read = trunk.stack(asked), self._reads[task]
+            return {task: one(inputs, parts["encoder"], trunk, stacked, head, read, task)}
+        encoder, trunk = self.encoder, self.trunk
         features = encoder(inputs)
         also = beside(features, trunk.also, encoder)
         outputs: dict[str, Tensor] = {}
@@ -154,8 +156,9 @@ class Extracted(Alone):
         self._form, self._task = Form(type(trunk).mix, trunk.inputs, trunk.also), task
 
     def forward(self, inputs: Inputs) -> Tensor:
-        form, stacked = self._form, self.stacked
-        return one(inputs, self.encoder, form, stacked, self.head, self._read, self._task)
+        parts = cast("dict[str, nn.Module]", self._modules)  # straight, see `experts.own`
+        encoder, head = parts["encoder"], parts["head"]
+        return one(inputs, encoder, self._form, self.stacked, head, self._read, self._task)
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,7 @@ def one(
         stacked = stacked | beside(features, trunk.also, encoder)
     given = trunk.mix(stacked, flat(feature, read, trunk.inputs))
     rows_1RW = given.rows() if isinstance(given, Mixture) else given
-    output: Tensor = head(shaped(rows_1RW[0], feature, read))
-    return output
+    return run_heads.called(head, shaped(rows_1RW[0], feature, read))
 
 
 def beside(features: Features, names: Sequence[str], encoder: nn.Module) -> Stacked:
