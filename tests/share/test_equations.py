@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from polytask.share import DTRN, Trace
+from polytask.share import DTRN, Experts, Gates, MMoE, Trace, TrunkModel
 from polytask.tasks import Binary, Task
 
 from .conftest import RECIPES, FieldEncoder, binary, make, rows
@@ -564,8 +564,6 @@ def test_nothing_shared_nothing_changed():
 
 
 def test_heads_that_are_alike_run_as_one_and_others_as_themselves():
-    from polytask.share import Experts, Gates, MMoE, TrunkModel
-
     torch.manual_seed(0)
 
     class Doubled(nn.Linear):
@@ -588,7 +586,44 @@ def test_heads_that_are_alike_run_as_one_and_others_as_themselves():
     model = TrunkModel(nn.Linear(5, 6), trunk, heads)
     inputs = torch.randn(7, 5)
     features_ARW = trunk(model.encoder(inputs))
-    for output, head, given in zip(
-        model(inputs).values(), heads.values(), features_ARW, strict=True
+    for (task, output), head, given in zip(
+        model(inputs).items(), heads.values(), features_ARW, strict=True
     ):
         torch.testing.assert_close(output, head(given))
+        torch.testing.assert_close(model(inputs, tasks=[task])[task], head(given))
+
+
+def test_a_task_asked_alone_sees_what_was_changed_hooked_and_replaced():
+    """Its pass looks parameters and modules up by a short way, and keeps none of them."""
+    trunk = MMoE(Experts(2, 6, (4,)), Gates(("a", "b"), 6, 2))
+    model = TrunkModel(nn.Linear(5, 6), trunk, {t: nn.Linear(4, 1) for t in "ab"}).eval()
+    inputs, called = torch.randn(7, 5), []
+
+    def agrees():
+        with torch.no_grad():
+            alone = model(inputs, tasks=["a"])["a"]
+            wanted = model.head("a")(trunk(model.encoder(inputs), ["a"])[0])
+        torch.testing.assert_close(alone, wanted)
+        return alone
+
+    seen = [agrees()]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    seen.append(agrees())
+    for p in model.parameters():
+        p.data = p.data * 1.1  # where it lies, too
+    seen.append(agrees())
+    trunk.gating.linears[key("a")].weight = nn.Parameter(torch.randn(2, 6))
+    seen.append(agrees())
+    nn.utils.parametrizations.weight_norm(model.head("a"))
+    model.head("a").parametrizations.weight.original0.data.mul_(2)
+    seen.append(agrees())
+    model.heads[key("a")] = nn.Linear(4, 1)
+    model.encoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+    seen.append(agrees())
+    model.head("a").register_forward_hook(lambda module, args, output: output + 1)
+    model.encoder.register_forward_hook(lambda *_: called.append(1))
+    seen.append(agrees())
+    assert called == [1, 1]
+    assert all(not torch.allclose(a, b) for a, b in zip(seen, seen[1:], strict=False))

@@ -11,7 +11,7 @@ from torch import nn
 
 from polytask.share import PLE, TrunkModel
 from polytask.share.experts import joined
-from polytask.share.mixture import Mixture
+from polytask.share.mixture import Mixture, mixed
 
 R, A, E, W = 7, 3, 2, 5
 
@@ -147,3 +147,27 @@ def test_under_vmap_and_in_export_nothing_looks_at_memory():
         torch.testing.assert_close(torch.func.vmap(called)(twice)[0], expected["t1"])
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x)["t1"], expected["t1"])
+
+
+@pytest.mark.parametrize(
+    ("readers", "experts", "width"), [(1, 1, 3), (3, 1, 3), (1, 3, 5), (1, 9, 5), (2, 3, 5)]
+)
+def test_few_experts_and_many_are_mixed_to_the_same_sums(readers, experts, width):
+    """Around the sizes where element by element is quicker than a batched product."""
+    torch.manual_seed(0)
+    for times in (1, 400):
+        weights_RAE = torch.randn(R, readers, experts, dtype=torch.float64, requires_grad=True)
+        experts_ERW = torch.randn(
+            experts, R, width * times, dtype=torch.float64, requires_grad=True
+        )
+        found = mixed(weights_RAE, experts_ERW)
+        wanted = torch.einsum("rae,erw->arw", weights_RAE, experts_ERW)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        for a, b in zip(
+            *(
+                torch.autograd.grad(one.square().sum(), (weights_RAE, experts_ERW))
+                for one in (found, wanted)
+            ),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -133,6 +133,8 @@ class CGC(Trunk):
     expert's layers.
     """
 
+    wide = ("level_shared", "level_own")
+
     def __init__(
         self,
         tasks: Sequence[str],

@@ -27,6 +27,8 @@ class MMoE(Trunk):
     experts: all shared. gates: one per task, over these experts.
     """
 
+    wide = ("experts",)
+
     def __init__(self, experts: Experts, gates: Gates) -> None:
         super().__init__(experts.inputs, experts.width)
         if (gates.inputs, gates.experts) != (experts.inputs, experts.number):

@@ -34,6 +34,8 @@ class MMoEEx(Trunk):
     closed: task -> shared experts closed to it (exclusion).
     """
 
+    wide = ("experts",)
+
     def __init__(
         self,
         tasks: Sequence[str],

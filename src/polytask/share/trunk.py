@@ -37,10 +37,11 @@ class Trunk(Between):
     grow with the number of tasks, and what is left for one task is a handful of tensors.
 
     inputs, width: D and W. also: features beside the rows that `mix` finds in `stacked`, by their
-        names.
+        names. wide: the networks in `stacked` that `mix` gives these rows, see `widened`.
     """
 
     also: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -137,22 +138,25 @@ class TrunkModel(BetweenModel):
                 trace.penalties |= trunk.penalties(names, seen, outputs)
         return {task: outputs[task] for task in asked}
 
-    def extract(self, task: str) -> nn.Module:
+    def extract(self, task: str, *, same_bits: bool = True) -> nn.Module:
         """Return a model of one task alone, inputs -> its output, with copies of the weights.
 
         It holds what the task needs and nothing else, and computes the same bits as this model in
         evaluation mode.
+
+        same_bits: False lets the outputs differ by rounding where few rows at a time are quicker
+            so: the first weights of experts that read the features are laid out as one matrix.
         """
         (name,) = self._asked((task,))
-        return Extracted(self, name)
+        return Extracted(self, name, same_bits)
 
 
 class Extracted(Alone):
     """One task's part of a `TrunkModel`: inputs -> the task's output."""
 
-    def __init__(self, model: TrunkModel, task: str) -> None:
-        super().__init__(model, task)
+    def __init__(self, model: TrunkModel, task: str, same_bits: bool) -> None:
         trunk = model.trunk
+        super().__init__(model, task, () if same_bits else trunk.wide)
         self._form, self._task = Form(type(trunk).mix, trunk.inputs, trunk.also), task
 
     def forward(self, inputs: Inputs) -> Tensor:
