@@ -9,9 +9,9 @@
 Every figure is a ratio of neighbouring calls on the same batch, the median over rounds, so that a
 machine whose speed drifts does not decide it. The shared bottom is an MLP of two layers and linear
 heads, of the width that makes its multiply-adds per row those of the whole model it stands beside;
-for one task, too, it runs all of its bottom. "To rounding" is extracted with same_bits=False. "Written
-out" is the same model on the same weights in a dozen calls of torch, without modules: the least that
-these operators take.
+for one task, too, it runs all of its bottom. "To rounding" is extracted with same_bits=False.
+"Written out" is the same model on the same weights in a dozen calls of torch, without modules: the
+least that these operators take.
 Workload: 256 inputs; 8 experts 256-128 (MMoE), or 2 levels of 1 shared and 1 own expert per task
 256-128 (PLE); a linear head per task. Training is forward and backward of the sum of the outputs.
 Operators are those a forward pass dispatches, views left out. Multiply-adds of M3ViT for one task

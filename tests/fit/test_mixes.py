@@ -1,6 +1,7 @@
 """fit gives a mix what it declares: the run's length, and validation losses after every epoch."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,10 +20,14 @@ from polytask.mix import (
     Proportional,
     Schedule,
     SkillIt,
+    StreamOptimiser,
+    Streams,
+    Uniform,
     Unmixed,
 )
 from polytask.parsing import parse
 from polytask.recipes import build
+from polytask.testing import check_mix
 
 
 def by_hand(model, suite) -> list[float]:
@@ -165,4 +170,40 @@ def test_mt_adamw_is_told_whose_step_it_is(tiny: ModuleType, monkeypatch) -> Non
     assert told == [suite.train[s].name for ((s, _),) in fed]
     assert set(told) == {"first", "second"}
     _, plain = tiny.run(suite, mix=Unmixed(FixedRates((1, 2, 0))))
+    assert not all(torch.equal(plain.last[n], value) for n, value in watcher.last.items())
+
+
+def test_a_mix_of_ones_own_brings_its_optimiser(tiny: ModuleType) -> None:
+    """The loop knows the contract and no mix by name."""
+    told, built = [], []
+
+    class Descent(StreamOptimiser):
+        def __init__(self, groups, lr):
+            super().__init__(groups, {"lr": lr})
+
+        def at(self, stream):
+            told.append(stream)
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.add_(p.grad, alpha=-group["lr"])
+
+    @dataclass(frozen=True)
+    class Descending(Unmixed):
+        def optimiser_for(self, groups, streams, *, lr, weight_decay):
+            assert streams.names == ("first", "second", "third")
+            built.append(Descent(groups, lr))
+            return built[-1]
+
+    suite, mix = tiny.apart(), Descending(Uniform())
+    check_mix(mix, Streams.of({s.name: len(s) for s in suite.train}))
+    built.clear()
+    record, watcher = tiny.run(suite, mix=mix)
+    assert len(built) == 1
+    assert len(told) == record.cost.steps
+    assert set(told) == {"first", "second", "third"}
+    _, plain = tiny.run(suite, mix=Unmixed(Uniform()))
     assert not all(torch.equal(plain.last[n], value) for n, value in watcher.last.items())

@@ -243,6 +243,13 @@ def test_a_mix_that_breaks_the_contract_is_caught():
     with pytest.raises(AssertionError, match="varies is 'never', but shares differ by step"):
         check_mix(Moves(), SIZES)
 
+    class Untold(Uniform):
+        def optimiser_for(self, groups, streams, *, lr, weight_decay):
+            return torch.optim.SGD(groups, lr)
+
+    with pytest.raises(AssertionError, match="its optimiser is a SGD, no StreamOptimiser"):
+        check_mix(Untold(), SIZES)
+
 
 @pytest.mark.parametrize(
     ("make", "text"),

@@ -32,7 +32,6 @@ from .conftest import (
     rows,
 )
 
-
 WIDE = ("aitm", "cgc", "cgc:own=2", "dselect-k", "mmoe", "mmoeex", "ple", "ple:levels=1,own=2")
 """Their experts, or the first ones, read the features themselves."""
 

@@ -33,7 +33,7 @@ from polytask.fit.step import step_losses, train_step
 from polytask.fit.sums import LossSums
 from polytask.fit.validate import Meters, evaluating, primary, validate
 from polytask.fit.watched import MakeWatch, Watched
-from polytask.mix import Mix, MTAdamW, Schedule, Uniform, Unmixed, steps_per_epoch
+from polytask.mix import Mix, Schedule, Uniform, optimiser_for, steps_per_epoch
 from polytask.records import (
     Cost,
     Point,
@@ -148,19 +148,17 @@ class _Run:
             branches=model.branches() or None,
             nonfinite=config.nonfinite,
         )
-        # Of a mix that asks for it; whose step it is is told before each.
-        self.by_task: MTAdamW | None = None
-        self.optimiser: torch.optim.Optimizer
-        if isinstance(mix, Unmixed) and mix.optimiser == "mt-adamw":
-            self.by_task = MTAdamW(
-                parameter_groups(model, self.balancer),
-                mix.shares(self.schedule.streams),
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-            )
-            self.optimiser = self.by_task
-        else:
-            self.optimiser = build_optimiser(model, self.balancer, config)
+        # Where the mix wants one of its own, it is told before each step whose that is.
+        self.by_stream = optimiser_for(
+            mix,
+            parameter_groups(model, self.balancer),
+            self.schedule.streams,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+        )
+        self.optimiser: torch.optim.Optimizer = self.by_stream or build_optimiser(
+            model, self.balancer, config
+        )
         self.watched = Watched(watches, model, self.optimiser)
         self.observed = _Observed(suite, config) if self.balancer.observes == "validation" else None
         self.meters = Meters(suite.tasks, primary_only=True)
@@ -189,9 +187,9 @@ class _Run:
                 paused = time.perf_counter()
                 state.probes.append(probe(self.model, fed, state.step))
                 begun += time.perf_counter() - paused
-            if self.by_task is not None:
+            if self.by_stream is not None:
                 fed_S = self.schedule.counts(state.step)
-                self.by_task.at(self.schedule.streams.names[int(fed_S.argmax())])
+                self.by_stream.at(self.schedule.streams.names[int(fed_S.argmax())])
             paused = time.perf_counter()
             self.watched.observe(fed, config.precision)
             begun += time.perf_counter() - paused

@@ -1,7 +1,17 @@
 """Mix: which streams feed the next step."""
 
 from polytask.mix.alternating import Alternating
-from polytask.mix.base import Mix, Now, Observer, State, Streams, Varies
+from polytask.mix.base import (
+    Mix,
+    Now,
+    Observer,
+    Optimised,
+    State,
+    StreamOptimiser,
+    Streams,
+    Varies,
+    optimiser_for,
+)
 from polytask.mix.curriculum import Curriculum
 from polytask.mix.dmt import DMT
 from polytask.mix.fixed_rates import FixedRates
@@ -36,6 +46,7 @@ __all__ = [
     "Nested",
     "Now",
     "Observer",
+    "Optimised",
     "OverTime",
     "Packed",
     "Programs",
@@ -46,6 +57,7 @@ __all__ = [
     "Schedule",
     "SkillIt",
     "State",
+    "StreamOptimiser",
     "Streams",
     "Temperature",
     "Uniform",
@@ -53,6 +65,7 @@ __all__ = [
     "Varies",
     "edges",
     "first_fit_decreasing",
+    "optimiser_for",
     "pack",
     "pad",
     "steps_per_epoch",

@@ -7,12 +7,14 @@ Shapes: S = streams.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from polytask.errors import UsageError, unknown
 
@@ -115,3 +117,31 @@ class Observer(Mix, Protocol):
     def observe(self, losses_S: Tensor, streams: Streams, now: Now, state: State) -> State:
         """Return the next state. losses_S: float64, NaN for a stream that was not looked at."""
         ...
+
+
+class StreamOptimiser(Optimizer):
+    """An optimiser of steps that are of one stream each, and which is told whose."""
+
+    @abstractmethod
+    def at(self, stream: str, /) -> None:
+        """Say whose rows feed the next step; told before each."""
+
+
+@runtime_checkable
+class Optimised(Mix, Protocol):
+    """A method whose steps, of one stream each, may want an optimiser of their own."""
+
+    def optimiser_for(
+        self, groups: list[dict[str, Any]], streams: Streams, *, lr: float, weight_decay: float
+    ) -> StreamOptimiser | None:
+        """Return what updates these parameter groups; None: whatever the loop has."""
+        ...
+
+
+def optimiser_for(
+    mix: Mix, groups: list[dict[str, Any]], streams: Streams, *, lr: float, weight_decay: float
+) -> StreamOptimiser | None:
+    """Return the optimiser that a mix wants for these parameter groups; None, as most: any."""
+    if not isinstance(mix, Optimised):
+        return None
+    return mix.optimiser_for(groups, streams, lr=lr, weight_decay=weight_decay)

@@ -17,12 +17,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from polytask.errors import RunError, UsageError, unknown
+from polytask.mix.base import StreamOptimiser
 
 
-class MTAdamW(Optimizer):
+class MTAdamW(StreamOptimiser):
     """AdamW for steps of one task: say whose by `at(task)` before each `step()`.
 
     The gradient of a task k is divided by its norm over all parameters and multiplied by its

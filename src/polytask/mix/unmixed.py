@@ -10,7 +10,7 @@ Shapes: S = streams.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from polytask.errors import UsageError
 from polytask.mix.among import most_varying
 from polytask.mix.base import Mix, Now, Observer, State, Streams, Varies
+from polytask.mix.mt_adamw import MTAdamW
 from polytask.mix.spread import offset, spread
 
 
@@ -58,6 +59,14 @@ class Unmixed:
         """Return the streams' shares of the steps, without those that are never drawn."""
         shares_S = self.mix(streams, Now(0), self.mix.start(streams)).tolist()
         return {name: s for name, s in zip(streams.names, shares_S, strict=True) if s}
+
+    def optimiser_for(
+        self, groups: list[dict[str, Any]], streams: Streams, *, lr: float, weight_decay: float
+    ) -> MTAdamW | None:
+        """Return `MTAdamW` with the streams' shares where it was asked for."""
+        if self.optimiser == "adamw":
+            return None
+        return MTAdamW(groups, self.shares(streams), lr=lr, weight_decay=weight_decay)
 
     @property
     def varies(self) -> Varies:

@@ -10,7 +10,7 @@ import dataclasses
 import torch
 
 from polytask.balance import State
-from polytask.mix import Mix, Now, Streams
+from polytask.mix import Mix, Now, Optimised, StreamOptimiser, Streams
 from polytask.mix import Observer as MixObserver
 from polytask.testing.parts import equal, hold, layout
 
@@ -33,6 +33,11 @@ def check_mix(mix: Mix, streams: Streams, steps: int = 12) -> None:
     if mix.observes:
         _mixes(isinstance(mix, MixObserver), name, "it says observes and has no observe")
         state = _check_looks(mix, streams, state, steps)
+    if isinstance(mix, Optimised):
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(2))]}]
+        own = mix.optimiser_for(groups, streams, lr=0.1, weight_decay=0.0)
+        fits = own is None or isinstance(own, StreamOptimiser)
+        _mixes(fits, name, f"its optimiser is a {type(own).__name__}, no StreamOptimiser")
     found = []
     for step in range(steps):
         where = f"{name}, step {step} of {steps}"
