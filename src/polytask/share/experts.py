@@ -280,7 +280,7 @@ class Gates(nn.Module):
 
     def stack(self, name: str, readers: Sequence[str]) -> Stacked:
         """Return these readers' weights (E, G, D), and what is closed where anything may be."""
-        parts = cast("dict[str, nn.Module]", self.linears._modules)  # see `own`
+        parts = self.linears._modules  # see `own`
         linears = [parts[key(reader)] for reader in readers]
         weights = [own(one, "weight") for one in linears]
         together = weights[0].unsqueeze(1) if len(weights) == 1 else torch.stack(weights, dim=1)
