@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from statistics import fmean
-from typing import Any
 
 import torch
-from found import KEPT, Table, claim, minus, said, spread
-from found import section as grid
-from sentences import picked, trained
+from found import KEPT, Table, claim, minus
+from sentences import accuracies, compared
 
 from polytask.evaluate import Claim
 
@@ -26,10 +24,6 @@ MIXES = {
     "static": ("proportional", "temperature:temperature=3", "uniform"),
     "rich-first": tuple(f"rich-first:rich=mr/sst2,temperature={t}" for t in ("1", "3", "inf")),
 }
-
-
-def attempt(recipe: str, seed: int, lr: float) -> dict[str, Any]:
-    return trained(ROWS, recipe, seed, EPOCHS, lr)
 
 
 def mean(values: Mapping[str, float]) -> float:
@@ -53,19 +47,15 @@ def claims(table: Table) -> Iterator[Claim]:
 
 
 def section(table: Table) -> str:
-    rows = []
-    for name, found in table["methods"].items():
-        scores = [spread([run[task] for run in found["test"]]) for task in ROWS]
-        rows.append([name, said(found["picked"]), *scores])
-    head = ["mix", "picked", *(f"{task}, {count} rows" for task, count in ROWS.items())]
-    return grid(table, "Rich tasks first: test accuracy in %", head, rows)
+    columns = {task: f"{task}, {count} rows" for task, count in ROWS.items()}
+    return accuracies(table, "Rich tasks first", columns)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    methods = {
-        name: picked("order", recipes, LRS, SEEDS, attempt, mean) for name, recipes in MIXES.items()
-    }
+    methods = compared(
+        "order", MIXES, lambda _: mean, rows=ROWS, epochs=EPOCHS, lrs=LRS, seeds=SEEDS
+    )
     KEPT.write("order", {"seeds": SEEDS, "epochs": EPOCHS, "rows": ROWS, "methods": methods})
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from found import KEPT
+from found import KEPT, Table, said, section, spread
 
 from polytask import suites
 from polytask.fit import FitConfig, Meters, fit, primary, validate
@@ -17,6 +17,9 @@ from polytask.recipes import build
 from polytask.suites import Suite
 
 BATCH = 64
+
+Score = Callable[[Mapping[str, float]], float]
+"""Accuracies of a run by task -> one number, up is better."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -49,21 +52,40 @@ def trained(
     return found
 
 
-def picked(
+def compared(
     name: str,
-    recipes: Sequence[str],
+    mixes: Mapping[str, Sequence[str]],
+    score: Callable[[str], Score],
+    *,
+    rows: Mapping[str, int],
+    epochs: int,
     lrs: Sequence[float],
     seeds: Sequence[int],
-    make: Callable[[str, int, float], dict[str, Any]],
-    score: Callable[[Mapping[str, float]], float],
 ) -> dict[str, Any]:
-    """Return the recipe and learning rate best on validation with the first seed, and all runs."""
+    """Return of each mix the recipe and learning rate best on validation with the first seed, and
+    test accuracies of all seeds.
+
+    mixes: recipes to pick from. score: mix -> what its accuracies are worth.
+    """
 
     def one(recipe: str, lr: float, seed: int) -> dict[str, Any]:
         file = f"{name}/{recipe.replace('/', '-')}--lr{lr:g}--s{seed}"
-        return KEPT.run(file, lambda: make(recipe, seed, lr))
+        return KEPT.run(file, lambda: trained(rows, recipe, seed, epochs, lr))
 
-    tried = [(recipe, lr) for recipe in recipes for lr in lrs]
-    recipe, lr = max(tried, key=lambda pair: score(one(*pair, seeds[0])["val"]))
-    runs = [one(recipe, lr, seed)["test"] for seed in seeds]
-    return {"picked": {"recipe": recipe, "lr": lr}, "test": runs}
+    found = {}
+    for mix, recipes in mixes.items():
+        tried, worth = [(recipe, lr) for recipe in recipes for lr in lrs], score(mix)
+        recipe, lr = max(tried, key=lambda pair: worth(one(*pair, seeds[0])["val"]))
+        runs = [one(recipe, lr, seed)["test"] for seed in seeds]
+        found[mix] = {"picked": {"recipe": recipe, "lr": lr}, "test": runs}
+    return found
+
+
+def accuracies(table: Table, title: str, columns: Mapping[str, str]) -> str:
+    """Return the part of the page: what was picked, and test accuracies. columns: task -> head."""
+    rows = []
+    for name, found in table["methods"].items():
+        scores = [spread([run[task] for run in found["test"]]) for task in columns]
+        rows.append([name, said(found["picked"]), *scores])
+    head = ["mix", "picked", *columns.values()]
+    return section(table, f"{title}: test accuracy in %", head, rows)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from statistics import fmean
-from typing import Any
 
 import torch
-from found import KEPT, Table, claim, minus, said, spread
-from found import section as grid
-from sentences import picked, trained
+from found import KEPT, Table, claim, minus
+from sentences import Score, accuracies, compared
 
 from polytask.evaluate import Claim
 
@@ -30,10 +28,6 @@ MIXES = {
 }
 
 
-def attempt(recipe: str, seed: int, lr: float) -> dict[str, Any]:
-    return trained(ROWS, recipe, seed, EPOCHS, lr)
-
-
 def general(values: Mapping[str, float]) -> float:
     return fmean(values[task] for task in GENERAL)
 
@@ -42,7 +36,7 @@ def both(values: Mapping[str, float]) -> float:
     return (general(values) + values[SPECIAL]) / 2
 
 
-def score(name: str) -> Any:
+def score(name: str) -> Score:
     """Return what a mix is picked by: general ability alone where nothing else is trained."""
     return general if name == "general alone" else both
 
@@ -51,7 +45,7 @@ def claims(table: Table) -> Iterator[Claim]:
     found = {name: of["test"] for name, of in table["methods"].items()}
     setting = "sentences: mr, subj and mpqa general, trec special, 3,000 rows each; test accuracy"
 
-    def over(rival: str, scored: Any) -> list[float]:
+    def over(rival: str, scored: Score) -> list[float]:
         return minus(*([scored(run) for run in found[name]] for name in ("dmt", rival)))
 
     def special(values: Mapping[str, float]) -> float:
@@ -72,20 +66,12 @@ def claims(table: Table) -> Iterator[Claim]:
 
 
 def section(table: Table) -> str:
-    rows = []
-    for name, found in table["methods"].items():
-        scores = [spread([run[task] for run in found["test"]]) for task in ROWS]
-        rows.append([name, said(found["picked"]), *scores])
-    head = ["mix", "picked", *ROWS]
-    return grid(table, "Special first, then general: test accuracy in %", head, rows)
+    return accuracies(table, "Special first, then general", {task: task for task in ROWS})
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    methods = {
-        name: picked("stages", recipes, LRS, SEEDS, attempt, score(name))
-        for name, recipes in MIXES.items()
-    }
+    methods = compared("stages", MIXES, score, rows=ROWS, epochs=EPOCHS, lrs=LRS, seeds=SEEDS)
     KEPT.write("stages", {"seeds": SEEDS, "epochs": EPOCHS, "rows": ROWS, "methods": methods})
 
 
