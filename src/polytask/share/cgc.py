@@ -133,7 +133,7 @@ class CGC(Trunk):
     expert's layers.
     """
 
-    wide = ("level_shared", "level_own")
+    wide = ("level_shared", "level_own", "level_gates")
 
     def __init__(
         self,

@@ -97,6 +97,11 @@ def own(module: nn.Module, name: str) -> Tensor:
     return found
 
 
+def part(module: nn.Module, name: str) -> Any:
+    """Return a module's part of this name, straight from the dict, as `own` does."""
+    return module._modules[name]
+
+
 def stack(name: str, groups: Sequence[Experts]) -> Stacked:
     """Return the groups' networks side by side, in the order given.
 
@@ -143,14 +148,18 @@ def run(stacked: Stacked, name: str, rows: Tensor, activate: Activation = torch.
 
 
 def widened(stacked: Stacked, names: Sequence[str]) -> Stacked:
-    """Return the same, with the first weights of these networks as one matrix each, (I, S * O).
+    """Return the same laid out for few rows at a time, equal up to rounding.
 
-    names: of networks that `run` gives shared rows, no more than 2 dimensions. One product is
-    quicker than one per network where the rows are few, and equal to it up to rounding.
+    names: of networks that `run` gives shared rows, no more than 2 dimensions: their first weights
+    become one matrix, (I, S * O), one product for all. And of gates that `opened` gives such rows:
+    where there is one alone, its weight becomes (E, D).
     """
     found = dict(stacked)
     for name in names:
-        found[f"{name}_wide"] = found.pop(f"{name}_0_weight").transpose(0, 1).flatten(1)
+        if f"{name}_0_weight" in found:
+            found[f"{name}_wide"] = found.pop(f"{name}_0_weight").transpose(0, 1).flatten(1)
+        elif found[f"{name}_weight"].shape[1] == 1:
+            found[f"{name}_weight"] = found[f"{name}_weight"][:, 0]
     return found
 
 
@@ -280,8 +289,8 @@ class Gates(nn.Module):
 
     def stack(self, name: str, readers: Sequence[str]) -> Stacked:
         """Return these readers' weights (E, G, D), and what is closed where anything may be."""
-        parts = self.linears._modules  # see `own`
-        linears = [parts[key(reader)] for reader in readers]
+        every = part(self, "linears")
+        linears = [part(every, key(reader)) for reader in readers]
         weights = [own(one, "weight") for one in linears]
         together = weights[0].unsqueeze(1) if len(weights) == 1 else torch.stack(weights, dim=1)
         stacked = {f"{name}_weight": together}
@@ -300,6 +309,11 @@ def opened(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
     Gates of one weight (E, 1, D) and several biases `{name}_bias` (G, E) are G gates.
     """
     weight_EGD = stacked[f"{name}_weight"]
+    if weight_EGD.ndim == 2:  # of one gate, as `widened` lays it out
+        logits_RE = functional.linear(rows, weight_EGD)
+        if (closed_1E := stacked.get(f"{name}_closed")) is not None:
+            logits_RE = logits_RE.masked_fill(closed_1E, -math.inf)
+        return logits_RE.softmax(1).unsqueeze(1)
     if rows.ndim == 2:  # one product for all gates, which are too narrow to be quick one by one
         logits_RX = functional.linear(rows, weight_EGD.flatten(0, 1))
         logits_REG = logits_RX.view(-1, *weight_EGD.shape[:2])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.share.base import Gate
-from polytask.share.experts import Experts, Gates, Stacked, opened, run, stack
+from polytask.share.experts import Experts, Gates, Stacked, opened, part, run, stack
 from polytask.share.mixture import Mixture
 from polytask.share.trunk import Seen, Trunk, TrunkModel
 from polytask.tasks import TaskSet
@@ -27,7 +27,7 @@ class MMoE(Trunk):
     experts: all shared. gates: one per task, over these experts.
     """
 
-    wide = ("experts",)
+    wide = ("experts", "gates")
 
     def __init__(self, experts: Experts, gates: Gates) -> None:
         super().__init__(experts.inputs, experts.width)
@@ -61,7 +61,9 @@ class MMoE(Trunk):
         return self.gating.readers
 
     def stack(self, tasks: Sequence[str]) -> Stacked:
-        return stack("experts", [self.experts]) | self.gating.stack("gates", tasks)
+        experts: Experts = part(self, "experts")
+        gating: Gates = part(self, "gating")
+        return stack("experts", [experts]) | gating.stack("gates", tasks)
 
     @staticmethod
     def mix(stacked: Stacked, rows_RD: Tensor, seen: Seen | None = None) -> Mixture:

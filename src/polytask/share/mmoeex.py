@@ -34,7 +34,7 @@ class MMoEEx(Trunk):
     closed: task -> shared experts closed to it (exclusion).
     """
 
-    wide = ("experts",)
+    wide = ("experts", "gates")
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, cast
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from polytask.share import heads as run_heads
 from polytask.share.base import Features, Inputs, Trace, check_width, key
 from polytask.share.between import Alone, Between, BetweenModel, pick
 from polytask.share.between import Seen as Seen  # trunks take it from here
-from polytask.share.experts import Stacked
+from polytask.share.experts import Stacked, part
 from polytask.share.mixture import Mixture
 from polytask.tasks import Task, TaskSet
 
@@ -37,7 +37,8 @@ class Trunk(Between):
     grow with the number of tasks, and what is left for one task is a handful of tensors.
 
     inputs, width: D and W. also: features beside the rows that `mix` finds in `stacked`, by their
-        names. wide: the networks in `stacked` that `mix` gives these rows, see `widened`.
+        names. wide: the networks and gates in `stacked` that `mix` gives these rows,
+        see `widened`.
     """
 
     also: tuple[str, ...] = ()
@@ -117,10 +118,9 @@ class TrunkModel(BetweenModel):
             return {}
         if trace is None and len(asked) == 1:
             (task,) = asked
-            parts = cast("dict[str, Any]", self._modules)  # straight, see `experts.own`
-            head, trunk = parts["heads"]._modules[key(task)], parts["trunk"]
-            stacked, read = trunk.stack(asked), self._reads[task]
-            return {task: one(inputs, parts["encoder"], trunk, stacked, head, read, task)}
+            encoder, trunk = part(self, "encoder"), part(self, "trunk")
+            stacked, head = trunk.stack(asked), part(part(self, "heads"), key(task))
+            return {task: one(inputs, encoder, trunk, stacked, head, self._reads[task], task)}
         encoder, trunk = self.encoder, self.trunk
         features = encoder(inputs)
         also = beside(features, trunk.also, encoder)
@@ -160,8 +160,7 @@ class Extracted(Alone):
         self._form, self._task = Form(type(trunk).mix, trunk.inputs, trunk.also), task
 
     def forward(self, inputs: Inputs) -> Tensor:
-        parts = cast("dict[str, nn.Module]", self._modules)  # straight, see `experts.own`
-        encoder, head = parts["encoder"], parts["head"]
+        encoder, head = part(self, "encoder"), part(self, "head")
         return one(inputs, encoder, self._form, self.stacked, head, self._read, self._task)
 
 
