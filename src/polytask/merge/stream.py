@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.base import Merge, Place, State, Surveyor
+from polytask.merge.base import Merge, Mixture, Place, State, Surveyor
+from polytask.merge.compiled import Compiled
+from polytask.merge.kernels import kernels
 from polytask.merge.need import Need
 from polytask.merge.options import Nonfinite
 from polytask.merge.output import Output
@@ -59,12 +61,19 @@ class Stream:
         # A survey of the whole model is told one precision for all that it sees.
         wide = self._surveyor() is not None and any(map(is_wide, self._items))
         self._pieces = Pieces(self.plan, self.nonfinite, wide)
+        found = kernels()
+        self._compiled = None if found is None else Compiled(self._pieces, found)
         self._buffers = [Buffers.of(self.need) for _ in range(self.need.threads)]
 
     @property
     def spoiled(self) -> dict[str, set[str]]:
         """Per tensor the models in which it is not finite; known after `run`."""
         return self._pieces.spoiled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled kernels merged any piece; known after `run`."""
+        return self._compiled is not None and self._compiled.used
 
     def run(self, state: State | None = None, keep: Callable[[State], None] | None = None) -> None:
         """Merge everything that the output does not have yet.
@@ -154,19 +163,48 @@ class Stream:
             method = self.method_of(item.name)
             if isinstance(method, Surveyor) and _over_tensor(method):
                 state = self._survey_tensor(item, method, own)
-            step = count if method.reach == "tensor" else self.need.chunk
             mixture = None if is_wide(item) else method.mixture(self._tuned, state)
-            for at, size in _chunks(start, count, step):
-                if mixture is None:
-                    merged = self._piece(item, method, at, size, state, own)
-                else:
-                    merged = self._pieces.mixed(item, method, mixture, at, size, own)
-                self._write(item, method, at, size, merged, own)
+            if mixture is None or not self._quick(item, method, mixture, start, count, own):
+                self._slow(item, method, state, mixture, start, count, own)
         with self._lock:
             self._left[item.name] -= 1
             last = self._left[item.name] == 0
         if last:
             self.output.finish(item.name)
+
+    def _quick(
+        self, item: Item, method: Merge, mixture: Mixture, start: int, count: int, own: Buffers
+    ) -> bool:
+        """Merge a stretch by the compiled kernels; return False where they do not take it."""
+        if self._compiled is None or not self._compiled.takes(item):
+            return False
+        for at, size in _chunks(start, count, self._compiled.room(item, self.need.chunk)):
+            values_P = self._compiled.mixed(item, method, mixture, at, size, own)
+            if values_P is None:
+                self._slow(item, method, {}, mixture, at, size, own)
+            else:
+                self.output.write(item.name, at, values_P)
+                self._advance(size)
+        return True
+
+    def _slow(
+        self,
+        item: Item,
+        method: Merge,
+        state: State,
+        mixture: Mixture | None,
+        start: int,
+        count: int,
+        own: Buffers,
+    ) -> None:
+        """Merge a stretch by torch."""
+        step = count if method.reach == "tensor" else self.need.chunk
+        for at, size in _chunks(start, count, step):
+            if mixture is None:
+                merged = self._piece(item, method, at, size, state, own)
+            else:
+                merged = self._pieces.mixed(item, method, mixture, at, size, own)
+            self._write(item, method, at, size, merged, own)
 
     def _piece(
         self, item: Item, method: Merge, start: int, count: int, state: State, own: Buffers

@@ -1,0 +1,350 @@
+/* Merging in one pass over the elements: what `kernels.py` calls instead of torch, bit for bit.
+
+Each function takes rows of one piece as their files hold them, widens them, computes, and rounds
+once. Every product, sum and quotient is rounded by itself and in the order of the torch code that
+defines the method: to be compiled without contraction (-ffp-contract=off) and without -ffast-math.
+
+Plain C11 with the vector types of GCC and Clang, without Python or other libraries. It is compiled
+once for each LEVEL of the machine's vectors, and all go into one library; what they compute differs
+in no bit. Nothing is kept between calls, so that any number of threads may call.
+
+Names: rows = models; count = elements of the piece; a step = two vectors of elements. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+#ifndef LEVEL
+#define LEVEL 0 /* 3 and 4 are those of x86-64: with AVX2, and with AVX-512 */
+#endif
+#define JOINED(name, level) polytask_##name##_##level
+#define NAMED(name, level) JOINED(name, level)
+#define EXPORT(type, name) __attribute__((visibility("default"))) type NAMED(name, LEVEL)
+#define INLINE static inline __attribute__((always_inline))
+
+#if LEVEL == 0
+#ifndef SOURCE
+#define SOURCE ""
+#endif
+/* What the library was made of, and the highest level that this machine runs. */
+__attribute__((visibility("default"))) const char polytask_source[] = SOURCE;
+__attribute__((visibility("default"))) int polytask_level(void) {
+#ifdef LEVELS
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+               ? 4
+               : 3;
+#else
+    return 0;
+#endif
+}
+#endif
+
+enum { BF16, F16, F32 }; /* dtypes of rows and results */
+/* A vector of float64 is as long as the machine's, one of 32 bits has as many elements. */
+#ifdef __AVX512F__
+enum { LANES = 8 };
+#elif defined(__AVX__)
+enum { LANES = 4 };
+#else
+enum { LANES = 2 };
+#endif
+enum { STEP = 2 * LANES, BLOCK = 128, MODELS = 64 };
+
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef double D __attribute__((vector_size(8 * LANES)));
+typedef uint64_t L __attribute__((vector_size(8 * LANES)));
+
+/* STEP elements. Of 16-bit rows `a` holds those at even places and `b` those at odd ones, so that
+one operation takes them out of 32-bit words; of float32 `a` holds the first half. */
+typedef struct { F a, b; } Floats;
+typedef struct { D a, b; } Doubles;
+
+#if defined(__AVX512F__) /* GCC 12 makes five instructions of each */
+INLINE F single(D x) { return (F)_mm512_cvtpd_ps((__m512d)x); }
+INLINE D wide(F x) { return (D)_mm512_cvtps_pd((__m256)x); }
+#elif defined(__AVX__)
+INLINE F single(D x) { return (F)_mm256_cvtpd_ps((__m256d)x); }
+INLINE D wide(F x) { return (D)_mm256_cvtps_pd((__m128)x); }
+#else
+INLINE F single(D x) { return __builtin_convertvector(x, F); }
+INLINE D wide(F x) { return __builtin_convertvector(x, D); }
+#endif
+INLINE U where(U mask, U yes, U no) { return (mask & yes) | (~mask & no); }
+INLINE U load(const void *from) { U x; memcpy(&x, from, sizeof x); return x; }
+INLINE void put(void *to, U x) { memcpy(to, &x, sizeof x); }
+
+INLINE int any_top_bit(U x) {
+    uint32_t found = 0;
+    for (int i = 0; i < LANES; i++) found |= x[i];
+    return found >> 31;
+}
+
+/* ---- widening: exact ---- */
+
+/* float16 in the lower halves of words, the upper ones 0. */
+INLINE F of_half(U half) {
+    U size = half & 0x7fff, sign = (half & 0x8000) << 16;
+    U normal = (size << 13) + (112u << 23), special = (size << 13) + (224u << 23);
+    U below = (U)(__builtin_convertvector((I)size, F) * 0x1p-24f);
+    U out = where((U)(size < 0x400), below, where((U)(size >= 0x7c00), special, normal));
+    return (F)(out | sign);
+}
+
+/* `dtype` is a constant wherever this is inlined. */
+INLINE Floats widened(const void *row, int64_t at, int dtype) {
+    if (dtype == F32) {
+        const float *from = (const float *)row + at;
+        return (Floats){(F)load(from), (F)load(from + LANES)};
+    }
+    U words = load((const uint16_t *)row + at);
+    if (dtype == BF16) return (Floats){(F)(words << 16), (F)(words & 0xffff0000u)};
+    return (Floats){of_half(words & 0xffff), of_half(words >> 16)};
+}
+
+INLINE Doubles widest(const void *row, int64_t at, int dtype) {
+    Floats x = widened(row, at, dtype);
+    return (Doubles){wide(x.a), wide(x.b)};
+}
+
+/* ---- rounding: to the nearest, ties to even ---- */
+
+/* The 16-bit number nearest to a float32, in the lower halves of words. */
+INLINE U narrowed(U bits, int dtype) {
+    if (dtype == BF16) return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    U size = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
+    U normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+    /* Added to 0.5, whose last bit is worth float16's smallest number. */
+    U is_below = (U)(size < 0x38800000), half = (U){0} + 0x3f000000u;
+    U below = (U)((F)(size & is_below) + (F)half) - 0x3f000000u;
+    return where(is_below, below, normal) | sign;
+}
+
+/* From this size on a float32 rounds to what is not finite; so do infinities and NaN. */
+INLINE uint32_t limit(int dtype) {
+    return dtype == F32 ? 0x7f800000u : dtype == BF16 ? 0x7f7f8000u : 0x477ff000u;
+}
+
+/* A float64 as float32, rounded to odd where it is inexact: rounding that to 16 bits gives what
+rounding the float64 would give, since it lies on a tie only where the float64 does. */
+INLINE U to_odd(D x) {
+    F near = single(x);
+    D back = wide(near);
+    D size = (D)((L)x & 0x7fffffffffffffffu), of_back = (D)((L)back & 0x7fffffffffffffffu);
+    U too_far = (U)__builtin_convertvector(of_back > size, I);
+    U inexact = (U)__builtin_convertvector(back != x, I);
+    return ((U)near + too_far) | (inexact & 1); /* NaN keeps being one */
+}
+
+/* The float32 nearest to x among those that 16 bits can hold, where it is a normal number there.
+What is no number may become one, unless x has come from few digits. */
+INLINE U cut(D x, int dtype) {
+    int lost = dtype == BF16 ? 45 : 42;
+    L bits = (L)x;
+    bits += ((bits >> lost) & 1) + (((uint64_t)1 << (lost - 1)) - 1);
+    return (U)single((D)(bits & ~(((uint64_t)1 << lost) - 1)));
+}
+
+/* Puts STEP results. in: the rows' dtype, which says in what order they are. Sets the top bit of
+`spoiled` where one is not finite. */
+INLINE void put_step(U a, U b, void *out, int64_t at, int in, int dtype, U *spoiled) {
+    uint32_t room = 0x80000000u - limit(dtype);
+    *spoiled |= ((a & 0x7fffffff) + room) | ((b & 0x7fffffff) + room);
+    if (dtype != F32) a = narrowed(a, dtype), b = narrowed(b, dtype);
+    if (in != F32 && dtype != F32) {
+        put((uint16_t *)out + at, a | (b << 16));
+    } else if (in == F32 && dtype == F32) {
+        put((float *)out + at, a), put((float *)out + at + LANES, b);
+    } else {
+        uint32_t place[STEP];
+        put(place, a), put(place + LANES, b);
+        for (int i = 0; i < STEP; i++) {
+            uint32_t bits = place[in == F32 ? i : i / 2 + i % 2 * LANES];
+            if (dtype == F32) ((uint32_t *)out)[at + i] = bits;
+            else ((uint16_t *)out)[at + i] = (uint16_t)bits;
+        }
+    }
+}
+
+/* The same of float64. below: where given, the quick way is gone, and its top bit is set where that
+was wrong. */
+INLINE void put_doubles(Doubles x, void *out, int64_t at, int in, int dtype, U *spoiled,
+                        U *below) {
+    if (dtype == F32) {
+        put_step((U)single(x.a), (U)single(x.b), out, at, in, dtype, spoiled);
+    } else if (below && in == dtype) {
+        U a = cut(x.a, dtype), b = cut(x.b, dtype), least = (U){0};
+        least += dtype == BF16 ? 0x00800000 : 0x38800000;
+        *below |= ((a & 0x7fffffff) - least) | ((b & 0x7fffffff) - least);
+        if (dtype == BF16) { /* needs no more rounding */
+            *spoiled |= ((a & 0x7fffffff) + 0x00800000) | ((b & 0x7fffffff) + 0x00800000);
+            put((uint16_t *)out + at, (a >> 16) | b);
+        } else {
+            put_step(a, b, out, at, in, dtype, spoiled);
+        }
+    } else {
+        put_step(to_odd(x.a), to_odd(x.b), out, at, in, dtype, spoiled);
+    }
+}
+
+/* Calls DO with the constant DTYPE that the variable `dtype` has. */
+#define BY_DTYPE(dtype, DO)                               \
+    switch (dtype) {                                      \
+    case BF16: { enum { DTYPE = BF16 }; DO; } break;      \
+    case F16: { enum { DTYPE = F16 }; DO; } break;        \
+    default: { enum { DTYPE = F32 }; DO; } break;         \
+    }
+#define BY_DTYPES(dtype, out_dtype, DO)                                         \
+    switch (out_dtype) {                                                        \
+    case BF16: { enum { OUT = BF16 }; BY_DTYPE(dtype, DO) } break;              \
+    case F16: { enum { OUT = F16 }; BY_DTYPE(dtype, DO) } break;                \
+    default: { enum { OUT = F32 }; BY_DTYPE(dtype, DO) } break;                 \
+    }
+
+INLINE int64_t width(int dtype) { return dtype == F32 ? 4 : 2; }
+
+/* ---- the end of a piece that is no whole step: its rows, copied to where one has room ---- */
+
+typedef struct {
+    const void *rows[MODELS];
+    uint32_t values[MODELS][STEP];
+} Tail;
+
+INLINE void take_tail(Tail *tail, const void *const *rows, int count_rows, int64_t at, int64_t n,
+                      int dtype) {
+    memset(tail->values, 0, sizeof *tail->values * (size_t)count_rows);
+    for (int r = 0; r < count_rows; r++) {
+        tail->rows[r] = tail->values[r];
+        memcpy(tail->values[r], (const char *)rows[r] + at * width(dtype), (size_t)(n * width(dtype)));
+    }
+}
+
+/* ---- whether a row is finite ---- */
+
+EXPORT(int, finite)(const void *row, int64_t count, int dtype) {
+    if (dtype == F32) {
+        uint32_t most = 0;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t size = ((const uint32_t *)row)[i] & 0x7fffffff;
+            most = size > most ? size : most;
+        }
+        return most < 0x7f800000;
+    }
+    uint16_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t size = ((const uint16_t *)row)[i] & 0x7fff;
+        most = size > most ? size : most;
+    }
+    return most < (dtype == BF16 ? 0x7f80 : 0x7c00);
+}
+
+/* ---- mixtures: base.Mixture ---- */
+
+/* factor: one per row. share: what the sum is divided by, or times, where `divides` is not set.
+moves: whether the last row is added to `scale` times that. */
+typedef struct {
+    const double *factor;
+    double over, share, scale;
+    int rows, divides, moves;
+} Mixture;
+
+INLINE void mix_steps(const Mixture *mix, const void *const *rows, int64_t start, int64_t stop,
+                      void *out, U *spoiled, U *below, int plain, int dtype, int out_dtype) {
+    int last = mix->rows - 1;
+    double first = mix->factor[0], of_last = mix->factor[last], share = mix->share;
+    for (int64_t at = start; at < stop; at += STEP) {
+        Doubles sum = widest(rows[0], at, dtype), x = sum;
+        if (!plain || last == 0) sum.a *= first, sum.b *= first;
+        for (int r = 1; r < last; r++) {
+            x = widest(rows[r], at, dtype);
+            if (!plain) x.a *= mix->factor[r], x.b *= mix->factor[r];
+            sum.a += x.a, sum.b += x.b;
+        }
+        if (last) {
+            x = widest(rows[last], at, dtype);
+            sum.a += x.a * of_last, sum.b += x.b * of_last;
+        }
+        if (mix->divides) sum.a /= mix->over, sum.b /= mix->over;
+        else sum.a *= share, sum.b *= share;
+        if (mix->moves) sum.a = sum.a * mix->scale + x.a, sum.b = sum.b * mix->scale + x.b;
+        put_doubles(sum, out, at, dtype, out_dtype, spoiled, below);
+    }
+}
+
+/* In blocks, the quick way first. */
+INLINE void mix_all(const Mixture *mix, const void *const *rows, int64_t count, void *out,
+                    U *spoiled, int plain, int dtype, int out_dtype) {
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        int64_t stop = count - at < BLOCK ? count : at + BLOCK;
+        U below = {0}, bad = {0};
+        mix_steps(mix, rows, at, stop, out, &bad, &below, plain, dtype, out_dtype);
+        if (any_top_bit(below)) {
+            bad = (U){0};
+            mix_steps(mix, rows, at, stop, out, &bad, 0, plain, dtype, out_dtype);
+        }
+        *spoiled |= bad;
+    }
+}
+
+/* (sum of factor * row) / over; with `moves`, the last row + scale * that. Returns whether all of
+the result is finite. */
+EXPORT(int, mix)(const void *const *rows, int count_rows, int dtype, const double *factor,
+                        double over, int moves, double scale, int64_t count, void *out,
+                        int out_dtype) {
+    uint64_t bits;
+    memcpy(&bits, &over, sizeof bits);
+    uint64_t exponent = (bits >> 52) & 0x7ff;
+    /* Times a power of two is what a division by it gives, and much quicker. */
+    int power = (bits << 12) == 0 && exponent > 100 && exponent < 1900;
+    Mixture mix = {factor, over, power ? 1 / over : 1, scale, count_rows, !power, moves};
+    int plain = 1;
+    for (int r = 0; r < count_rows - 1; r++) plain &= factor[r] == 1;
+    U spoiled = {0};
+    int64_t whole = count / STEP * STEP, left = count - whole;
+    if (plain) BY_DTYPES(dtype, out_dtype, mix_all(&mix, rows, whole, out, &spoiled, 1, DTYPE, OUT))
+    else BY_DTYPES(dtype, out_dtype, mix_all(&mix, rows, whole, out, &spoiled, 0, DTYPE, OUT))
+    if (left) {
+        Tail tail;
+        uint32_t last[STEP];
+        take_tail(&tail, rows, count_rows, whole, left, dtype);
+        BY_DTYPES(dtype, out_dtype,
+                  mix_all(&mix, tail.rows, STEP, last, &spoiled, 0, DTYPE, OUT))
+        memcpy((char *)out + whole * width(out_dtype), last, (size_t)(left * width(out_dtype)));
+    }
+    return !any_top_bit(spoiled);
+}
+
+INLINE void pool_steps(const void *const *rows, int count_rows, float share, int64_t count,
+                       void *out, U *spoiled) {
+    for (int64_t at = 0; at < count; at += STEP) {
+        Floats sum = {(F){0}, (F){0}};
+        for (int r = 0; r < count_rows; r++) {
+            Floats x = widened(rows[r], at, BF16);
+            sum.a += x.a, sum.b += x.b;
+        }
+        put_step((U)(sum.a * share), (U)(sum.b * share), out, at, BF16, BF16, spoiled);
+    }
+}
+
+/* The mean of 2, 4 or 8 rows of bfloat16, summed in float32 from 0 on: pieces._pooled. */
+EXPORT(int, pool)(const void *const *rows, int count_rows, int64_t count, void *out) {
+    float share = 1.0f / (float)count_rows; /* exact */
+    U spoiled = {0};
+    int64_t whole = count / STEP * STEP, left = count - whole;
+    pool_steps(rows, count_rows, share, whole, out, &spoiled);
+    if (left) {
+        Tail tail;
+        uint32_t last[STEP];
+        take_tail(&tail, rows, count_rows, whole, left, BF16);
+        pool_steps(tail.rows, count_rows, share, STEP, last, &spoiled);
+        memcpy((char *)out + whole * 2, last, (size_t)left * 2);
+    }
+    return !any_top_bit(spoiled);
+}

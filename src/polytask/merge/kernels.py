@@ -1,0 +1,124 @@
+"""Compiled kernels that merge a piece in one pass; absent, all is done by torch, to the same bits.
+
+`hatch_build.py` makes the library of kernels.c when the package is built on a machine with a C
+compiler. POLYTASK_KERNELS=0 in the environment leaves it unused.
+
+Shapes: R = rows of a piece, the models; P = elements of a piece.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytask.errors import UsageError
+from polytask.merge.base import Mixture
+
+SWITCH = "POLYTASK_KERNELS"
+"""Environment variable: 0 leaves the kernels unused, 1 or nothing uses them where they are."""
+
+SOURCE = Path(__file__).with_name("kernels.c")
+LIBRARY = Path(__file__).with_name("libkernels.so")
+
+CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+"""Dtypes of rows and results, as the kernels count them."""
+
+MODELS = 64
+"""Rows that the kernels take at most."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one level of the machine's vectors; levels differ in no bit."""
+
+    library: ctypes.CDLL
+    level: int
+
+    def finite(self, row_P: Tensor) -> bool:
+        """Return whether all elements are."""
+        return bool(self._call("finite", _at(row_P), _long(row_P.numel()), CODES[row_P.dtype]))
+
+    def mix(self, mixture: Mixture, rows: Sequence[Tensor], out_P: Tensor) -> bool:
+        """Put a mixture of the rows, in float64, and rounded once; return whether it is finite.
+
+        rows: of one dtype, (P,) each: the tuned ones, then the base where it takes part.
+        """
+        factors = (*mixture.tuned, mixture.base)[: len(rows)]
+        moves = mixture.scale is not None
+        return bool(
+            self._call(
+                "mix", _all(rows), len(rows), CODES[rows[0].dtype], _doubles(factors),
+                ctypes.c_double(mixture.over), int(moves), ctypes.c_double(mixture.scale or 0.0),
+                _long(out_P.numel()), _at(out_P), CODES[out_P.dtype],
+            )
+        )  # fmt: skip
+
+    def pool(self, rows: Sequence[Tensor], out_P: Tensor) -> bool:
+        """Put the mean of 1, 2, 4 or 8 rows of bfloat16, summed in float32; return as `mix`."""
+        return bool(self._call("pool", _all(rows), len(rows), _long(out_P.numel()), _at(out_P)))
+
+    def _call(self, name: str, *arguments: Any) -> int:
+        found: int = self.library[f"polytask_{name}_{self.level}"](*arguments)
+        return found
+
+
+def kernels() -> Kernels | None:
+    """Return the kernels for this machine; None where there are none, see `missing`.
+
+    Raises UsageError where POLYTASK_KERNELS is neither 0 nor 1.
+    """
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise UsageError(
+            f"{SWITCH} is {switch!r}; give 0 to merge by torch alone, or 1 (the default)."
+        )
+    found = _loaded() if switch == "1" else None
+    return found if isinstance(found, Kernels) else None
+
+
+def missing() -> str:
+    """Return in words why `kernels` returns none; "" where it returns some."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    found = _loaded()
+    return found if isinstance(found, str) else ""
+
+
+@functools.cache
+def _loaded() -> Kernels | str:
+    if not LIBRARY.exists():
+        return "they were not compiled when polytask was installed"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        made_of = ctypes.c_char_p.in_dll(library, "polytask_source")
+        level = int(library.polytask_level())
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{LIBRARY.name} does not load: {error}"
+    source = ctypes.string_at(ctypes.addressof(made_of)).decode()
+    if source != hashlib.sha256(SOURCE.read_bytes()).hexdigest():
+        return f"{LIBRARY.name} was compiled from another {SOURCE.name}; install polytask again"
+    return Kernels(library, level)
+
+
+def _at(values: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(values.data_ptr())
+
+
+def _all(rows: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(rows))(*[row.data_ptr() for row in rows])
+
+
+def _doubles(values: Sequence[float]) -> ctypes.Array[ctypes.c_double]:
+    return (ctypes.c_double * len(values))(*values)
+
+
+_long = ctypes.c_int64
