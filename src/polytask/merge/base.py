@@ -96,6 +96,18 @@ class Mixture:
         return self.of(rows, tuned_MP.new_empty(2, tuned_MP.shape[1], dtype=torch.float64))
 
 
+@dataclass(frozen=True)
+class Products:
+    """A survey's look that adds up the products of the models, or of their changes from the base; see
+    `angles.Angles`."""
+
+    of_changes: bool
+
+
+Look = Products
+"""What a survey adds up, where the kernels know it as well."""
+
+
 class Merge(ABC):
     """The contract of this room. A method is a frozen dataclass of settings.
 
@@ -204,6 +216,10 @@ class Surveyor(Merge):
         found in the end does not depend on it.
         """
         return 1
+
+    def looks(self, state: State) -> Look | None:
+        """Return what the next pass adds up, where it is one of these; `look` adds the same."""
+        return None
 
     @abstractmethod
     def begin(self, models: int, dtype: torch.dtype) -> State:

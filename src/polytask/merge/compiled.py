@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polytask.merge.base import Merge, Mixture
+from polytask.merge.angles import sums_of
+from polytask.merge.base import Look, Merge, Mixture, State, Surveyor
 from polytask.merge.kernels import CODES, MODELS, Kernels
 from polytask.merge.need import WIDEST
 from polytask.merge.pieces import Buffers, Pieces, pools
@@ -52,6 +53,37 @@ class Compiled:
             finite = self.kernels.mix(mixture, rows, out_P)
         self.used = True
         return out_P if finite else None
+
+
+    def look(
+        self,
+        item: Item,
+        method: Surveyor,
+        sums: State,
+        look: Look,
+        start: int,
+        count: int,
+        own: Buffers,
+        seen: bool,
+    ) -> bool:
+        """Add what one piece holds to the sums; return False where torch has to.
+
+        seen: whether the piece was looked at for NaN in an earlier pass of this process.
+        """
+        parts = self.pieces.mixed_parts(item, method)
+        if len(parts) - method.needs_base > PRODUCTS:
+            return False
+        rows = [row.values_P for row in _read(parts, start, count, own)]
+        if not seen and not all(map(self.kernels.finite, rows)):
+            return False
+        models = len(rows) - method.needs_base
+        self.kernels.products(rows, method.needs_base, sums_of(sums, models))
+        self.used = True
+        return True
+
+
+PRODUCTS = 16
+"""Models whose inner products the kernels take at most."""
 
 
 def _read(parts: Sequence[Part], start: int, count: int, own: Buffers) -> tuple[Window, ...]:

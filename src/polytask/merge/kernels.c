@@ -348,3 +348,390 @@ EXPORT(int, pool)(const void *const *rows, int count_rows, int64_t count, void *
     }
     return !any_top_bit(spoiled);
 }
+
+/* ---- inner products: angles.Angles ---- */
+
+/* Products of elements k, k + ACROSS, k + 2 ACROSS, ... are added one after another, from 0 on. A
+TILE holds a stretch of elements at PLACES that are ACROSS apart, copied together: where they lie,
+they would drive each other out of the cache. */
+enum { ACROSS = 1 << 11, PLACES = 8, TILE = 128, FEW = 4, PRODUCTS = 16 };
+
+typedef struct { uint32_t of[PRODUCTS + 1][PLACES][TILE]; } Tiles;
+
+INLINE void *tile(Tiles *tiles, int row, int place, int dtype) {
+    return (char *)tiles->of[0][0] + (row * PLACES + place) * TILE * width(dtype);
+}
+
+INLINE D half_of(Doubles x, int half) { return half ? x.b : x.a; }
+INLINE D get(const double *from) { D x; memcpy(&x, from, sizeof x); return x; }
+INLINE void set(double *to, D x) { memcpy(to, &x, sizeof x); }
+
+/* Of a few models: all in registers. The base, where there is one, is the last row. */
+INLINE void few_products(Tiles *tiles, int models, int with_base, int64_t k, int half, double *sums,
+                         int dtype) {
+    D found[FEW * (FEW + 1) / 2];
+    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
+        found[pair] = get(sums + pair * ACROSS);
+    for (int r = 0; r < PLACES; r++) {
+        D x[FEW];
+        for (int m = 0; m < models; m++) x[m] = half_of(widest(tile(tiles, m, r, dtype), k, dtype), half);
+        if (with_base) {
+            D base = half_of(widest(tile(tiles, models, r, dtype), k, dtype), half);
+            for (int m = 0; m < models; m++) x[m] -= base;
+        }
+        int pair = 0;
+        for (int i = 0; i < models; i++)
+            for (int j = i; j < models; j++) found[pair++] += x[i] * x[j];
+    }
+    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
+        set(sums + pair * ACROSS, found[pair]);
+}
+
+/* Of any number: the vectors in memory, and four sums at a time. */
+INLINE void many_products(Tiles *tiles, int models, int with_base, int64_t k, int half,
+                          double *sums, int dtype) {
+    D x[PLACES][PRODUCTS];
+    for (int r = 0; r < PLACES; r++) {
+        D base = (D){0};
+        if (with_base) base = half_of(widest(tile(tiles, models, r, dtype), k, dtype), half);
+        for (int m = 0; m < models; m++) {
+            D tuned = half_of(widest(tile(tiles, m, r, dtype), k, dtype), half);
+            x[r][m] = with_base ? tuned - base : tuned;
+        }
+    }
+    for (int i = 0; i < models; i++) {
+        for (int j = i; j < models; j += 4) {
+            D found[4];
+            int many = models - j < 4 ? models - j : 4;
+            for (int n = 0; n < many; n++) found[n] = get(sums + n * ACROSS);
+            if (many == 4)
+                for (int r = 0; r < PLACES; r++)
+                    for (int n = 0; n < 4; n++) found[n] += x[r][i] * x[r][j + n];
+            else
+                for (int n = 0; n < many; n++)
+                    for (int r = 0; r < PLACES; r++) found[n] += x[r][i] * x[r][j + n];
+            for (int n = 0; n < many; n++) set(sums + n * ACROSS, found[n]);
+            sums += many * ACROSS;
+        }
+    }
+}
+
+INLINE void all_products(const void *const *rows, int models, int with_base, int64_t count,
+                         double *sums, int dtype) {
+    Tiles tiles;
+    for (int64_t at = 0; at < count; at += PLACES * ACROSS) {
+        for (int64_t first = 0; first < ACROSS && at + first < count; first += TILE) {
+            for (int m = 0; m < models + with_base; m++) {
+                for (int r = 0; r < PLACES; r++) {
+                    int64_t place = at + r * ACROSS + first, left = count - place;
+                    char *to = tile(&tiles, m, r, dtype);
+                    const char *from = (const char *)rows[m] + place * width(dtype);
+                    if (left >= TILE) {
+                        memcpy(to, from, (size_t)(TILE * width(dtype)));
+                    } else { /* 0, which adds nothing */
+                        memset(to, 0, (size_t)(TILE * width(dtype)));
+                        if (left > 0) memcpy(to, from, (size_t)(left * width(dtype)));
+                    }
+                }
+            }
+            for (int64_t k = 0; k < TILE; k += STEP) {
+                for (int half = 0; half < 2; half++) {
+                    double *to = sums + first + k + half * LANES;
+#define FEW_OF(M) few_products(&tiles, M, with_base, k, half, to, dtype)
+                    if (models == 2) FEW_OF(2);
+                    else if (models == 3) FEW_OF(3);
+                    else if (models == 4) FEW_OF(4);
+                    else many_products(&tiles, models, with_base, k, half, to, dtype);
+                }
+            }
+        }
+    }
+}
+
+/* Puts numbers in the order in which `widened` takes 16-bit rows, or back. */
+INLINE void reordered(double *sums, int64_t count, int back) {
+    for (int64_t at = 0; at < count; at += STEP) {
+        double step[STEP];
+        memcpy(step, sums + at, sizeof step);
+        for (int i = 0; i < STEP; i++) {
+            int other = i / 2 + i % 2 * LANES;
+            if (back) sums[at + i] = step[other];
+            else sums[at + other] = step[i];
+        }
+    }
+}
+
+/* Adds the products of each of the models with itself and those after it, ACROSS sums for a pair;
+each less the last row, the base, where there is one. */
+EXPORT(void, products)(const void *const *rows, int models, int with_base, int dtype, int64_t count,
+                       double *sums) {
+    int64_t all = models * (models + 1) / 2 * ACROSS;
+    if (dtype != F32) reordered(sums, all, 0);
+    if (with_base) BY_DTYPE(dtype, all_products(rows, models, 1, count, sums, DTYPE))
+    else BY_DTYPE(dtype, all_products(rows, models, 0, count, sums, DTYPE))
+    if (dtype != F32) reordered(sums, all, 1);
+}
+
+/* ---- changes: base.Changes ---- */
+
+/* rows: the models, then the base, whose difference is each change, in float32.
+draws: integers of `draw_width` bytes, one row per model; a change whose draw is above `draw_most`
+    is multiplied by 0. None where draw_width is 0.
+over: what changes are divided by then. below, most: those of a size up to below, or above most,
+    become 0; null where there is no such end. weights: what they are multiplied by then, or null. */
+typedef struct {
+    const void *const *rows;
+    const void *const *draws;
+    const float *below, *most, *weights;
+    int32_t models, dtype, draw_width;
+    uint32_t draw_most;
+    float over;
+} Changes;
+
+/* Elements of a block, whose changes stay in the first cache. Loops over one are of a length that
+is known, and what is beyond the end of a piece is 0. */
+enum { N = 256 };
+
+static void take(const void *row, int64_t at, int64_t n, float *restrict out, int dtype) {
+    uint32_t end[N];
+    const void *from = (const char *)row + at * width(dtype);
+    if (n < N) {
+        memset(end, 0, sizeof end);
+        from = memcpy(end, from, (size_t)(n * width(dtype)));
+    }
+    if (dtype == F32) {
+        memcpy(out, from, N * sizeof(float));
+        return;
+    }
+    const uint16_t *restrict half = from;
+    uint32_t *restrict to = (uint32_t *)end;
+    if (dtype == BF16) {
+        uint16_t copy[N];
+        memcpy(copy, half, sizeof copy);
+        for (int i = 0; i < N; i++) to[i] = (uint32_t)copy[i] << 16;
+    } else {
+        uint16_t copy[N];
+        memcpy(copy, half, sizeof copy);
+        for (int i = 0; i < N; i++) {
+            uint32_t size = copy[i] & 0x7fff, sign = (uint32_t)(copy[i] & 0x8000) << 16;
+            float below = (float)(int32_t)size * 0x1p-24f;
+            uint32_t bits;
+            memcpy(&bits, &below, sizeof bits);
+            bits = size < 0x400 ? bits : size >= 0x7c00 ? (size << 13) + (224u << 23)
+                                                        : (size << 13) + (112u << 23);
+            to[i] = bits | sign;
+        }
+    }
+    memcpy(out, to, N * sizeof(float));
+}
+
+/* Multiplies by 1 where a change is kept, by 0 elsewhere. */
+static void drop(float *restrict tau, const void *draws, int64_t at, int64_t n, int bytes,
+                 uint32_t most) {
+    uint32_t end[N];
+    const void *from = (const char *)draws + at * bytes;
+    if (n < N) from = memcpy(end, from, (size_t)(n * bytes));
+    if (bytes == 1) {
+        uint8_t draw[N];
+        memcpy(draw, from, sizeof draw);
+        for (int i = 0; i < N; i++) tau[i] *= draw[i] <= most ? 1.0f : 0.0f;
+    } else if (bytes == 2) {
+        uint16_t draw[N];
+        memcpy(draw, from, sizeof draw);
+        for (int i = 0; i < N; i++) tau[i] *= draw[i] <= most ? 1.0f : 0.0f;
+    } else {
+        uint32_t draw[N];
+        memcpy(draw, from, sizeof draw);
+        for (int i = 0; i < N; i++) tau[i] *= draw[i] <= most ? 1.0f : 0.0f;
+    }
+}
+
+/* The changes of a block, and its base. */
+static void take_changes(const Changes *of, int64_t at, int64_t n, float *restrict base,
+                         float (*restrict all)[N]) {
+    take(of->rows[of->models], at, n, base, of->dtype);
+    for (int m = 0; m < of->models; m++) {
+        float *restrict tau = all[m];
+        take(of->rows[m], at, n, tau, of->dtype);
+        for (int i = 0; i < N; i++) tau[i] -= base[i];
+        if (of->draw_width) drop(tau, of->draws[m], at, n, of->draw_width, of->draw_most);
+        if (of->over != 1)
+            for (int i = 0; i < N; i++) tau[i] /= of->over;
+        if (of->below) {
+            float below = of->below[m];
+            for (int i = 0; i < N; i++) tau[i] = tau[i] >= -below && tau[i] <= below ? 0 : tau[i];
+        }
+        if (of->most) {
+            float most = of->most[m];
+            for (int i = 0; i < N; i++)
+                tau[i] -= tau[i] >= -most && tau[i] <= most ? 0 : tau[i];
+        }
+        if (of->weights) {
+            float weight = of->weights[m];
+            for (int i = 0; i < N; i++) tau[i] *= weight;
+        }
+    }
+}
+
+/* Sums over the models, in float64, rounded to float32; each times its factor, where there are
+such. */
+static void sum_models(float (*restrict all)[N], int models, const double *factor,
+                       float *restrict out) {
+    double sum[N];
+    for (int m = 0; m < models; m++) {
+        const float *restrict x = all[m];
+        double f = factor ? factor[m] : 1;
+        if (m == 0 && factor)
+            for (int i = 0; i < N; i++) sum[i] = x[i] * f;
+        else if (m == 0)
+            for (int i = 0; i < N; i++) sum[i] = x[i];
+        else if (factor)
+            for (int i = 0; i < N; i++) sum[i] += x[i] * f;
+        else
+            for (int i = 0; i < N; i++) sum[i] += x[i];
+    }
+    for (int i = 0; i < N; i++) out[i] = (float)sum[i];
+}
+
+/* Puts a block in the result's dtype; returns whether it is finite. */
+static int put_block(const float *restrict from, void *out, int64_t at, int64_t n, int dtype) {
+    uint32_t bits[N], most = 0;
+    memcpy(bits, from, sizeof bits);
+    for (int i = 0; i < N; i++) {
+        uint32_t size = bits[i] & 0x7fffffff;
+        most = size > most ? size : most;
+    }
+    char *to = (char *)out + at * width(dtype);
+    if (dtype == F32) {
+        memcpy(to, bits, (size_t)n * 4);
+    } else {
+        uint16_t half[N];
+        if (dtype == BF16)
+            for (int i = 0; i < N; i++)
+                half[i] = (uint16_t)((bits[i] + 0x7fff + ((bits[i] >> 16) & 1)) >> 16);
+        else
+            for (int i = 0; i < N; i++) {
+                uint32_t size = bits[i] & 0x7fffffff, small = size < 0x38800000 ? size : 0;
+                float shifted, near;
+                uint32_t normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13, below;
+                memcpy(&near, &small, sizeof near);
+                shifted = near + 0.5f;
+                memcpy(&below, &shifted, sizeof below);
+                half[i] = (uint16_t)((size < 0x38800000 ? below - 0x3f000000u : normal) |
+                                     ((bits[i] >> 16) & 0x8000));
+            }
+        memcpy(to, half, (size_t)n * 2);
+    }
+    return most < limit(dtype);
+}
+
+/* base + scale * (the sum of the changes, each times its factor where there are such, over `over`).
+Returns whether all of the result is finite. */
+EXPORT(int, add)(const Changes *of, const double *factor, float over, float scale, int64_t count,
+                 void *out, int out_dtype) {
+    float all[MODELS][N], base[N], sum[N];
+    int finite = 1;
+    for (int64_t at = 0; at < count; at += N) {
+        int64_t n = count - at < N ? count - at : N;
+        take_changes(of, at, n, base, all);
+        sum_models(all, of->models, factor, sum);
+        if (over != 1)
+            for (int i = 0; i < N; i++) sum[i] /= over;
+        for (int i = 0; i < N; i++) sum[i] = base[i] + sum[i] * scale;
+        finite &= put_block(sum, out, at, n, out_dtype);
+    }
+    return finite;
+}
+
+static void signs_of(const float *restrict sum, float *restrict sign) {
+    for (int i = 0; i < N; i++) sign[i] = (sum[i] > 0 ? 1.0f : 0.0f) - (sum[i] < 0 ? 1.0f : 0.0f);
+}
+
+/* base + scale * the mean of the changes that go in the elected direction, as steps.agreeing_mean
+has it. majority: the sign where the sum is 0. sizes: of the weights, or null; least: the least of
+them, or 1. Returns whether all of the result is finite. */
+EXPORT(int, elect)(const Changes *of, float majority, const double *sizes, float least, float scale,
+                   int64_t count, void *out, int out_dtype) {
+    float all[MODELS][N], ones[MODELS][N], base[N], sum[N], sign[N], share[N];
+    int finite = 1;
+    for (int64_t at = 0; at < count; at += N) {
+        int64_t n = count - at < N ? count - at : N;
+        take_changes(of, at, n, base, all);
+        sum_models(all, of->models, 0, sum);
+        signs_of(sum, sign);
+        if (majority != 0)
+            for (int i = 0; i < N; i++) sign[i] = sign[i] != 0 ? sign[i] : majority;
+        memset(share, 0, sizeof share);
+        for (int m = 0; m < of->models; m++) {
+            float *restrict x = all[m], *restrict one = ones[m];
+            for (int i = 0; i < N; i++) {
+                float ahead = x[i] * sign[i];
+                x[i] = ahead < 0 ? 0 : ahead; /* NaN stays */
+                one[i] = ahead > 0 ? 1.0f : 0.0f;
+                share[i] += one[i];
+            }
+        }
+        sum_models(all, of->models, 0, sum);
+        if (sizes) sum_models(ones, of->models, sizes, share);
+        for (int i = 0; i < N; i++) {
+            float by = share[i] < least ? least : share[i];
+            sum[i] = base[i] + sum[i] / by * sign[i] * scale;
+        }
+        finite &= put_block(sum, out, at, n, out_dtype);
+    }
+    return finite;
+}
+
+/* How many sums over the models are above 0, less how many are below. */
+EXPORT(int64_t, signs)(const Changes *of, int64_t count) {
+    float all[MODELS][N], base[N], sum[N], sign[N];
+    int64_t found = 0;
+    for (int64_t at = 0; at < count; at += N) {
+        take_changes(of, at, count - at < N ? count - at : N, base, all);
+        sum_models(all, of->models, 0, sum);
+        signs_of(sum, sign);
+        int32_t here = 0;
+        for (int i = 0; i < N; i++) here += (int32_t)sign[i];
+        found += here;
+    }
+    return found;
+}
+
+/* Counts sizes, taken by their bits as integers, as ranks.Ranks does: of each model, for each of
+its `ranks` lines, how many are above `high`; those from `low` on up to it go into counters, cut by
+`shift` bits, or, where `kept` is given, are themselves put among `inside`, as far as there is room
+for `bins`. A line whose low is its high is left out. */
+EXPORT(void, count)(const Changes *of, int64_t count, int ranks, const uint32_t *low,
+                    const uint32_t *high, const int32_t *shift, int64_t *above, int64_t *inside,
+                    int64_t *kept, int64_t bins) {
+    enum { PART = 32 };
+    float all[MODELS][N], base[N];
+    for (int64_t at = 0; at < count; at += N) {
+        int n = count - at < N ? (int)(count - at) : N;
+        take_changes(of, at, n, base, all);
+        for (int line = 0; line < of->models * ranks; line++) {
+            uint32_t size[N], from = low[line], to = high[line];
+            if (from == to) continue;
+            memcpy(size, all[line / ranks], sizeof size);
+            for (int i = 0; i < N; i++) size[i] &= 0x7fffffff;
+            for (int i = n; i < N; i++) size[i] = 0; /* below all brackets, or not counted */
+            uint32_t over = 0;
+            for (int i = 0; i < N; i++) over += size[i] > to;
+            above[line] += over;
+            int64_t *mine = inside + line * bins;
+            for (int part = 0; part < n; part += PART) {
+                uint32_t any = 0;
+                for (int i = 0; i < PART; i++)
+                    any |= size[part + i] - from <= to - from ? 1u : 0u;
+                if (!any) continue;
+                int end = part + PART < n ? part + PART : n;
+                for (int i = part; i < end; i++) {
+                    uint32_t key = size[i] - from;
+                    if (key > to - from) continue;
+                    if (!kept) mine[key >> shift[line]]++;
+                    else if (kept[line]++ < bins) mine[kept[line] - 1] = size[i];
+                }
+            }
+        }
+    }
+}

@@ -66,6 +66,15 @@ class Kernels:
         """Put the mean of 1, 2, 4 or 8 rows of bfloat16, summed in float32; return as `mix`."""
         return bool(self._call("pool", _all(rows), len(rows), _long(out_P.numel()), _at(out_P)))
 
+    def products(self, rows: Sequence[Tensor], with_base: bool, sums_QA: Tensor) -> None:
+        """Add the products of each row with itself and those after it; see `angles.Angles`.
+
+        with_base: the last row is the base, and is taken from each of the others.
+        """
+        code, count = CODES[rows[0].dtype], _long(rows[0].numel())
+        models = len(rows) - with_base
+        self._call("products", _all(rows), models, int(with_base), code, count, _at(sums_QA))
+
     def _call(self, name: str, *arguments: Any) -> int:
         found: int = self.library[f"polytask_{name}_{self.level}"](*arguments)
         return found

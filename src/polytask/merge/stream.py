@@ -235,12 +235,31 @@ class Stream:
             step = total if method.reach == "tensor" else self.need.chunk
             thin = 1 if step >= total else method.sample(state)  # a tensor in one piece is all
             for start, count in _chunks(0, total, step):
+                if self._looked(item, method, state, sums, start, count, own, seen):
+                    continue
                 part = -(-count // thin)
                 base, tuned_M = self._shaped(item, method, start, part, own, seen)
                 at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
                 method.look(base, tuned_M, at, state, sums)
             state, seen = method.settle(state, sums), seen or thin == 1
         return state
+
+    def _looked(
+        self,
+        item: Item,
+        method: Surveyor,
+        state: State,
+        sums: State,
+        start: int,
+        count: int,
+        own: Buffers,
+        seen: bool,
+    ) -> bool:
+        """Let the compiled kernels look at a piece; return False where they do not take it."""
+        look = method.looks(state)
+        if look is None or self._compiled is None or not self._compiled.takes(item):
+            return False
+        return self._compiled.look(item, method, sums, look, start, count, own, seen)
 
     def _shaped(
         self, item: Item, method: Merge, start: int, count: int, own: Buffers, seen: bool
