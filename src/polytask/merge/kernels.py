@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.base import Mixture
+from polytask.merge.base import Changes, Mixture, Moved, Signs, Sizes, State
 
 SWITCH = "POLYTASK_KERNELS"
 """Environment variable: 0 leaves the kernels unused, 1 or nothing uses them where they are."""
@@ -34,6 +36,21 @@ CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
 MODELS = 64
 """Rows that the kernels take at most."""
+
+
+Draws = tuple[Sequence[NDArray[np.unsignedinteger]], int]
+"""Each model's draws, (P,), and the largest that keeps an element; none where all are kept."""
+
+
+class _Changes(ctypes.Structure):
+    """As kernels.c has it."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p), ("draws", ctypes.c_void_p), ("below", ctypes.c_void_p),
+        ("most", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("models", ctypes.c_int32),
+        ("dtype", ctypes.c_int32), ("draw_width", ctypes.c_int32),
+        ("draw_most", ctypes.c_uint32), ("over", ctypes.c_float),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,8 +92,51 @@ class Kernels:
         models = len(rows) - with_base
         self._call("products", _all(rows), models, int(with_base), code, count, _at(sums_QA))
 
+    def move(self, form: Moved, rows: Sequence[Tensor], draws: Draws, out_P: Tensor) -> bool:
+        """Put the moved base, rounded once; return whether it is finite.
+
+        rows: of one dtype, (P,) each: the tuned ones, then the base. draws: see `Draws`.
+        """
+        scale, result = ctypes.c_float(form.scale), (_at(out_P), CODES[out_P.dtype])
+        count = _long(out_P.numel())
+        if form.majority is None:
+            of = _changes(form.changes, (), rows, draws)
+            factors = _doubles(form.weights) if form.weights else None
+            over = ctypes.c_float(form.over)
+            return bool(self._call("add", of, factors, over, scale, count, *result))
+        of = _changes(form.changes, form.weights, rows, draws)
+        sizes = [abs(weight) for weight in form.weights]
+        least = ctypes.c_float(min((size for size in sizes if size > 0), default=1.0))
+        majority = ctypes.c_float(form.majority)
+        each = _doubles(sizes) if sizes else None
+        return bool(self._call("elect", of, majority, each, least, scale, count, *result))
+
+    def signs(self, look: Signs, rows: Sequence[Tensor], draws: Draws) -> int:
+        """Return how many sums of changes are above 0, less how many are below."""
+        of = _changes(look.changes, look.weights, rows, draws)
+        return self._call("signs", of, _long(rows[0].numel()))
+
+    def count(
+        self,
+        look: Sizes,
+        rows: Sequence[Tensor],
+        draws: Draws,
+        lines: Sequence[NDArray[np.uint32]],
+        sums: State,
+    ) -> None:
+        """Count the sizes of changes as `ranks.Ranks` does. lines: what `Ranks.lines` says."""
+        inside_LB = sums["inside_LB"]
+        kept = _at(sums["kept_L"]) if "kept_L" in sums else None
+        self._call(
+            "count", _changes(look.changes, (), rows, draws), _long(rows[0].numel()),
+            len(lines[0]) // (len(rows) - 1), *(ctypes.c_void_p(one.ctypes.data) for one in lines),
+            _at(sums["above_L"]), _at(inside_LB), kept, _long(inside_LB.shape[1]),
+        )  # fmt: skip
+
     def _call(self, name: str, *arguments: Any) -> int:
-        found: int = self.library[f"polytask_{name}_{self.level}"](*arguments)
+        function = self.library[f"polytask_{name}_{self.level}"]
+        function.restype = ctypes.c_int64 if name == "signs" else ctypes.c_int
+        found: int = function(*arguments)
         return found
 
 
@@ -128,6 +188,25 @@ def _all(rows: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 
 def _doubles(values: Sequence[float]) -> ctypes.Array[ctypes.c_double]:
     return (ctypes.c_double * len(values))(*values)
+
+
+def _changes(
+    form: Changes, weights: Sequence[float], rows: Sequence[Tensor], draws: Draws
+) -> Any:
+    """Return a pointer to what the kernels are told of changes."""
+    given, most = draws
+    arrays = [
+        _all(rows),
+        (ctypes.c_void_p * len(given))(*[one.ctypes.data for one in given]),
+        *((ctypes.c_float * len(ends))(*ends) for ends in (form.below, form.most, weights)),
+    ]
+    places = [ctypes.addressof(array) if len(array) else None for array in arrays]
+    made = _Changes(
+        *places, len(rows) - 1, CODES[rows[0].dtype], given[0].itemsize if given else 0, most,
+        form.over,
+    )  # fmt: skip
+    made.arrays = arrays  # held as long as what points to them
+    return ctypes.pointer(made)
 
 
 _long = ctypes.c_int64
