@@ -75,7 +75,7 @@ class Compiled:
         """
         parts = self.pieces.mixed_parts(item, method)
         rows = _read(parts, start, count, own)
-        if not seen and not all(map(self.kernels.finite, rows)):
+        if not seen and not self.kernels.finite(rows):
             return None
         out_P = own.raw.one(count, item.entry.dtype).values_P
         if isinstance(form, Moved):
@@ -108,7 +108,7 @@ class Compiled:
         """
         part = -(-count // thin)
         rows = _read(self.pieces.mixed_parts(item, method), start, part, own)
-        if not seen and not all(map(self.kernels.finite, rows)):
+        if not seen and not self.kernels.finite(rows):
             return False
         self.used = True
         if isinstance(look, Products):

@@ -226,9 +226,9 @@ INLINE void take_tail(Tail *tail, const void *const *rows, int count_rows, int64
     }
 }
 
-/* ---- whether a row is finite ---- */
+/* ---- whether all rows are finite ---- */
 
-EXPORT(int, finite)(const void *row, int64_t count, int dtype) {
+INLINE int is_finite(const void *row, int64_t count, int dtype) {
     if (dtype == F32) {
         uint32_t most = 0;
         for (int64_t i = 0; i < count; i++) {
@@ -243,6 +243,12 @@ EXPORT(int, finite)(const void *row, int64_t count, int dtype) {
         most = size > most ? size : most;
     }
     return most < (dtype == BF16 ? 0x7f80 : 0x7c00);
+}
+
+EXPORT(int, finite)(const void *const *rows, int count_rows, int dtype, int64_t count) {
+    int finite = 1;
+    for (int r = 0; finite && r < count_rows; r++) finite = is_finite(rows[r], count, dtype);
+    return finite;
 }
 
 /* ---- mixtures: base.Mixture ---- */
@@ -492,37 +498,34 @@ typedef struct {
 is known, and what is beyond the end of a piece is 0. */
 enum { N = 256 };
 
-static void take(const void *row, int64_t at, int64_t n, float *restrict out, int dtype) {
+typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+
+INLINE F natural(const void *row, int64_t i, int dtype) {
+    if (dtype == F32) return (F)load((const float *)row + i);
+    H half;
+    memcpy(&half, (const uint16_t *)row + i, sizeof half);
+    U bits = __builtin_convertvector(half, U);
+    return dtype == BF16 ? (F)(bits << 16) : of_half(bits);
+}
+
+/* Elements in their order, less those of `base` where it is given. */
+INLINE void taken(const void *row, const float *base, float *out, int dtype) {
+    for (int i = 0; i < N; i += LANES) {
+        F x = natural(row, i, dtype);
+        if (base) x -= (F)load(base + i);
+        put(out + i, (U)x);
+    }
+}
+
+static void take(const void *row, int64_t at, int64_t n, const float *base, float *out, int dtype) {
     uint32_t end[N];
     const void *from = (const char *)row + at * width(dtype);
     if (n < N) {
         memset(end, 0, sizeof end);
         from = memcpy(end, from, (size_t)(n * width(dtype)));
     }
-    if (dtype == F32) {
-        memcpy(out, from, N * sizeof(float));
-        return;
-    }
-    const uint16_t *restrict half = from;
-    uint32_t *restrict to = (uint32_t *)end;
-    if (dtype == BF16) {
-        uint16_t copy[N];
-        memcpy(copy, half, sizeof copy);
-        for (int i = 0; i < N; i++) to[i] = (uint32_t)copy[i] << 16;
-    } else {
-        uint16_t copy[N];
-        memcpy(copy, half, sizeof copy);
-        for (int i = 0; i < N; i++) {
-            uint32_t size = copy[i] & 0x7fff, sign = (uint32_t)(copy[i] & 0x8000) << 16;
-            float below = (float)(int32_t)size * 0x1p-24f;
-            uint32_t bits;
-            memcpy(&bits, &below, sizeof bits);
-            bits = size < 0x400 ? bits : size >= 0x7c00 ? (size << 13) + (224u << 23)
-                                                        : (size << 13) + (112u << 23);
-            to[i] = bits | sign;
-        }
-    }
-    memcpy(out, to, N * sizeof(float));
+    if (base) BY_DTYPE(dtype, taken(from, base, out, DTYPE))
+    else BY_DTYPE(dtype, taken(from, 0, out, DTYPE))
 }
 
 /* Multiplies by 1 where a change is kept, by 0 elsewhere. */
@@ -549,11 +552,10 @@ static void drop(float *restrict tau, const void *draws, int64_t at, int64_t n, 
 /* The changes of a block, and its base. */
 static void take_changes(const Changes *of, int64_t at, int64_t n, float *restrict base,
                          float (*restrict all)[N]) {
-    take(of->rows[of->models], at, n, base, of->dtype);
+    take(of->rows[of->models], at, n, 0, base, of->dtype);
     for (int m = 0; m < of->models; m++) {
         float *restrict tau = all[m];
-        take(of->rows[m], at, n, tau, of->dtype);
-        for (int i = 0; i < N; i++) tau[i] -= base[i];
+        take(of->rows[m], at, n, base, tau, of->dtype);
         if (of->draw_width) drop(tau, of->draws[m], at, n, of->draw_width, of->draw_most);
         if (of->over != 1)
             for (int i = 0; i < N; i++) tau[i] /= of->over;
@@ -575,20 +577,39 @@ static void take_changes(const Changes *of, int64_t at, int64_t n, float *restri
 
 /* Sums over the models, in float64, rounded to float32; each times its factor, where there are
 such. */
+INLINE void sum_few(float (*restrict all)[N], int many, int first, double *restrict sum) {
+    const float *restrict a = all[0], *restrict b = all[many > 1 ? 1 : 0];
+    const float *restrict c = all[many > 2 ? 2 : 0], *restrict d = all[many > 3 ? 3 : 0];
+    for (int i = 0; i < N; i++) {
+        double x = first ? a[i] : sum[i] + a[i];
+        if (many > 1) x += b[i];
+        if (many > 2) x += c[i];
+        if (many > 3) x += d[i];
+        sum[i] = x;
+    }
+}
+
 static void sum_models(float (*restrict all)[N], int models, const double *factor,
                        float *restrict out) {
     double sum[N];
-    for (int m = 0; m < models; m++) {
-        const float *restrict x = all[m];
-        double f = factor ? factor[m] : 1;
-        if (m == 0 && factor)
-            for (int i = 0; i < N; i++) sum[i] = x[i] * f;
-        else if (m == 0)
-            for (int i = 0; i < N; i++) sum[i] = x[i];
-        else if (factor)
-            for (int i = 0; i < N; i++) sum[i] += x[i] * f;
-        else
-            for (int i = 0; i < N; i++) sum[i] += x[i];
+    if (factor) {
+        for (int m = 0; m < models; m++) {
+            const float *restrict x = all[m];
+            double f = factor[m];
+            if (m == 0)
+                for (int i = 0; i < N; i++) sum[i] = x[i] * f;
+            else
+                for (int i = 0; i < N; i++) sum[i] += x[i] * f;
+        }
+    } else {
+        for (int m = 0; m < models; m += 4) {
+            switch (models - m) {
+            case 1: sum_few(all + m, 1, m == 0, sum); break;
+            case 2: sum_few(all + m, 2, m == 0, sum); break;
+            case 3: sum_few(all + m, 3, m == 0, sum); break;
+            default: sum_few(all + m, 4, m == 0, sum); break;
+            }
+        }
     }
     for (int i = 0; i < N; i++) out[i] = (float)sum[i];
 }
@@ -697,6 +718,25 @@ EXPORT(int64_t, signs)(const Changes *of, int64_t count) {
     return found;
 }
 
+/* Puts those of a block's keys that are at most `room` one beside the other; returns how many. */
+INLINE int gathered(const uint32_t *key, uint32_t room, uint32_t *out) {
+    int found = 0;
+#ifdef __AVX512F__
+    for (int i = 0; i < N; i += 16) {
+        __m512i keys = _mm512_loadu_si512(key + i);
+        __mmask16 inside = _mm512_cmple_epu32_mask(keys, _mm512_set1_epi32((int)room));
+        _mm512_storeu_si512(out + found, _mm512_maskz_compress_epi32(inside, keys));
+        found += __builtin_popcount(inside);
+    }
+#else
+    for (int i = 0; i < N; i++) {
+        out[found] = key[i];
+        found += key[i] <= room;
+    }
+#endif
+    return found;
+}
+
 /* Counts sizes, taken by their bits as integers, as ranks.Ranks does: of each model, for each of
 its `ranks` lines, how many are above `high`; those from `low` on up to it go into counters, cut by
 `shift` bits, or, where `kept` is given, are themselves put among `inside`, as far as there is room
@@ -704,33 +744,28 @@ for `bins`. A line whose low is its high is left out. */
 EXPORT(void, count)(const Changes *of, int64_t count, int ranks, const uint32_t *low,
                     const uint32_t *high, const int32_t *shift, int64_t *above, int64_t *inside,
                     int64_t *kept, int64_t bins) {
-    enum { PART = 32 };
     float all[MODELS][N], base[N];
     for (int64_t at = 0; at < count; at += N) {
         int n = count - at < N ? (int)(count - at) : N;
         take_changes(of, at, n, base, all);
         for (int line = 0; line < of->models * ranks; line++) {
-            uint32_t size[N], from = low[line], to = high[line];
-            if (from == to) continue;
-            memcpy(size, all[line / ranks], sizeof size);
-            for (int i = 0; i < N; i++) size[i] &= 0x7fffffff;
-            for (int i = n; i < N; i++) size[i] = 0; /* below all brackets, or not counted */
-            uint32_t over = 0;
-            for (int i = 0; i < N; i++) over += size[i] > to;
+            uint32_t key[N], within[N + 16], from = low[line], room = high[line] - from, over = 0;
+            if (room == 0) continue;
+            memcpy(key, all[line / ranks], sizeof key);
+            for (int i = 0; i < N; i++) {
+                key[i] = (key[i] & 0x7fffffff) - from; /* wraps around where it is below */
+                over += (int32_t)key[i] > (int32_t)room;
+            }
+            for (int i = n; i < N; i++) key[i] = UINT32_MAX; /* beyond the end: nowhere */
             above[line] += over;
             int64_t *mine = inside + line * bins;
-            for (int part = 0; part < n; part += PART) {
-                uint32_t any = 0;
-                for (int i = 0; i < PART; i++)
-                    any |= size[part + i] - from <= to - from ? 1u : 0u;
-                if (!any) continue;
-                int end = part + PART < n ? part + PART : n;
-                for (int i = part; i < end; i++) {
-                    uint32_t key = size[i] - from;
-                    if (key > to - from) continue;
-                    if (!kept) mine[key >> shift[line]]++;
-                    else if (kept[line]++ < bins) mine[kept[line] - 1] = size[i];
-                }
+            int found = gathered(key, room, within);
+            if (!kept) {
+                for (int i = 0; i < found; i++) mine[within[i] >> shift[line]]++;
+            } else {
+                for (int i = 0; i < found && kept[line] + i < bins; i++)
+                    mine[kept[line] + i] = within[i] + from;
+                kept[line] += found;
             }
         }
     }

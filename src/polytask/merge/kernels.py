@@ -60,9 +60,10 @@ class Kernels:
     library: ctypes.CDLL
     level: int
 
-    def finite(self, row_P: Tensor) -> bool:
-        """Return whether all elements are."""
-        return bool(self._call("finite", _at(row_P), _long(row_P.numel()), CODES[row_P.dtype]))
+    def finite(self, rows: Sequence[Tensor]) -> bool:
+        """Return whether all elements of all rows are, (P,) each, of one dtype."""
+        code, count = CODES[rows[0].dtype], _long(rows[0].numel())
+        return bool(self._call("finite", _all(rows), len(rows), code, count))
 
     def mix(self, mixture: Mixture, rows: Sequence[Tensor], out_P: Tensor) -> bool:
         """Put a mixture of the rows, in float64, and rounded once; return whether it is finite.
@@ -134,9 +135,7 @@ class Kernels:
         )  # fmt: skip
 
     def _call(self, name: str, *arguments: Any) -> int:
-        function = self.library[f"polytask_{name}_{self.level}"]
-        function.restype = ctypes.c_int64 if name == "signs" else ctypes.c_int
-        found: int = function(*arguments)
+        found: int = getattr(self.library, f"polytask_{name}_{self.level}")(*arguments)
         return found
 
 
@@ -170,6 +169,8 @@ def _loaded() -> Kernels | str:
         library = ctypes.CDLL(str(LIBRARY))
         made_of = ctypes.c_char_p.in_dll(library, "polytask_source")
         level = int(library.polytask_level())
+        for each in (level, 0):  # levels differ in no bit; the tests try both
+            getattr(library, f"polytask_signs_{each}").restype = ctypes.c_int64
     except (OSError, ValueError, AttributeError) as error:
         return f"{LIBRARY.name} does not load: {error}"
     source = ctypes.string_at(ctypes.addressof(made_of)).decode()
@@ -206,7 +207,7 @@ def _changes(
         form.over,
     )  # fmt: skip
     made.arrays = arrays  # held as long as what points to them
-    return ctypes.pointer(made)
+    return ctypes.byref(made)
 
 
 _long = ctypes.c_int64
