@@ -29,9 +29,9 @@ from polytask.merge import (
     Options,
     TaskArithmetic,
     prepare,
+    stream,
 )
 from polytask.merge import kernels as module
-from polytask.merge import stream
 from polytask.merge.base import GRAIN
 from polytask.merge.kernels import Kernels, kernels, missing
 
@@ -118,7 +118,10 @@ def outcome(method: Merge, models: list[dict[str, Tensor]], options: Options) ->
 
 
 def both(
-    monkeypatch: pytest.MonkeyPatch, method: Merge, models: list[dict[str, Tensor]], options: Options
+    monkeypatch: pytest.MonkeyPatch,
+    method: Merge,
+    models: list[dict[str, Tensor]],
+    options: Options,
 ) -> tuple[object, object]:
     monkeypatch.setenv(module.SWITCH, "0")
     slow = outcome(method, models, options)

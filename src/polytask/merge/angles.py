@@ -79,7 +79,7 @@ class Angles(Surveyor):
             first = 0
             for products_JG in _products(vectors_MG):
                 those_QA = sums_QA[first : first + len(products_JG)]
-                for products_JA in products_JG.cpu().split(ACROSS, dim=1):
+                for products_JA in torch.split(products_JG.cpu(), ACROSS, dim=1):
                     those_QA[:, : products_JA.shape[1]].add_(products_JA)
                 first += len(products_JG)
 

@@ -98,7 +98,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Products:
-    """A survey's look that adds up the products of the models, or of their changes from the base; see
+    """A survey's look that adds up products of the models, or of their changes from the base; see
     `angles.Angles`."""
 
     of_changes: bool
@@ -106,7 +106,7 @@ class Products:
 
 @dataclass(frozen=True)
 class Changes:
-    """How far models went from the base, in float32, and what of it counts; by the steps of `steps`.
+    """How far models went from the base, in float32, and what of it counts; as in `steps`.
 
     kept, seed: the share that a draw keeps, see `draws.kept`, the rest times 0; 1 keeps all.
     over: what changes are divided by then. below, most: per model, none where there is no such

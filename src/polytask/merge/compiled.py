@@ -55,9 +55,10 @@ class Compiled:
 
     def room(self, item: Item, form: Mixture | Moved | Look, chunk: int) -> int:
         """Return how many elements as they lie in the files go where `chunk` go widened."""
-        drawn = not isinstance(form, (Mixture, Products)) and form.changes.kept < 1
         most = max(item.parts[0].dtype.itemsize, item.entry.dtype.itemsize)
-        return chunk * WIDEST // max(most, 2 * width(form.changes.kept) if drawn else 0)
+        if not isinstance(form, (Mixture, Products)) and form.changes.kept < 1:
+            most = max(most, 2 * width(form.changes.kept))  # draws take no more than half of it
+        return chunk * WIDEST // most
 
     def merged(
         self,

@@ -261,27 +261,32 @@ typedef struct {
     int rows, divides, moves;
 } Mixture;
 
-INLINE void mix_steps(const Mixture *mix, const void *const *rows, int64_t start, int64_t stop,
+INLINE void mix_steps(const Mixture *given, const void *const *rows, int64_t start, int64_t stop,
                       void *out, U *spoiled, U *below, int plain, int dtype, int out_dtype) {
-    int last = mix->rows - 1;
-    double first = mix->factor[0], of_last = mix->factor[last], share = mix->share;
+    const Mixture mix = *given; /* a copy that no result can be written into */
+    const int last = mix.rows - 1;
+    const double first = mix.factor[0], of_last = mix.factor[last];
+    const void *const row0 = rows[0], *const row_last = rows[last];
+    U bad = *spoiled, small = {0};
     for (int64_t at = start; at < stop; at += STEP) {
-        Doubles sum = widest(rows[0], at, dtype), x = sum;
+        Doubles sum = widest(row0, at, dtype), x = sum;
         if (!plain || last == 0) sum.a *= first, sum.b *= first;
         for (int r = 1; r < last; r++) {
             x = widest(rows[r], at, dtype);
-            if (!plain) x.a *= mix->factor[r], x.b *= mix->factor[r];
+            if (!plain) x.a *= mix.factor[r], x.b *= mix.factor[r];
             sum.a += x.a, sum.b += x.b;
         }
         if (last) {
-            x = widest(rows[last], at, dtype);
+            x = widest(row_last, at, dtype);
             sum.a += x.a * of_last, sum.b += x.b * of_last;
         }
-        if (mix->divides) sum.a /= mix->over, sum.b /= mix->over;
-        else sum.a *= share, sum.b *= share;
-        if (mix->moves) sum.a = sum.a * mix->scale + x.a, sum.b = sum.b * mix->scale + x.b;
-        put_doubles(sum, out, at, dtype, out_dtype, spoiled, below);
+        if (mix.divides) sum.a /= mix.over, sum.b /= mix.over;
+        else if (mix.share != 1) sum.a *= mix.share, sum.b *= mix.share;
+        if (mix.moves) sum.a = sum.a * mix.scale + x.a, sum.b = sum.b * mix.scale + x.b;
+        put_doubles(sum, out, at, dtype, out_dtype, &bad, below ? &small : 0);
     }
+    *spoiled = bad;
+    if (below) *below = small;
 }
 
 /* In blocks, the quick way first. */

@@ -191,15 +191,14 @@ def _doubles(values: Sequence[float]) -> ctypes.Array[ctypes.c_double]:
     return (ctypes.c_double * len(values))(*values)
 
 
-def _changes(
-    form: Changes, weights: Sequence[float], rows: Sequence[Tensor], draws: Draws
-) -> Any:
+def _changes(form: Changes, weights: Sequence[float], rows: Sequence[Tensor], draws: Draws) -> Any:
     """Return a pointer to what the kernels are told of changes."""
     given, most = draws
-    arrays = [
+    ends = (form.below, form.most, weights)
+    arrays: list[ctypes.Array[Any]] = [
         _all(rows),
         (ctypes.c_void_p * len(given))(*[one.ctypes.data for one in given]),
-        *((ctypes.c_float * len(ends))(*ends) for ends in (form.below, form.most, weights)),
+        *[(ctypes.c_float * len(values))(*values) for values in ends],
     ]
     places = [ctypes.addressof(array) if len(array) else None for array in arrays]
     made = _Changes(
