@@ -44,7 +44,7 @@ def compiled(library: Path) -> str:
         return "there is no C compiler"
     command = shlex.split(compiler)
     digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
-    many = platform.machine() in ("x86_64", "AMD64") and sysconfig.get_platform() != "win32"
+    many = platform.machine() in ("x86_64", "AMD64")
     with tempfile.TemporaryDirectory() as folder:
         said = ""
         for levels in (LEVELS, ()) if many else ((),):  # an old compiler may not know them

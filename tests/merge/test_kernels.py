@@ -32,8 +32,9 @@ from polytask.merge import (
     stream,
 )
 from polytask.merge import kernels as module
-from polytask.merge.base import GRAIN
+from polytask.merge.base import GRAIN, Changes, Sizes
 from polytask.merge.kernels import Kernels, kernels, missing
+from polytask.testing import check_merge
 
 needs_kernels = pytest.mark.skipif(bool(missing()), reason=f"no kernels: {missing()}")
 
@@ -256,6 +257,27 @@ def test_tensors_that_kernels_do_not_take_are_merged_by_torch(monkeypatch):
         for method in (TaskArithmetic(), TIES(), DARE()):
             quick, slow = both(monkeypatch, method, models, Options())
             assert quick == slow
+
+
+class OtherForm(DARE):
+    """Says to the kernels something else than it does."""
+
+    def formed(self, models, state):
+        return dataclasses.replace(super().formed(models, state), scale=0.25)
+
+
+class OtherLook(Breadcrumbs):
+    """Lets the kernels count something else than it looks at."""
+
+    def looks(self, state):
+        return Sizes(Changes(over=2.0))
+
+
+@needs_kernels
+@pytest.mark.parametrize("method", [OtherForm(), OtherLook()], ids=repr)
+def test_the_contract_finds_what_is_said_to_the_kernels_and_not_done(method):
+    with pytest.raises(AssertionError, match="where what it says to the kernels counts"):
+        check_merge(method)
 
 
 @pytest.mark.parametrize("value", ["2", "", "no"])

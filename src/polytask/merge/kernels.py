@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,8 @@ def missing() -> str:
 
 @functools.cache
 def _loaded() -> Kernels | str:
+    if sys.byteorder != "little":
+        return "they are for processors whose low bytes come first"
     if not LIBRARY.exists():
         return "they were not compiled when polytask was installed"
     try:
