@@ -91,14 +91,13 @@ class Angles(Surveyor):
     @final
     def settle(self, state: State, sums: State) -> State:
         """Return the inner products."""
-        sum_QA = sums["sums_QA"]
-        while sum_QA.shape[1] > 1:
-            left_QA, right_QA = sum_QA.chunk(2, dim=1)
-            sum_QA = left_QA + right_QA
+        sum_QA = sums["sums_QA"].numpy()
+        while (half := sum_QA.shape[1] // 2) > 0:
+            sum_QA = sum_QA[:, :half] + sum_QA[:, half:]
         models = round(math.sqrt(2 * len(sum_QA)) - 0.5)
-        gram_MM = sum_QA.new_empty(models, models)
+        gram_MM = torch.empty(models, models, dtype=torch.float64)
         i_Q, j_Q = torch.triu_indices(models, models)
-        gram_MM[i_Q, j_Q] = gram_MM[j_Q, i_Q] = sum_QA[:, 0]
+        gram_MM[i_Q, j_Q] = gram_MM[j_Q, i_Q] = torch.from_numpy(sum_QA[:, 0])
         return {"gram_MM": gram_MM}
 
     @final
@@ -140,7 +139,7 @@ def sums_of(sums: State, models: int) -> Tensor:
 
 def cosine(gram_MM: Tensor, i: int, j: int) -> float:
     """Return the cosine between vectors i and j, in [-1, 1]; 0 where one of them is 0."""
-    lengths = gram_MM[i, i].sqrt(), gram_MM[j, j].sqrt()
-    if float(lengths[0]) == 0 or float(lengths[1]) == 0:
+    lengths = math.sqrt(float(gram_MM[i, i])), math.sqrt(float(gram_MM[j, j]))
+    if 0 in lengths:
         return 0.0
-    return max(-1.0, min(1.0, float(gram_MM[i, j] / lengths[0] / lengths[1])))
+    return max(-1.0, min(1.0, float(gram_MM[i, j]) / lengths[0] / lengths[1]))

@@ -32,6 +32,7 @@ from polytask.merge.need import WIDEST
 from polytask.merge.pieces import Buffers, Pieces, pools
 from polytask.merge.plan import Item, Part
 from polytask.merge.ranks import Ranks
+from polytask.merge.rounding import all_finite
 
 
 @dataclass
@@ -109,13 +110,18 @@ class Compiled:
         """
         part = -(-count // thin)
         rows = _read(self.pieces.mixed_parts(item, method), start, part, own)
-        if not seen and not self.kernels.finite(rows):
-            return False
         self.used = True
         if isinstance(look, Products):
-            models = len(rows) - method.needs_base
-            self.kernels.products(rows, method.needs_base, sums_of(sums, models))
-            return True
+            sums_QA = sums_of(sums, len(rows) - method.needs_base)
+            before_QA = sums_QA.clone()
+            self.kernels.products(rows, method.needs_base, sums_QA)
+            # The squares of what is finite stay finite in float64, and those of all else do not.
+            finite = seen or all_finite(sums_QA)
+            if not finite:
+                sums_QA.copy_(before_QA)
+            return finite
+        if not seen and not self.kernels.finite(rows):
+            return False
         draws = _draws(look.changes, item, len(rows) - 1, start, part)
         if isinstance(look, Signs):
             sums["signs"] += self.kernels.signs(look, rows, draws)
