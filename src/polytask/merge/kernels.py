@@ -58,7 +58,7 @@ class _Changes(ctypes.Structure):
 class Kernels:
     """The kernels of one level of the machine's vectors; levels differ in no bit."""
 
-    library: ctypes.CDLL
+    code: ctypes.CDLL
     level: int
 
     def finite(self, rows: Sequence[Tensor]) -> bool:
@@ -136,7 +136,7 @@ class Kernels:
         )  # fmt: skip
 
     def _call(self, name: str, *arguments: Any) -> int:
-        found: int = getattr(self.library, f"polytask_{name}_{self.level}")(*arguments)
+        found: int = getattr(self.code, f"polytask_{name}_{self.level}")(*arguments)
         return found
 
 
