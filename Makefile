@@ -5,6 +5,8 @@ BIN := .venv/bin
 # The stamp is written last, so a set-up that was interrupted leaves none and starts afresh.
 # It names the interpreter and this folder: scripts inside .venv hold its absolute path.
 STAMP := .venv/.ready
+# Compiled when the package is installed, by hatch_build.py.
+KERNELS := src/polytask/merge/kernels.c
 IDENTITY = $(CURDIR) $$($(BIN)/python -V 2>&1)
 
 # In the environment rather than as an option: so the build backends are pinned too.
@@ -25,7 +27,8 @@ help:
 setup:
 	@if [ ! -x $(BIN)/polytask ] || [ "$$(cat $(STAMP) 2>/dev/null)" != "$(IDENTITY)" ]; then \
 	    $(MAKE) --no-print-directory .fresh && $(MAKE) --no-print-directory .install; \
-	elif [ pyproject.toml -nt $(STAMP) ] || [ constraints.txt -nt $(STAMP) ]; then \
+	elif [ pyproject.toml -nt $(STAMP) ] || [ constraints.txt -nt $(STAMP) ] || \
+	    [ hatch_build.py -nt $(STAMP) ] || [ $(KERNELS) -nt $(STAMP) ]; then \
 	    $(MAKE) --no-print-directory .install; \
 	fi
 

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from email import message_from_bytes
@@ -45,13 +47,23 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def build(folder: Path, kind: str, **env: str) -> tuple[Path, str]:
+    """Build a wheel or an sdist; return its path, and what was said meanwhile."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+    built = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    (path,) = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz")]
+    return path, built.stdout + built.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    (path,) = folder.glob("*.whl")
+    """A wheel as a machine without a C compiler builds it."""
+    path, said = build(tmp_path_factory.mktemp("wheel"), "wheel", CC="no-such-compiler")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert "merging will be done by torch alone, which is slower: there is no C compiler" in said
     return zipfile.ZipFile(path)
 
 
@@ -67,6 +79,56 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel):
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == wanted
     assert "polytask/py.typed" in held
+
+
+LIBRARY = "polytask/merge/libkernels.so"
+COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_where_there_is_a_compiler_the_wheel_holds_the_kernels_and_is_for_this_platform(
+    wheel, tmp_path
+):
+    path, said = build(tmp_path / "built", "wheel")
+    assert "torch alone" not in said
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert path.name.endswith(f"-py3-none-{platform}.whl")
+    compiled = zipfile.ZipFile(path)
+    assert set(compiled.namelist()) - set(wheel.namelist()) == {LIBRARY}
+    # Taken out of the wheel, they are found and give what torch gives.
+    compiled.extractall(tmp_path / "site")
+    merged = (
+        "import torch\n"
+        "from polytask.merge import TIES, kernels, merge\n"
+        "base = {'x': torch.arange(9.0)}\n"
+        "print(kernels.__file__, kernels.missing() or 'compiled')\n"
+        "print(merge(base, [base, {'x': torch.ones(9)}], TIES())['x'].tolist())\n"
+    )
+    said = []
+    for switch in ("1", "0"):
+        env = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "POLYTASK_KERNELS": switch}
+        command = [sys.executable, "-P", "-c", merged]
+        ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        said.append(ran.stdout.splitlines())
+    (found, quick), (_, slow) = said
+    assert found.startswith(str(tmp_path / "site"))
+    assert found.endswith(" compiled")
+    assert quick == slow
+
+
+def test_a_compiler_that_fails_leaves_a_wheel_without_kernels(tmp_path):
+    path, said = build(tmp_path, "wheel", CC="false")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert "by torch alone, which is slower: false failed: exit code 1" in said
+
+
+def test_the_source_archive_holds_what_compiles(tmp_path):
+    path, _ = build(tmp_path, "sdist")
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+    assert {"hatch_build.py", "src/polytask/merge/kernels.c", "Makefile"} <= names
+    assert not any(name.endswith(".so") for name in names)
 
 
 def test_the_wheel_holds_licence_and_command(wheel):
@@ -266,9 +328,13 @@ def test_make_setup_starts_afresh_where_the_environment_is_not_whole(set_up, har
     assert "polytask needs Python 3.11 or later; 'false' is" in done.stderr
 
 
-@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize(
+    "changed",
+    ["pyproject.toml", "constraints.txt", "hatch_build.py", "src/polytask/merge/kernels.c"],
+)
 def test_make_setup_installs_once_when_a_requirement_changed(set_up, changed):
-    os.utime(set_up / changed)
+    (set_up / changed).parent.mkdir(parents=True, exist_ok=True)
+    (set_up / changed).touch()
     os.utime(set_up / ".venv" / ".ready", (2, 2))
     python = set_up / ".venv" / "bin" / "python"
     python.unlink()

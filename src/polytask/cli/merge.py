@@ -151,7 +151,7 @@ def _merge(recipe: Path, out: Path, options: Options, page: Path | None, as_json
         click.echo(f"Warning: {text}", err=True)
     click.echo(
         f"Wrote {out}: {done.tensors:,} tensors, {done.elements:,} elements, in "
-        f"{done.seconds:.1f} s."
+        f"{done.seconds:.1f} s, by {'compiled kernels' if done.compiled else 'torch alone'}."
     )
     if page is not None:
         click.echo(f"Report: {page}")
@@ -199,12 +199,16 @@ def _plain(done: Written | AdapterWritten) -> dict[str, Any]:
 
 
 def _state(job: Job, out: Path) -> None:
-    """Say what the merge needs before it begins."""
+    """Say what the merge needs before it begins, and by what it is computed."""
+    from polytask.merge.kernels import missing
+
+    why = missing()
     sizes = sum(item.entry.numel * item.entry.dtype.itemsize for item in job.plan.items)
     click.echo(
         f"Merging {len(job.plan.labels)} models, {len(job.plan.items):,} tensors, into {out}: "
         f"{sizes / 1e9:.2f} GB on disk, at most {job.need.memory / 2**20:.0f} MiB of memory, "
-        f"{job.need.threads} thread{'s' if job.need.threads > 1 else ''}.",
+        f"{job.need.threads} thread{'s' if job.need.threads > 1 else ''}. "
+        f"Kernels: {f'none ({why}), by torch alone' if why else 'compiled'}.",
         err=True,
     )
 

@@ -1,33 +1,46 @@
 """Methods that ask a tensor only for the lengths and angles of its models, and then mix them.
 
-Shapes: M = models, P = elements of one piece, G = elements of one block.
+Shapes: M = models, P = elements of one piece, A = ACROSS, Q = pairs of models,
+    each with itself and those after it, J = some of
+    them.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import final
 
 import torch
 from torch import Tensor
 
-from polytask.merge.base import GRAIN, Mixture, Over, Place, State, Surveyor
+from polytask.merge.base import (
+    GRAIN,
+    Look,
+    Mixture,
+    Over,
+    Place,
+    Products,
+    State,
+    Surveyor,
+)
+
+ACROSS = 1 << 11
+"""Sums of a pair's products that are carried along; a divisor of GRAIN."""
+
+AT_ONCE = 16
+"""Rows of products that are formed together: 2 MiB."""
 
 
 class Angles(Surveyor):
     """A mix of base and models, per tensor, by their inner products, in float64.
 
-    Products are summed over blocks of GRAIN elements, and the blocks in order, so that a tensor
-    cut into pieces gives the same sum to the last bit.
+    The products are those of the models; where the base takes part, of how far they went from it.
+    Of a pair of models, the products at elements k, k + ACROSS, k + 2 ACROSS, ... are added in this
+    order, and in the end their sums by halves. So a tensor gives the same to the last bit however
+    it is cut, and on every machine; a product of matrices would add in the order that suits it.
     """
-
-    @abstractmethod
-    def vectors(self, base_P: Tensor, tuned_MP: Tensor) -> Tensor:
-        """Return the vectors whose inner products are asked for, (M, P); they may overwrite the
-        tuned ones.
-
-        tuned_MP: in memory of its own.
-        """
 
     @abstractmethod
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
@@ -57,21 +70,35 @@ class Angles(Surveyor):
     @final
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Add the inner products of one piece."""
-        models = len(tuned_MP)
-        if "gram_MM" not in sums:
-            sums["gram_MM"] = torch.zeros(models, models, dtype=torch.float64)
-        # tensor_split would cut evenly; blocks must start where they do in every other cut.
+        sums_QA = sums_of(sums, len(tuned_MP))
         for start in range(0, tuned_MP.shape[1], GRAIN):
             block = slice(start, start + GRAIN)
-            # In memory of its own: where a block lies must not matter to the sums of its products.
-            tuned_MG = tuned_MP[:, block].to(torch.float64, copy=True)
-            vectors_MG = self.vectors(base_P[block].to(torch.float64), tuned_MG)
-            sums["gram_MM"] += (vectors_MG @ vectors_MG.T).cpu()
+            vectors_MG = tuned_MP[:, block].to(torch.float64)
+            if self.needs_base:
+                vectors_MG = vectors_MG - base_P[block].to(torch.float64)
+            first = 0
+            for products_JG in _products(vectors_MG):
+                those_QA = sums_QA[first : first + len(products_JG)]
+                for products_JA in torch.split(products_JG.cpu(), ACROSS, dim=1):
+                    those_QA[:, : products_JA.shape[1]].add_(products_JA)
+                first += len(products_JG)
+
+    @final
+    def looks(self, state: State) -> Look:
+        """Return what `look` adds: inner products."""
+        return Products(of_changes=self.needs_base)
 
     @final
     def settle(self, state: State, sums: State) -> State:
         """Return the inner products."""
-        return sums
+        sum_QA = sums["sums_QA"].numpy()
+        while (half := sum_QA.shape[1] // 2) > 0:
+            sum_QA = sum_QA[:, :half] + sum_QA[:, half:]
+        models = round(math.sqrt(2 * len(sum_QA)) - 0.5)
+        gram_MM = torch.empty(models, models, dtype=torch.float64)
+        i_Q, j_Q = torch.triu_indices(models, models)
+        gram_MM[i_Q, j_Q] = gram_MM[j_Q, i_Q] = torch.from_numpy(sum_QA[:, 0])
+        return {"gram_MM": gram_MM}
 
     @final
     def mixture(self, models: int, state: State) -> Mixture:
@@ -87,9 +114,32 @@ class Angles(Surveyor):
         )
 
 
+def _products(vectors_MG: Tensor) -> Iterator[Tensor]:
+    """Yield the products of each vector with itself and those after it, many at once, (J, G), in
+    memory that is used again."""
+    models, length = vectors_MG.shape
+    room_KG = vectors_MG.new_empty(max(AT_ONCE, models), length)
+    filled = 0
+    for i in range(models):
+        if filled + models - i > len(room_KG):
+            yield room_KG[:filled]
+            filled = 0
+        torch.mul(vectors_MG[i:], vectors_MG[i], out=room_KG[filled : filled + models - i])
+        filled += models - i
+    yield room_KG[:filled]
+
+
+def sums_of(sums: State, models: int) -> Tensor:
+    """Return what the products of each pair of models add up to, (Q, ACROSS); 0 at first."""
+    if "sums_QA" not in sums:
+        pairs = models * (models + 1) // 2
+        sums["sums_QA"] = torch.zeros(pairs, ACROSS, dtype=torch.float64)
+    return sums["sums_QA"]
+
+
 def cosine(gram_MM: Tensor, i: int, j: int) -> float:
     """Return the cosine between vectors i and j, in [-1, 1]; 0 where one of them is 0."""
-    lengths = gram_MM[i, i].sqrt(), gram_MM[j, j].sqrt()
-    if float(lengths[0]) == 0 or float(lengths[1]) == 0:
+    lengths = math.sqrt(float(gram_MM[i, i])), math.sqrt(float(gram_MM[j, j]))
+    if 0 in lengths:
         return 0.0
-    return max(-1.0, min(1.0, float(gram_MM[i, j] / lengths[0] / lengths[1])))
+    return max(-1.0, min(1.0, float(gram_MM[i, j]) / lengths[0] / lengths[1]))

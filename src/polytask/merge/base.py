@@ -96,6 +96,66 @@ class Mixture:
         return self.of(rows, tuned_MP.new_empty(2, tuned_MP.shape[1], dtype=torch.float64))
 
 
+@dataclass(frozen=True)
+class Products:
+    """A survey's look that adds up products of the models, or of their changes from the base; see
+    `angles.Angles`."""
+
+    of_changes: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How far models went from the base, in float32, and what of it counts; as in `steps`.
+
+    kept, seed: the share that a draw keeps, see `draws.kept`, the rest times 0; 1 keeps all.
+    over: what changes are divided by then. below, most: per model, none where there is no such
+        end; changes of a size up to `below`, or above `most`, become 0 then.
+    """
+
+    kept: float = 1.0
+    seed: int = 0
+    over: float = 1.0
+    below: tuple[float, ...] = ()
+    most: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Moved:
+    """theta_0 + scale * (sum_m weights[m] * changes_m) / over, or the mean of those that agree.
+
+    majority: given where a sign is elected: the one of elements whose sum is 0.
+    """
+
+    changes: Changes
+    weights: tuple[float, ...]
+    scale: float
+    over: float = 1.0
+    majority: float | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A survey's look that counts the sizes of changes, for `ranks.Ranks`."""
+
+    changes: Changes
+
+
+@dataclass(frozen=True)
+class Signs:
+    """A survey's look that adds up in "signs" which sign sums of changes have, element by element.
+
+    weights: what changes are multiplied by before.
+    """
+
+    changes: Changes
+    weights: tuple[float, ...]
+
+
+Look = Products | Sizes | Signs
+"""What a survey adds up, where the kernels know it as well."""
+
+
 class Merge(ABC):
     """The contract of this room. A method is a frozen dataclass of settings.
 
@@ -133,6 +193,13 @@ class Merge(ABC):
         """Return the result as a mixture, where it is one; None where it is more than that.
 
         The engine forms mixtures straight from what it reads; `piece` is then the same mixture.
+        """
+        return None
+
+    def formed(self, models: int, state: State) -> Moved | None:
+        """Return the result as a base that is moved, where it is one that the kernels know.
+
+        `piece` gives the same to the last bit, wherever it gets float32.
         """
         return None
 
@@ -204,6 +271,10 @@ class Surveyor(Merge):
         found in the end does not depend on it.
         """
         return 1
+
+    def looks(self, state: State) -> Look | None:
+        """Return what the next pass adds up, where it is one of these; `look` adds the same."""
+        return None
 
     @abstractmethod
     def begin(self, models: int, dtype: torch.dtype) -> State:

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from polytask.errors import UsageError
-from polytask.merge.base import Over, Place, State, Surveyor
+from polytask.merge.base import Changes, Look, Moved, Over, Place, Sizes, State, Surveyor
 from polytask.merge.checks import check_finite, check_share, check_weights
 from polytask.merge.ranks import Ranks
-from polytask.merge.steps import moved, ranked, task_vectors, trim, weighted_sum
+from polytask.merge.steps import below_of, moved, ranked, task_vectors, trim, weighted_sum
 
 RANKS = Ranks(keeps=True)
 
@@ -85,6 +85,10 @@ class Breadcrumbs(Surveyor):
             sizes_MP = task_vectors(base_P[::stride], tuned_MP[:, ::stride]).abs_()
             RANKS.look(sizes_MP, elements, state, sums)
 
+    def looks(self, state: State) -> Look:
+        """Return what `look` counts."""
+        return Sizes(Changes())
+
     def settle(self, state: State, sums: State) -> State:
         """Return the state after a pass."""
         return RANKS.settle(state, sums, self._ranks(int(sums["elements"])))
@@ -97,6 +101,12 @@ class Breadcrumbs(Surveyor):
         for m, most in enumerate(ends_MK[:, 0].tolist()):
             tau_MP[m] -= functional.hardshrink(tau_MP[m], most)  # what is larger, less itself
         return moved(base_P, weighted_sum(tau_MP, self.weights), self.scale)
+
+    def formed(self, models: int, state: State) -> Moved:
+        """Return the same for the kernels."""
+        ends_MK = RANKS.values(state)
+        kept = Changes(below=below_of(ends_MK[:, 1]), most=tuple(ends_MK[:, 0].tolist()))
+        return Moved(kept, self.weights, self.scale)
 
     def _ranks(self, elements: int) -> tuple[int, int]:
         """Return the ranks of the largest and of the least element kept."""

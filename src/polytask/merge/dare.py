@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polytask.merge.base import Merge, Place, State
+from polytask.merge.base import Changes, Merge, Moved, Place, State
 from polytask.merge.checks import check_finite, check_seed, check_share, check_weights
 from polytask.merge.draws import kept
 from polytask.merge.steps import mask, moved, rescale, task_vectors, weighted_sum
@@ -59,6 +59,11 @@ class DARE(Merge):
         kept_MP = dropped(base_P, tuned_MP, self.drop, at, self.seed)
         merged_P = rescale(weighted_sum(kept_MP, self.weights), 1 - self.drop)
         return moved(base_P, merged_P, self.scale)
+
+    def formed(self, models: int, state: State) -> Moved:
+        """Return the same for the kernels."""
+        changes = Changes(1 - self.drop, self.seed)
+        return Moved(changes, self.weights, self.scale, over=1 - self.drop)
 
 
 def dare(

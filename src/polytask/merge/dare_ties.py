@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from polytask.merge.base import Over, Place
+from polytask.merge.base import Changes, Over, Place
 from polytask.merge.checks import check_finite, check_seed, check_share, check_weights
 from polytask.merge.dare import dropped
 from polytask.merge.electing import Electing
@@ -45,6 +45,11 @@ class DareTies(Electing):
         check_finite("DareTies", "scale", self.scale)
         check_weights("DareTies", self.weights)
         check_seed("DareTies", self.seed)
+
+    @property
+    def form(self) -> Changes:
+        """The task vectors after dropping."""
+        return Changes(1 - self.drop, self.seed, over=1 - self.drop)
 
     def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
         """Return the task vectors after dropping, (M, P)."""

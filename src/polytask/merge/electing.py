@@ -9,14 +9,24 @@ Shapes: M = tuned models, P = elements of one piece.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from polytask.merge.base import Over, Place, State, Surveyor
+from polytask.merge.base import Changes, Look, Moved, Over, Place, Signs, Sizes, State, Surveyor
 from polytask.merge.ranks import Ranks
-from polytask.merge.steps import agreeing_mean, elect, moved, ranked, trim, weighted, weighted_sum
+from polytask.merge.steps import (
+    agreeing_mean,
+    below_of,
+    elect,
+    moved,
+    ranked,
+    trim,
+    weighted,
+    weighted_sum,
+)
 
 RANKS = Ranks()
 
@@ -32,6 +42,11 @@ class Electing(Surveyor):
     scale: float
     weights: tuple[float, ...]
     over: Over
+
+    @property
+    @abstractmethod
+    def form(self) -> Changes:
+        """What `changes` returns, as the kernels know it."""
 
     @abstractmethod
     def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
@@ -76,6 +91,13 @@ class Electing(Surveyor):
             RANKS.look(sizes_MP, elements, state, sums)
 
     @final
+    def looks(self, state: State) -> Look:
+        """Return what `look` counts."""
+        if RANKS.settled(state):
+            return Signs(self._trimmed_form(state), self.weights)
+        return Sizes(self.form)
+
+    @final
     def settle(self, state: State, sums: State) -> State:
         """Return the state after a pass."""
         if RANKS.settled(state):
@@ -88,6 +110,15 @@ class Electing(Surveyor):
         change_MP = self._trimmed(self.changes(base_P, tuned_MP, at), state)
         sign_P = elect(change_MP, float(state["majority"]))
         return moved(base_P, agreeing_mean(change_MP, sign_P, self.weights), self.scale)
+
+    @final
+    def formed(self, models: int, state: State) -> Moved:
+        """Return the same for the kernels."""
+        majority = float(state["majority"])
+        return Moved(self._trimmed_form(state), self.weights, self.scale, majority=majority)
+
+    def _trimmed_form(self, state: State) -> Changes:
+        return replace(self.form, below=below_of(RANKS.values(state)[:, 0]))
 
     def _ranks(self, elements: int) -> tuple[int]:
         return (ranked(elements, self.density),)

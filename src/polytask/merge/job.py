@@ -37,7 +37,8 @@ class Written:
     """What a merge into files left behind.
 
     memory: bytes it was said to need at most. warnings: what deserves a look, in plain words.
-    spoiled: per tensor that is not finite in some model, those models.
+    spoiled: per tensor that is not finite in some model, those models. compiled: whether compiled
+        kernels merged any of it; the result does not depend on it.
     """
 
     out: Path
@@ -47,6 +48,7 @@ class Written:
     memory: int
     warnings: tuple[str, ...]
     spoiled: Mapping[str, tuple[str, ...]]
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Job:
             memory=self.need.memory,
             warnings=(*self.warnings, *_spoiled(spoiled)),
             spoiled=spoiled,
+            compiled=stream.compiled,
         )
 
     def _stream(self, output: Files | Memory, progress: Progress | None) -> Stream:
@@ -191,5 +194,6 @@ def _kept(output: Files) -> State | None:
 
 
 def _keep(output: Files, state: State) -> None:
-    plain = {name: value.contiguous() for name, value in state.items()}
+    # Copies: two names of one tensor, as of a bracket with equal ends, cannot be saved.
+    plain = {name: value.clone().contiguous() for name, value in state.items()}
     write_atomic(output.folder / STATE, safetensors.torch.save(plain))

@@ -28,10 +28,6 @@ class ModelStock(Angles):
 
     least: ClassVar[int] = 2
 
-    def vectors(self, base_P: Tensor, tuned_MP: Tensor) -> Tensor:
-        """Return the task vectors, (M, P)."""
-        return tuned_MP.sub_(base_P)
-
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
         """Return 1 - t for the base, and t / M for each model."""
         models = len(gram_MM)

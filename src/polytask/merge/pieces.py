@@ -82,14 +82,18 @@ class Pieces:
 
         Formed as they are read, in float64; or at once in the result's dtype, see `_pooled`.
         """
-        parts = (*item.parts[self.plan.has_base :], *item.parts[: method.needs_base])
-        if _pools(item, parts, mixture):
+        parts = self.mixed_parts(item, method)
+        if pools(item, parts, mixture):
             raw_MP, rows = own.pieces.rows(len(parts), count, torch.bfloat16)
             for part, row in zip(parts, rows, strict=True):
                 part.read(start, row)
             return _pooled(raw_MP)
         wide_2P, _ = own.pieces.rows(2, count, torch.float64)
         return mixture.of((_raw(part, start, count, own) for part in parts), wide_2P)
+
+    def mixed_parts(self, item: Item, method: Merge) -> tuple[Part, ...]:
+        """Return who takes part in a mixture: the tuned models, then the base if it does."""
+        return (*item.parts[self.plan.has_base :], *item.parts[: method.needs_base])
 
     def dtype(self, item: Item, method: Merge) -> torch.dtype:
         """Return the precision a tensor is merged in: wider than the method's for float64 files."""
@@ -126,7 +130,7 @@ def _raw(part: Part, start: int, count: int, own: Buffers) -> Tensor:
     return raw.values_P
 
 
-def _pools(item: Item, parts: Sequence[Part], mixture: Mixture) -> bool:
+def pools(item: Item, parts: Sequence[Part], mixture: Mixture) -> bool:
     """Return whether `_pooled` forms this mixture as well as float64 would.
 
     It does for a plain mean of 2, 4 or 8 bfloat16 models: 8 bits of fraction each leave a float32

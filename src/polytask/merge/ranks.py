@@ -77,9 +77,7 @@ class Ranks:
 
     def look(self, values_RP: Tensor, elements: int, state: State, sums: State) -> None:
         """Count a piece. elements: of it, also where `stride` has thinned it out."""
-        sums["elements"] += elements
-        if "above_L" not in sums:
-            sums.update(_counters(state))
+        self.note(elements, state, sums)
         keys_RP = self._keys(values_RP)
         ranks = len(state["rank_K"])
         above_L, inside_LB = sums["above_L"].numpy(), sums["inside_LB"].numpy()
@@ -101,6 +99,19 @@ class Ranks:
                 inside_LB[line] += np.bincount(bin_N, minlength=BINS)
             else:
                 np.add.at(inside_LB[line], bin_N, 1)
+
+    def note(self, elements: int, state: State, sums: State) -> None:
+        """Add to how many elements were seen, and make room for what is counted of them."""
+        sums["elements"] += elements
+        if "above_L" not in sums:
+            sums.update(_counters(state))
+
+    def lines(self, state: State) -> tuple[NDArray[np.uint32], ...]:
+        """Return of each line the low and the high of its bracket, and by how many bits keys are
+        cut there. Of float32 that has no sign alone."""
+        ends = _brackets(state)
+        found = zip(*((low, high, _shift(low, high)) for low, high in ends), strict=True)
+        return tuple(np.array(values, dtype=np.uint32) for values in found)
 
     def settle(self, state: State, sums: State, ranks: tuple[int, ...]) -> State:
         """Return the state after a pass. ranks: K of them, each from 1 to `sums["elements"]`."""

@@ -43,10 +43,6 @@ class SLERP(Angles):
         if not 0 <= self.t <= 1:
             raise UsageError(f"SLERP: t is {self.t}; give a number from 0 to 1.")
 
-    def vectors(self, base_P: Tensor, tuned_MP: Tensor) -> Tensor:
-        """Return the models themselves, (2, P)."""
-        return tuned_MP
-
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
         """Return 0 for the base, and the two models' factors."""
         cos = cosine(gram_MM, 0, 1)

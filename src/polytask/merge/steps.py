@@ -41,13 +41,14 @@ def weighted_sum(values_MP: Tensor, weights: Sequence[float] = ()) -> Tensor:
 
     Summed in float64, and given back in the dtype of the values.
     """
-    if not weights:
-        return values_MP.sum(0, dtype=torch.float64).to(values_MP.dtype)
-    # Products and sums are rounded apart: fused into one, which some processors do and others do
-    # not, a value beside a tie would round by the machine.
-    sum_P = values_MP[0].to(torch.float64) * weights[0]
+    # One after another, where torch's sum takes an order that suits shape and machine. Products and
+    # sums are rounded apart: fused into one, which some processors do and others do not, a value
+    # beside a tie would round by the machine.
+    sum_P = values_MP[0].to(torch.float64, copy=True)
+    if weights:
+        sum_P *= weights[0]
     for m in range(1, len(values_MP)):
-        sum_P += values_MP[m].to(torch.float64) * weights[m]
+        sum_P += values_MP[m].to(torch.float64) * weights[m] if weights else values_MP[m]
     return sum_P.to(values_MP.dtype)
 
 
@@ -66,10 +67,14 @@ def trim(tau_MP: Tensor, least_M: Tensor, out: Tensor | None = None) -> Tensor:
     out: where they are written, if given; it may be `tau_MP` itself.
     """
     trimmed_MP = torch.empty_like(tau_MP) if out is None else out
-    below_M = torch.nextafter(least_M, torch.zeros_like(least_M)).tolist()
-    for tau_P, below, out_P in zip(tau_MP, below_M, trimmed_MP, strict=True):
+    for tau_P, below, out_P in zip(tau_MP, below_of(least_M), trimmed_MP, strict=True):
         torch.ops.aten.hardshrink.out(tau_P, below, out=out_P)
     return trimmed_MP
+
+
+def below_of(least_M: Tensor) -> tuple[float, ...]:
+    """Return the largest size that is smaller than each model's least; of 0 itself, 0."""
+    return tuple(torch.nextafter(least_M, torch.zeros_like(least_M)).tolist())
 
 
 def rescale(tau_MP: Tensor, kept: float) -> Tensor:

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from polytask.errors import UsageError
-from polytask.merge.base import Merge, Place, State, Surveyor
+from polytask.merge.base import Merge, Mixture, Moved, Place, Sizes, State, Surveyor
+from polytask.merge.compiled import Compiled
+from polytask.merge.kernels import kernels
 from polytask.merge.need import Need
 from polytask.merge.options import Nonfinite
 from polytask.merge.output import Output
@@ -59,12 +61,19 @@ class Stream:
         # A survey of the whole model is told one precision for all that it sees.
         wide = self._surveyor() is not None and any(map(is_wide, self._items))
         self._pieces = Pieces(self.plan, self.nonfinite, wide)
+        found = kernels()
+        self._compiled = None if found is None else Compiled(self._pieces, found)
         self._buffers = [Buffers.of(self.need) for _ in range(self.need.threads)]
 
     @property
     def spoiled(self) -> dict[str, set[str]]:
         """Per tensor the models in which it is not finite; known after `run`."""
         return self._pieces.spoiled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled kernels merged any piece; known after `run`."""
+        return self._compiled is not None and self._compiled.used
 
     def run(self, state: State | None = None, keep: Callable[[State], None] | None = None) -> None:
         """Merge everything that the output does not have yet.
@@ -125,12 +134,62 @@ class Stream:
         self, method: Surveyor, state: State, sums: dict[int, State], item: Item, own: Buffers
     ) -> None:
         thin = method.sample(state)
-        for start, count in _chunks(0, item.entry.numel, self.need.chunk):
-            part = -(-count // thin)
-            base_P, tuned_MP = self._pieces.load(item, method, start, part, own, self._seen)
-            at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
-            method.look(base_P, tuned_MP, at, state, sums[id(own)])
-            self._advance(count)
+        self._look_through(item, method, state, sums[id(own)], own, self._seen, thin)
+
+    def _look_through(
+        self,
+        item: Item,
+        method: Surveyor,
+        state: State,
+        sums: State,
+        own: Buffers,
+        seen: bool,
+        thin: int,
+    ) -> None:
+        """Let a method look at a tensor, by the compiled kernels where they know what it looks for.
+
+        thin: only at the first element in so many of each piece.
+        """
+        total = item.entry.numel
+        step = total if method.reach == "tensor" else self.need.chunk
+        look = method.looks(state)
+        # Of values that are all in one piece, methods find the ranked ones at once.
+        at_once = isinstance(look, Sizes) and method.over == "tensor" and step >= total
+        quick = None if look is None or at_once or is_wide(item) else self._compiled
+        if quick is None or look is None or not quick.knows(item, look):
+            self._look_slowly(item, method, state, sums, 0, total, own, seen, thin)
+            return
+        for start, count in _chunks(0, total, step if thin > 1 else quick.room(item, look, step)):
+            if quick.look(item, method, look, state, sums, start, count, own, seen, thin):
+                self._looked(method, count)
+            else:
+                self._look_slowly(item, method, state, sums, start, count, own, seen, thin)
+
+    def _look_slowly(
+        self,
+        item: Item,
+        method: Surveyor,
+        state: State,
+        sums: State,
+        start: int,
+        count: int,
+        own: Buffers,
+        seen: bool,
+        thin: int,
+    ) -> None:
+        """Let a method look at a stretch of a tensor."""
+        step = count if method.reach == "tensor" else self.need.chunk
+        for begin, size in _chunks(start, count, step):
+            part = -(-size // thin)
+            base, tuned_M = self._shaped(item, method, begin, part, own, seen)
+            at = Place(item.key, begin, item.entry.shape, stands_for=size if thin > 1 else 0)
+            method.look(base, tuned_M, at, state, sums)
+            self._looked(method, size)
+
+    def _looked(self, method: Surveyor, elements: int) -> None:
+        """Note progress, of surveys of the model; those of a tensor belong to its merge."""
+        if method.over == "model":
+            self._advance(elements)
 
     @property
     def _tuned(self) -> int:
@@ -154,28 +213,71 @@ class Stream:
             method = self.method_of(item.name)
             if isinstance(method, Surveyor) and _over_tensor(method):
                 state = self._survey_tensor(item, method, own)
-            step = count if method.reach == "tensor" else self.need.chunk
             mixture = None if is_wide(item) else method.mixture(self._tuned, state)
-            for at, size in _chunks(start, count, step):
-                if mixture is None:
-                    merged = self._piece(item, method, at, size, state, own)
-                else:
-                    merged = self._pieces.mixed(item, method, mixture, at, size, own)
-                self._write(item, method, at, size, merged, own)
+            form = mixture or (None if is_wide(item) else method.formed(self._tuned, state))
+            quick = self._compiled
+            if quick is None or form is None or not quick.takes(item):
+                self._slow(item, method, state, mixture, start, count, own)
+            else:
+                self._quick(quick, item, method, state, form, start, count, own)
         with self._lock:
             self._left[item.name] -= 1
             last = self._left[item.name] == 0
         if last:
             self.output.finish(item.name)
 
+    def _quick(
+        self,
+        quick: Compiled,
+        item: Item,
+        method: Merge,
+        state: State,
+        form: Mixture | Moved,
+        start: int,
+        count: int,
+        own: Buffers,
+    ) -> None:
+        """Merge a stretch by the compiled kernels, and what is not finite by torch."""
+        seen = isinstance(form, Mixture) or self._shows(method)
+        for at, size in _chunks(start, count, quick.room(item, form, self.need.chunk)):
+            values_P = quick.merged(item, method, form, at, size, own, seen)
+            if values_P is None:
+                mixture = form if isinstance(form, Mixture) else None
+                self._slow(item, method, state, mixture, at, size, own)
+            else:
+                self.output.write(item.name, at, values_P)
+                self._advance(size)
+
+    def _slow(
+        self,
+        item: Item,
+        method: Merge,
+        state: State,
+        mixture: Mixture | None,
+        start: int,
+        count: int,
+        own: Buffers,
+    ) -> None:
+        """Merge a stretch by torch."""
+        step = count if method.reach == "tensor" else self.need.chunk
+        for at, size in _chunks(start, count, step):
+            if mixture is None:
+                merged = self._piece(item, method, at, size, state, own)
+            else:
+                merged = self._pieces.mixed(item, method, mixture, at, size, own)
+            self._write(item, method, at, size, merged, own)
+
     def _piece(
         self, item: Item, method: Merge, start: int, count: int, state: State, own: Buffers
     ) -> Tensor:
-        # Without a survey, what is not finite shows in the result, see `Merge.piece`.
-        shows = method.reach == "elements" and not isinstance(method, Surveyor)
-        seen = shows or self._seen or _over_tensor(method)
-        base, tuned_M = self._shaped(item, method, start, count, own, seen)
+        base, tuned_M = self._shaped(item, method, start, count, own, self._shows(method))
         return method.piece(base, tuned_M, Place(item.key, start, item.entry.shape), state)
+
+    def _shows(self, method: Merge) -> bool:
+        """Return whether what is not finite shows in the result, or was looked for before."""
+        # Without a survey it shows, see `Merge.piece`.
+        shows = method.reach == "elements" and not isinstance(method, Surveyor)
+        return shows or self._seen or _over_tensor(method)
 
     def _write(
         self, item: Item, method: Merge, start: int, count: int, merged: Tensor, own: Buffers
@@ -196,11 +298,7 @@ class Stream:
             sums = method.blank(state)
             step = total if method.reach == "tensor" else self.need.chunk
             thin = 1 if step >= total else method.sample(state)  # a tensor in one piece is all
-            for start, count in _chunks(0, total, step):
-                part = -(-count // thin)
-                base, tuned_M = self._shaped(item, method, start, part, own, seen)
-                at = Place(item.key, start, item.entry.shape, stands_for=count if thin > 1 else 0)
-                method.look(base, tuned_M, at, state, sums)
+            self._look_through(item, method, state, sums, own, seen, thin)
             state, seen = method.settle(state, sums), seen or thin == 1
         return state
 

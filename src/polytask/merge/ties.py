@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from polytask.merge.base import Over, Place
+from polytask.merge.base import Changes, Over, Place
 from polytask.merge.checks import check_finite, check_share, check_weights
 from polytask.merge.electing import Electing
 from polytask.merge.steps import task_vectors
@@ -43,6 +43,11 @@ class TIES(Electing):
         check_share("TIES", "density", self.density)
         check_finite("TIES", "scale", self.scale)
         check_weights("TIES", self.weights)
+
+    @property
+    def form(self) -> Changes:
+        """The task vectors."""
+        return Changes()
 
     def changes(self, base_P: Tensor, tuned_MP: Tensor, at: Place, stride: int = 1) -> Tensor:
         """Return the task vectors, (M, P)."""

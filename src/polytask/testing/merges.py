@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polytask.errors import RunError, UsageError
-from polytask.merge import Merge, Place, Surveyor
+from polytask.merge import Merge, Options, Place, Surveyor, prepare
 from polytask.merge.base import GRAIN
 from polytask.testing.parts import equal, hold
 
@@ -190,6 +190,12 @@ def _check_pieces(method: Merge, name: str, seed: int) -> None:
     alone = _streamed(method, {first: tensors[first]}, (1,), name)[first]
     same = torch.equal(method(*tensors[first], first), alone.to(torch.float32))
     _merges(same, name, "calling it gives something else than pieces do")
+    base_P, tuned_MP = tensors[first]
+    base = {first: base_P} if method.needs_base else None
+    job = prepare(base, [{first: one_P} for one_P in tuned_MP], method, Options(chunk=GRAIN))
+    same = torch.equal(job.tensors()[0][first], alone.to(torch.float32))
+    said = "merged as models are, where what it says to the kernels counts, it gives something else"
+    _merges(same, name, said)
 
 
 def _check_spoiled(method: Merge, name: str, seed: int) -> None:

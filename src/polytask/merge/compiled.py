@@ -1,0 +1,154 @@
+"""Pieces as the compiled kernels make them: read as they lie in the files, merged, rounded once.
+
+What comes back is what `Pieces` and the method would have made of it, to the last bit. Where the
+kernels take no part, or something is not finite, it is None, and torch sees to the piece.
+
+Shapes: P = elements of one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polytask.merge.angles import sums_of
+from polytask.merge.base import (
+    Changes,
+    Look,
+    Merge,
+    Mixture,
+    Moved,
+    Place,
+    Products,
+    Signs,
+    State,
+    Surveyor,
+)
+from polytask.merge.draws import drawn, width
+from polytask.merge.kernels import CODES, MODELS, Draws, Kernels
+from polytask.merge.need import WIDEST
+from polytask.merge.pieces import Buffers, Pieces, pools
+from polytask.merge.plan import Item, Part
+from polytask.merge.ranks import Ranks
+from polytask.merge.rounding import all_finite
+
+
+@dataclass
+class Compiled:
+    """Merges pieces by kernels; used: whether any has been, so far."""
+
+    pieces: Pieces
+    kernels: Kernels
+    used: bool = False
+
+    def takes(self, item: Item) -> bool:
+        """Return whether the kernels know a tensor's dtypes: one in all files, 16 or 32 bits."""
+        kinds = {part.dtype for part in item.parts}
+        known = len(kinds) == 1 and kinds | {item.entry.dtype} <= CODES.keys()
+        return known and len(item.parts) <= MODELS and not self.pieces.wide
+
+    def knows(self, item: Item, look: Look) -> bool:
+        """Return whether the kernels can look at a tensor."""
+        few = len(item.parts) <= PRODUCTS or not isinstance(look, Products)
+        return few and self.takes(item)
+
+    def room(self, item: Item, form: Mixture | Moved | Look, chunk: int) -> int:
+        """Return how many elements as they lie in the files go where `chunk` go widened."""
+        most = max(item.parts[0].dtype.itemsize, item.entry.dtype.itemsize)
+        if not isinstance(form, (Mixture, Products)) and form.changes.kept < 1:
+            most = max(most, 2 * width(form.changes.kept))  # draws take no more than half of it
+        return chunk * WIDEST // most
+
+    def merged(
+        self,
+        item: Item,
+        method: Merge,
+        form: Mixture | Moved,
+        start: int,
+        count: int,
+        own: Buffers,
+        seen: bool,
+    ) -> Tensor | None:
+        """Return a merged piece, (P,), in the result's dtype and in the thread's memory.
+
+        seen: whether what is not finite shows in the result, or was looked for before.
+        """
+        parts = self.pieces.mixed_parts(item, method)
+        rows = _read(parts, start, count, own)
+        if not seen and not self.kernels.finite(rows):
+            return None
+        out_P = own.raw.one(count, item.entry.dtype).values_P
+        if isinstance(form, Moved):
+            draws = _draws(form.changes, item, len(rows) - 1, start, count)
+            finite = self.kernels.move(form, rows, draws, out_P)
+        elif pools(item, parts, form):
+            finite = self.kernels.pool(rows, out_P)
+        else:
+            finite = self.kernels.mix(form, rows, out_P)
+        self.used = True
+        return out_P if finite else None
+
+    def look(
+        self,
+        item: Item,
+        method: Surveyor,
+        look: Look,
+        state: State,
+        sums: State,
+        start: int,
+        count: int,
+        own: Buffers,
+        seen: bool,
+        thin: int = 1,
+    ) -> bool:
+        """Add what one piece holds to the sums; return False where torch has to.
+
+        seen: whether the piece was looked at for NaN in an earlier pass of this process.
+        thin: only the first element in so many is looked at.
+        """
+        part = -(-count // thin)
+        rows = _read(self.pieces.mixed_parts(item, method), start, part, own)
+        self.used = True
+        if isinstance(look, Products):
+            sums_QA = sums_of(sums, len(rows) - method.needs_base)
+            before_QA = sums_QA.clone()
+            self.kernels.products(rows, method.needs_base, sums_QA)
+            # The squares of what is finite stay finite in float64, and those of all else do not.
+            finite = seen or all_finite(sums_QA)
+            if not finite:
+                sums_QA.copy_(before_QA)
+            return finite
+        if not seen and not self.kernels.finite(rows):
+            return False
+        draws = _draws(look.changes, item, len(rows) - 1, start, part)
+        if isinstance(look, Signs):
+            sums["signs"] += self.kernels.signs(look, rows, draws)
+        else:
+            RANKS.note(count, state, sums)
+            self.kernels.count(look, rows, draws, RANKS.lines(state), sums)
+        return True
+
+
+RANKS = Ranks()
+"""Sizes have no sign; whether values are kept, the state says."""
+
+PRODUCTS = 16
+"""Models whose inner products the kernels take at most."""
+
+
+def _read(parts: Sequence[Part], start: int, count: int, own: Buffers) -> list[Tensor]:
+    """Return rows of one dtype, (P,) each, as they lie in the files."""
+    _, rows = own.pieces.rows(len(parts), count, parts[0].dtype)
+    for part, row in zip(parts, rows, strict=True):
+        part.read(start, row)
+    return [row.values_P for row in rows]
+
+
+def _draws(form: Changes, item: Item, models: int, start: int, count: int) -> Draws:
+    if form.kept == 1:
+        return (), 0
+    at = Place(item.key, start, item.entry.shape)
+    draws, most = drawn(form.kept, models, count, at, form.seed)
+    return tuple(draws), int(most)

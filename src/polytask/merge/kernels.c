@@ -1,0 +1,777 @@
+/* Merging in one pass over the elements: what `kernels.py` calls instead of torch, bit for bit.
+
+Each function takes rows of one piece as their files hold them, widens them, computes, and rounds
+once. Every product, sum and quotient is rounded by itself and in the order of the torch code that
+defines the method: to be compiled without contraction (-ffp-contract=off) and without -ffast-math.
+
+Plain C11 with the vector types of GCC and Clang, without Python or other libraries. It is compiled
+once for each LEVEL of the machine's vectors, and all go into one library; what they compute differs
+in no bit. Nothing is kept between calls, so that any number of threads may call.
+
+Names: rows = models; count = elements of the piece; a step = two vectors of elements. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+#ifndef LEVEL
+#define LEVEL 0 /* 3 and 4 are those of x86-64: with AVX2, and with AVX-512 */
+#endif
+#define JOINED(name, level) polytask_##name##_##level
+#define NAMED(name, level) JOINED(name, level)
+#define EXPORT(type, name) __attribute__((visibility("default"))) type NAMED(name, LEVEL)
+#define INLINE static inline __attribute__((always_inline))
+
+#if LEVEL == 0
+#ifndef SOURCE
+#define SOURCE ""
+#endif
+/* What the library was made of, and the highest level that this machine runs. */
+__attribute__((visibility("default"))) const char polytask_source[] = SOURCE;
+__attribute__((visibility("default"))) int polytask_level(void) {
+#ifdef LEVELS
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+               ? 4
+               : 3;
+#else
+    return 0;
+#endif
+}
+#endif
+
+enum { BF16, F16, F32 }; /* dtypes of rows and results */
+/* A vector of float64 is as long as the machine's, one of 32 bits has as many elements. */
+#ifdef __AVX512F__
+enum { LANES = 8 };
+#elif defined(__AVX__)
+enum { LANES = 4 };
+#else
+enum { LANES = 2 };
+#endif
+enum { STEP = 2 * LANES, BLOCK = 128, MODELS = 64 };
+
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef double D __attribute__((vector_size(8 * LANES)));
+typedef uint64_t L __attribute__((vector_size(8 * LANES)));
+
+/* STEP elements. Of 16-bit rows `a` holds those at even places and `b` those at odd ones, so that
+one operation takes them out of 32-bit words; of float32 `a` holds the first half. */
+typedef struct { F a, b; } Floats;
+typedef struct { D a, b; } Doubles;
+
+#if defined(__AVX512F__) /* GCC 12 makes five instructions of each */
+INLINE F single(D x) { return (F)_mm512_cvtpd_ps((__m512d)x); }
+INLINE D wide(F x) { return (D)_mm512_cvtps_pd((__m256)x); }
+#elif defined(__AVX__)
+INLINE F single(D x) { return (F)_mm256_cvtpd_ps((__m256d)x); }
+INLINE D wide(F x) { return (D)_mm256_cvtps_pd((__m128)x); }
+#else
+INLINE F single(D x) { return __builtin_convertvector(x, F); }
+INLINE D wide(F x) { return __builtin_convertvector(x, D); }
+#endif
+INLINE U where(U mask, U yes, U no) { return (mask & yes) | (~mask & no); }
+INLINE U load(const void *from) { U x; memcpy(&x, from, sizeof x); return x; }
+INLINE void put(void *to, U x) { memcpy(to, &x, sizeof x); }
+
+INLINE int any_top_bit(U x) {
+    uint32_t found = 0;
+    for (int i = 0; i < LANES; i++) found |= x[i];
+    return found >> 31;
+}
+
+/* ---- widening: exact ---- */
+
+/* float16 in the lower halves of words, the upper ones 0. */
+INLINE F of_half(U half) {
+    U size = half & 0x7fff, sign = (half & 0x8000) << 16;
+    U normal = (size << 13) + (112u << 23), special = (size << 13) + (224u << 23);
+    U below = (U)(__builtin_convertvector((I)size, F) * 0x1p-24f);
+    U out = where((U)(size < 0x400), below, where((U)(size >= 0x7c00), special, normal));
+    return (F)(out | sign);
+}
+
+/* `dtype` is a constant wherever this is inlined. */
+INLINE Floats widened(const void *row, int64_t at, int dtype) {
+    if (dtype == F32) {
+        const float *from = (const float *)row + at;
+        return (Floats){(F)load(from), (F)load(from + LANES)};
+    }
+    U words = load((const uint16_t *)row + at);
+    if (dtype == BF16) return (Floats){(F)(words << 16), (F)(words & 0xffff0000u)};
+    return (Floats){of_half(words & 0xffff), of_half(words >> 16)};
+}
+
+INLINE Doubles widest(const void *row, int64_t at, int dtype) {
+    Floats x = widened(row, at, dtype);
+    return (Doubles){wide(x.a), wide(x.b)};
+}
+
+/* ---- rounding: to the nearest, ties to even ---- */
+
+/* The 16-bit number nearest to a float32, in the lower halves of words. */
+INLINE U narrowed(U bits, int dtype) {
+    if (dtype == BF16) return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    U size = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
+    U normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+    /* Added to 0.5, whose last bit is worth float16's smallest number. */
+    U is_below = (U)(size < 0x38800000), half = (U){0} + 0x3f000000u;
+    U below = (U)((F)(size & is_below) + (F)half) - 0x3f000000u;
+    return where(is_below, below, normal) | sign;
+}
+
+/* From this size on a float32 rounds to what is not finite; so do infinities and NaN. */
+INLINE uint32_t limit(int dtype) {
+    return dtype == F32 ? 0x7f800000u : dtype == BF16 ? 0x7f7f8000u : 0x477ff000u;
+}
+
+/* A float64 as float32, rounded to odd where it is inexact: rounding that to 16 bits gives what
+rounding the float64 would give, since it lies on a tie only where the float64 does. */
+INLINE U to_odd(D x) {
+    F near = single(x);
+    D back = wide(near);
+    D size = (D)((L)x & 0x7fffffffffffffffu), of_back = (D)((L)back & 0x7fffffffffffffffu);
+    U too_far = (U)__builtin_convertvector(of_back > size, I);
+    U inexact = (U)__builtin_convertvector(back != x, I);
+    return ((U)near + too_far) | (inexact & 1); /* NaN keeps being one */
+}
+
+/* The float32 nearest to x among those that 16 bits can hold, where it is a normal number there.
+What is no number may become one, unless x has come from few digits. */
+INLINE U cut(D x, int dtype) {
+    int lost = dtype == BF16 ? 45 : 42;
+    L bits = (L)x;
+    bits += ((bits >> lost) & 1) + (((uint64_t)1 << (lost - 1)) - 1);
+    return (U)single((D)(bits & ~(((uint64_t)1 << lost) - 1)));
+}
+
+/* Puts STEP results. in: the rows' dtype, which says in what order they are. Sets the top bit of
+`spoiled` where one is not finite. */
+INLINE void put_step(U a, U b, void *out, int64_t at, int in, int dtype, U *spoiled) {
+    uint32_t room = 0x80000000u - limit(dtype);
+    *spoiled |= ((a & 0x7fffffff) + room) | ((b & 0x7fffffff) + room);
+    if (dtype != F32) a = narrowed(a, dtype), b = narrowed(b, dtype);
+    if (in != F32 && dtype != F32) {
+        put((uint16_t *)out + at, a | (b << 16));
+    } else if (in == F32 && dtype == F32) {
+        put((float *)out + at, a), put((float *)out + at + LANES, b);
+    } else {
+        uint32_t place[STEP];
+        put(place, a), put(place + LANES, b);
+        for (int i = 0; i < STEP; i++) {
+            uint32_t bits = place[in == F32 ? i : i / 2 + i % 2 * LANES];
+            if (dtype == F32) ((uint32_t *)out)[at + i] = bits;
+            else ((uint16_t *)out)[at + i] = (uint16_t)bits;
+        }
+    }
+}
+
+/* The same of float64. below: where given, the quick way is gone, and its top bit is set where that
+was wrong. */
+INLINE void put_doubles(Doubles x, void *out, int64_t at, int in, int dtype, U *spoiled,
+                        U *below) {
+    if (dtype == F32) {
+        put_step((U)single(x.a), (U)single(x.b), out, at, in, dtype, spoiled);
+    } else if (below && in == dtype) {
+        U a = cut(x.a, dtype), b = cut(x.b, dtype), least = (U){0};
+        least += dtype == BF16 ? 0x00800000 : 0x38800000;
+        *below |= ((a & 0x7fffffff) - least) | ((b & 0x7fffffff) - least);
+        if (dtype == BF16) { /* needs no more rounding */
+            *spoiled |= ((a & 0x7fffffff) + 0x00800000) | ((b & 0x7fffffff) + 0x00800000);
+            put((uint16_t *)out + at, (a >> 16) | b);
+        } else {
+            put_step(a, b, out, at, in, dtype, spoiled);
+        }
+    } else {
+        put_step(to_odd(x.a), to_odd(x.b), out, at, in, dtype, spoiled);
+    }
+}
+
+/* Calls DO with the constant DTYPE that the variable `dtype` has. */
+#define BY_DTYPE(dtype, DO)                               \
+    switch (dtype) {                                      \
+    case BF16: { enum { DTYPE = BF16 }; DO; } break;      \
+    case F16: { enum { DTYPE = F16 }; DO; } break;        \
+    default: { enum { DTYPE = F32 }; DO; } break;         \
+    }
+#define BY_DTYPES(dtype, out_dtype, DO)                                         \
+    switch (out_dtype) {                                                        \
+    case BF16: { enum { OUT = BF16 }; BY_DTYPE(dtype, DO) } break;              \
+    case F16: { enum { OUT = F16 }; BY_DTYPE(dtype, DO) } break;                \
+    default: { enum { OUT = F32 }; BY_DTYPE(dtype, DO) } break;                 \
+    }
+
+INLINE int64_t width(int dtype) { return dtype == F32 ? 4 : 2; }
+
+/* ---- the end of a piece that is no whole step: its rows, copied to where one has room ---- */
+
+typedef struct {
+    const void *rows[MODELS];
+    uint32_t values[MODELS][STEP];
+} Tail;
+
+INLINE void take_tail(Tail *tail, const void *const *rows, int count_rows, int64_t at, int64_t n,
+                      int dtype) {
+    memset(tail->values, 0, sizeof *tail->values * (size_t)count_rows);
+    for (int r = 0; r < count_rows; r++) {
+        tail->rows[r] = tail->values[r];
+        memcpy(tail->values[r], (const char *)rows[r] + at * width(dtype), (size_t)(n * width(dtype)));
+    }
+}
+
+/* ---- whether all rows are finite ---- */
+
+INLINE int is_finite(const void *row, int64_t count, int dtype) {
+    if (dtype == F32) {
+        uint32_t most = 0;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t size = ((const uint32_t *)row)[i] & 0x7fffffff;
+            most = size > most ? size : most;
+        }
+        return most < 0x7f800000;
+    }
+    uint16_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t size = ((const uint16_t *)row)[i] & 0x7fff;
+        most = size > most ? size : most;
+    }
+    return most < (dtype == BF16 ? 0x7f80 : 0x7c00);
+}
+
+EXPORT(int, finite)(const void *const *rows, int count_rows, int dtype, int64_t count) {
+    int finite = 1;
+    for (int r = 0; finite && r < count_rows; r++) finite = is_finite(rows[r], count, dtype);
+    return finite;
+}
+
+/* ---- mixtures: base.Mixture ---- */
+
+/* factor: one per row. share: what the sum is divided by, or times, where `divides` is not set.
+moves: whether the last row is added to `scale` times that. */
+typedef struct {
+    const double *factor;
+    double over, share, scale;
+    int rows, divides, moves;
+} Mixture;
+
+INLINE void mix_steps(const Mixture *given, const void *const *rows, int64_t start, int64_t stop,
+                      void *out, U *spoiled, U *below, int plain, int dtype, int out_dtype) {
+    const Mixture mix = *given; /* a copy that no result can be written into */
+    const int last = mix.rows - 1;
+    const double first = mix.factor[0], of_last = mix.factor[last];
+    const void *const row0 = rows[0], *const row_last = rows[last];
+    U bad = *spoiled, small = {0};
+    for (int64_t at = start; at < stop; at += STEP) {
+        Doubles sum = widest(row0, at, dtype), x = sum;
+        if (!plain || last == 0) sum.a *= first, sum.b *= first;
+        for (int r = 1; r < last; r++) {
+            x = widest(rows[r], at, dtype);
+            if (!plain) x.a *= mix.factor[r], x.b *= mix.factor[r];
+            sum.a += x.a, sum.b += x.b;
+        }
+        if (last) {
+            x = widest(row_last, at, dtype);
+            sum.a += x.a * of_last, sum.b += x.b * of_last;
+        }
+        if (mix.divides) sum.a /= mix.over, sum.b /= mix.over;
+        else if (mix.share != 1) sum.a *= mix.share, sum.b *= mix.share;
+        if (mix.moves) sum.a = sum.a * mix.scale + x.a, sum.b = sum.b * mix.scale + x.b;
+        put_doubles(sum, out, at, dtype, out_dtype, &bad, below ? &small : 0);
+    }
+    *spoiled = bad;
+    if (below) *below = small;
+}
+
+/* In blocks, the quick way first. */
+INLINE void mix_all(const Mixture *mix, const void *const *rows, int64_t count, void *out,
+                    U *spoiled, int plain, int dtype, int out_dtype) {
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        int64_t stop = count - at < BLOCK ? count : at + BLOCK;
+        U below = {0}, bad = {0};
+        mix_steps(mix, rows, at, stop, out, &bad, &below, plain, dtype, out_dtype);
+        if (any_top_bit(below)) {
+            bad = (U){0};
+            mix_steps(mix, rows, at, stop, out, &bad, 0, plain, dtype, out_dtype);
+        }
+        *spoiled |= bad;
+    }
+}
+
+/* (sum of factor * row) / over; with `moves`, the last row + scale * that. Returns whether all of
+the result is finite. */
+EXPORT(int, mix)(const void *const *rows, int count_rows, int dtype, const double *factor,
+                        double over, int moves, double scale, int64_t count, void *out,
+                        int out_dtype) {
+    uint64_t bits;
+    memcpy(&bits, &over, sizeof bits);
+    uint64_t exponent = (bits >> 52) & 0x7ff;
+    /* Times a power of two is what a division by it gives, and much quicker. */
+    int power = (bits << 12) == 0 && exponent > 100 && exponent < 1900;
+    Mixture mix = {factor, over, power ? 1 / over : 1, scale, count_rows, !power, moves};
+    int plain = 1;
+    for (int r = 0; r < count_rows - 1; r++) plain &= factor[r] == 1;
+    U spoiled = {0};
+    int64_t whole = count / STEP * STEP, left = count - whole;
+    if (plain) BY_DTYPES(dtype, out_dtype, mix_all(&mix, rows, whole, out, &spoiled, 1, DTYPE, OUT))
+    else BY_DTYPES(dtype, out_dtype, mix_all(&mix, rows, whole, out, &spoiled, 0, DTYPE, OUT))
+    if (left) {
+        Tail tail;
+        uint32_t last[STEP];
+        take_tail(&tail, rows, count_rows, whole, left, dtype);
+        BY_DTYPES(dtype, out_dtype,
+                  mix_all(&mix, tail.rows, STEP, last, &spoiled, 0, DTYPE, OUT))
+        memcpy((char *)out + whole * width(out_dtype), last, (size_t)(left * width(out_dtype)));
+    }
+    return !any_top_bit(spoiled);
+}
+
+INLINE void pool_steps(const void *const *rows, int count_rows, float share, int64_t count,
+                       void *out, U *spoiled) {
+    for (int64_t at = 0; at < count; at += STEP) {
+        Floats sum = {(F){0}, (F){0}};
+        for (int r = 0; r < count_rows; r++) {
+            Floats x = widened(rows[r], at, BF16);
+            sum.a += x.a, sum.b += x.b;
+        }
+        put_step((U)(sum.a * share), (U)(sum.b * share), out, at, BF16, BF16, spoiled);
+    }
+}
+
+/* The mean of 2, 4 or 8 rows of bfloat16, summed in float32 from 0 on: pieces._pooled. */
+EXPORT(int, pool)(const void *const *rows, int count_rows, int64_t count, void *out) {
+    float share = 1.0f / (float)count_rows; /* exact */
+    U spoiled = {0};
+    int64_t whole = count / STEP * STEP, left = count - whole;
+    pool_steps(rows, count_rows, share, whole, out, &spoiled);
+    if (left) {
+        Tail tail;
+        uint32_t last[STEP];
+        take_tail(&tail, rows, count_rows, whole, left, BF16);
+        pool_steps(tail.rows, count_rows, share, STEP, last, &spoiled);
+        memcpy((char *)out + whole * 2, last, (size_t)left * 2);
+    }
+    return !any_top_bit(spoiled);
+}
+
+/* ---- inner products: angles.Angles ---- */
+
+/* Products of elements k, k + ACROSS, k + 2 ACROSS, ... are added one after another, from 0 on. A
+TILE holds a stretch of elements at PLACES that are ACROSS apart, copied together: where they lie,
+they would drive each other out of the cache. */
+enum { ACROSS = 1 << 11, PLACES = 8, TILE = 128, FEW = 4, PRODUCTS = 16 };
+
+typedef struct { uint32_t of[PRODUCTS + 1][PLACES][TILE]; } Tiles;
+
+INLINE void *tile(Tiles *tiles, int row, int place, int dtype) {
+    return (char *)tiles->of[0][0] + (row * PLACES + place) * TILE * width(dtype);
+}
+
+INLINE D half_of(Doubles x, int half) { return half ? x.b : x.a; }
+INLINE D get(const double *from) { D x; memcpy(&x, from, sizeof x); return x; }
+INLINE void set(double *to, D x) { memcpy(to, &x, sizeof x); }
+
+/* Of a few models: all in registers. The base, where there is one, is the last row. */
+INLINE void few_products(Tiles *tiles, int models, int with_base, int64_t k, int half, double *sums,
+                         int dtype) {
+    D found[FEW * (FEW + 1) / 2];
+    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
+        found[pair] = get(sums + pair * ACROSS);
+    for (int r = 0; r < PLACES; r++) {
+        D x[FEW];
+        for (int m = 0; m < models; m++) x[m] = half_of(widest(tile(tiles, m, r, dtype), k, dtype), half);
+        if (with_base) {
+            D base = half_of(widest(tile(tiles, models, r, dtype), k, dtype), half);
+            for (int m = 0; m < models; m++) x[m] -= base;
+        }
+        int pair = 0;
+        for (int i = 0; i < models; i++)
+            for (int j = i; j < models; j++) found[pair++] += x[i] * x[j];
+    }
+    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
+        set(sums + pair * ACROSS, found[pair]);
+}
+
+/* Of any number: the vectors in memory, and four sums at a time. */
+INLINE void many_products(Tiles *tiles, int models, int with_base, int64_t k, int half,
+                          double *sums, int dtype) {
+    D x[PLACES][PRODUCTS];
+    for (int r = 0; r < PLACES; r++) {
+        D base = (D){0};
+        if (with_base) base = half_of(widest(tile(tiles, models, r, dtype), k, dtype), half);
+        for (int m = 0; m < models; m++) {
+            D tuned = half_of(widest(tile(tiles, m, r, dtype), k, dtype), half);
+            x[r][m] = with_base ? tuned - base : tuned;
+        }
+    }
+    for (int i = 0; i < models; i++) {
+        for (int j = i; j < models; j += 4) {
+            D found[4];
+            int many = models - j < 4 ? models - j : 4;
+            for (int n = 0; n < many; n++) found[n] = get(sums + n * ACROSS);
+            if (many == 4)
+                for (int r = 0; r < PLACES; r++)
+                    for (int n = 0; n < 4; n++) found[n] += x[r][i] * x[r][j + n];
+            else
+                for (int n = 0; n < many; n++)
+                    for (int r = 0; r < PLACES; r++) found[n] += x[r][i] * x[r][j + n];
+            for (int n = 0; n < many; n++) set(sums + n * ACROSS, found[n]);
+            sums += many * ACROSS;
+        }
+    }
+}
+
+INLINE void all_products(const void *const *rows, int models, int with_base, int64_t count,
+                         double *sums, int dtype) {
+    Tiles tiles;
+    for (int64_t at = 0; at < count; at += PLACES * ACROSS) {
+        for (int64_t first = 0; first < ACROSS && at + first < count; first += TILE) {
+            for (int m = 0; m < models + with_base; m++) {
+                for (int r = 0; r < PLACES; r++) {
+                    int64_t place = at + r * ACROSS + first, left = count - place;
+                    char *to = tile(&tiles, m, r, dtype);
+                    const char *from = (const char *)rows[m] + place * width(dtype);
+                    if (left >= TILE) {
+                        memcpy(to, from, (size_t)(TILE * width(dtype)));
+                    } else { /* 0, which adds nothing */
+                        memset(to, 0, (size_t)(TILE * width(dtype)));
+                        if (left > 0) memcpy(to, from, (size_t)(left * width(dtype)));
+                    }
+                }
+            }
+            for (int64_t k = 0; k < TILE; k += STEP) {
+                for (int half = 0; half < 2; half++) {
+                    double *to = sums + first + k + half * LANES;
+#define FEW_OF(M) few_products(&tiles, M, with_base, k, half, to, dtype)
+                    if (models == 2) FEW_OF(2);
+                    else if (models == 3) FEW_OF(3);
+                    else if (models == 4) FEW_OF(4);
+                    else many_products(&tiles, models, with_base, k, half, to, dtype);
+                }
+            }
+        }
+    }
+}
+
+/* Puts numbers in the order in which `widened` takes 16-bit rows, or back. */
+INLINE void reordered(double *sums, int64_t count, int back) {
+    for (int64_t at = 0; at < count; at += STEP) {
+        double step[STEP];
+        memcpy(step, sums + at, sizeof step);
+        for (int i = 0; i < STEP; i++) {
+            int other = i / 2 + i % 2 * LANES;
+            if (back) sums[at + i] = step[other];
+            else sums[at + other] = step[i];
+        }
+    }
+}
+
+/* Adds the products of each of the models with itself and those after it, ACROSS sums for a pair;
+each less the last row, the base, where there is one. */
+EXPORT(void, products)(const void *const *rows, int models, int with_base, int dtype, int64_t count,
+                       double *sums) {
+    int64_t all = models * (models + 1) / 2 * ACROSS;
+    if (dtype != F32) reordered(sums, all, 0);
+    if (with_base) BY_DTYPE(dtype, all_products(rows, models, 1, count, sums, DTYPE))
+    else BY_DTYPE(dtype, all_products(rows, models, 0, count, sums, DTYPE))
+    if (dtype != F32) reordered(sums, all, 1);
+}
+
+/* ---- changes: base.Changes ---- */
+
+/* rows: the models, then the base, whose difference is each change, in float32.
+draws: integers of `draw_width` bytes, one row per model; a change whose draw is above `draw_most`
+    is multiplied by 0. None where draw_width is 0.
+over: what changes are divided by then. below, most: those of a size up to below, or above most,
+    become 0; null where there is no such end. weights: what they are multiplied by then, or null. */
+typedef struct {
+    const void *const *rows;
+    const void *const *draws;
+    const float *below, *most, *weights;
+    int32_t models, dtype, draw_width;
+    uint32_t draw_most;
+    float over;
+} Changes;
+
+/* Elements of a block, whose changes stay in the first cache. Loops over one are of a length that
+is known, and what is beyond the end of a piece is 0. */
+enum { N = 256 };
+
+typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+
+INLINE F natural(const void *row, int64_t i, int dtype) {
+    if (dtype == F32) return (F)load((const float *)row + i);
+    H half;
+    memcpy(&half, (const uint16_t *)row + i, sizeof half);
+    U bits = __builtin_convertvector(half, U);
+    return dtype == BF16 ? (F)(bits << 16) : of_half(bits);
+}
+
+/* Elements in their order, less those of `base` where it is given. */
+INLINE void taken(const void *row, const float *base, float *out, int dtype) {
+    for (int i = 0; i < N; i += LANES) {
+        F x = natural(row, i, dtype);
+        if (base) x -= (F)load(base + i);
+        put(out + i, (U)x);
+    }
+}
+
+static void take(const void *row, int64_t at, int64_t n, const float *base, float *out, int dtype) {
+    uint32_t end[N];
+    const void *from = (const char *)row + at * width(dtype);
+    if (n < N) {
+        memset(end, 0, sizeof end);
+        from = memcpy(end, from, (size_t)(n * width(dtype)));
+    }
+    if (base) BY_DTYPE(dtype, taken(from, base, out, DTYPE))
+    else BY_DTYPE(dtype, taken(from, 0, out, DTYPE))
+}
+
+/* Multiplies by 1 where a change is kept, by 0 elsewhere. */
+static void drop(float *restrict tau, const void *draws, int64_t at, int64_t n, int bytes,
+                 uint32_t most) {
+    uint32_t end[N];
+    const void *from = (const char *)draws + at * bytes;
+    if (n < N) from = memcpy(end, from, (size_t)(n * bytes));
+    if (bytes == 1) {
+        uint8_t draw[N];
+        memcpy(draw, from, sizeof draw);
+        for (int i = 0; i < N; i++) tau[i] *= draw[i] <= most ? 1.0f : 0.0f;
+    } else if (bytes == 2) {
+        uint16_t draw[N];
+        memcpy(draw, from, sizeof draw);
+        for (int i = 0; i < N; i++) tau[i] *= draw[i] <= most ? 1.0f : 0.0f;
+    } else {
+        uint32_t draw[N];
+        memcpy(draw, from, sizeof draw);
+        for (int i = 0; i < N; i++) tau[i] *= draw[i] <= most ? 1.0f : 0.0f;
+    }
+}
+
+/* The changes of a block, and its base. */
+static void take_changes(const Changes *of, int64_t at, int64_t n, float *restrict base,
+                         float (*restrict all)[N]) {
+    take(of->rows[of->models], at, n, 0, base, of->dtype);
+    for (int m = 0; m < of->models; m++) {
+        float *restrict tau = all[m];
+        take(of->rows[m], at, n, base, tau, of->dtype);
+        if (of->draw_width) drop(tau, of->draws[m], at, n, of->draw_width, of->draw_most);
+        if (of->over != 1)
+            for (int i = 0; i < N; i++) tau[i] /= of->over;
+        if (of->below) {
+            float below = of->below[m];
+            for (int i = 0; i < N; i++) tau[i] = tau[i] >= -below && tau[i] <= below ? 0 : tau[i];
+        }
+        if (of->most) {
+            float most = of->most[m];
+            for (int i = 0; i < N; i++)
+                tau[i] -= tau[i] >= -most && tau[i] <= most ? 0 : tau[i];
+        }
+        if (of->weights) {
+            float weight = of->weights[m];
+            for (int i = 0; i < N; i++) tau[i] *= weight;
+        }
+    }
+}
+
+/* Sums over the models, in float64, rounded to float32; each times its factor, where there are
+such. */
+INLINE void sum_few(float (*restrict all)[N], int many, int first, double *restrict sum) {
+    const float *restrict a = all[0], *restrict b = all[many > 1 ? 1 : 0];
+    const float *restrict c = all[many > 2 ? 2 : 0], *restrict d = all[many > 3 ? 3 : 0];
+    for (int i = 0; i < N; i++) {
+        double x = first ? a[i] : sum[i] + a[i];
+        if (many > 1) x += b[i];
+        if (many > 2) x += c[i];
+        if (many > 3) x += d[i];
+        sum[i] = x;
+    }
+}
+
+static void sum_models(float (*restrict all)[N], int models, const double *factor,
+                       float *restrict out) {
+    double sum[N];
+    if (factor) {
+        for (int m = 0; m < models; m++) {
+            const float *restrict x = all[m];
+            double f = factor[m];
+            if (m == 0)
+                for (int i = 0; i < N; i++) sum[i] = x[i] * f;
+            else
+                for (int i = 0; i < N; i++) sum[i] += x[i] * f;
+        }
+    } else {
+        for (int m = 0; m < models; m += 4) {
+            switch (models - m) {
+            case 1: sum_few(all + m, 1, m == 0, sum); break;
+            case 2: sum_few(all + m, 2, m == 0, sum); break;
+            case 3: sum_few(all + m, 3, m == 0, sum); break;
+            default: sum_few(all + m, 4, m == 0, sum); break;
+            }
+        }
+    }
+    for (int i = 0; i < N; i++) out[i] = (float)sum[i];
+}
+
+/* Puts a block in the result's dtype; returns whether it is finite. */
+static int put_block(const float *restrict from, void *out, int64_t at, int64_t n, int dtype) {
+    uint32_t bits[N], most = 0;
+    memcpy(bits, from, sizeof bits);
+    for (int i = 0; i < N; i++) {
+        uint32_t size = bits[i] & 0x7fffffff;
+        most = size > most ? size : most;
+    }
+    char *to = (char *)out + at * width(dtype);
+    if (dtype == F32) {
+        memcpy(to, bits, (size_t)n * 4);
+    } else {
+        uint16_t half[N];
+        if (dtype == BF16)
+            for (int i = 0; i < N; i++)
+                half[i] = (uint16_t)((bits[i] + 0x7fff + ((bits[i] >> 16) & 1)) >> 16);
+        else
+            for (int i = 0; i < N; i++) {
+                uint32_t size = bits[i] & 0x7fffffff, small = size < 0x38800000 ? size : 0;
+                float shifted, near;
+                uint32_t normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13, below;
+                memcpy(&near, &small, sizeof near);
+                shifted = near + 0.5f;
+                memcpy(&below, &shifted, sizeof below);
+                half[i] = (uint16_t)((size < 0x38800000 ? below - 0x3f000000u : normal) |
+                                     ((bits[i] >> 16) & 0x8000));
+            }
+        memcpy(to, half, (size_t)n * 2);
+    }
+    return most < limit(dtype);
+}
+
+/* base + scale * (the sum of the changes, each times its factor where there are such, over `over`).
+Returns whether all of the result is finite. */
+EXPORT(int, add)(const Changes *of, const double *factor, float over, float scale, int64_t count,
+                 void *out, int out_dtype) {
+    float all[MODELS][N], base[N], sum[N];
+    int finite = 1;
+    for (int64_t at = 0; at < count; at += N) {
+        int64_t n = count - at < N ? count - at : N;
+        take_changes(of, at, n, base, all);
+        sum_models(all, of->models, factor, sum);
+        if (over != 1)
+            for (int i = 0; i < N; i++) sum[i] /= over;
+        for (int i = 0; i < N; i++) sum[i] = base[i] + sum[i] * scale;
+        finite &= put_block(sum, out, at, n, out_dtype);
+    }
+    return finite;
+}
+
+static void signs_of(const float *restrict sum, float *restrict sign) {
+    for (int i = 0; i < N; i++) sign[i] = (sum[i] > 0 ? 1.0f : 0.0f) - (sum[i] < 0 ? 1.0f : 0.0f);
+}
+
+/* base + scale * the mean of the changes that go in the elected direction, as steps.agreeing_mean
+has it. majority: the sign where the sum is 0. sizes: of the weights, or null; least: the least of
+them, or 1. Returns whether all of the result is finite. */
+EXPORT(int, elect)(const Changes *of, float majority, const double *sizes, float least, float scale,
+                   int64_t count, void *out, int out_dtype) {
+    float all[MODELS][N], ones[MODELS][N], base[N], sum[N], sign[N], share[N];
+    int finite = 1;
+    for (int64_t at = 0; at < count; at += N) {
+        int64_t n = count - at < N ? count - at : N;
+        take_changes(of, at, n, base, all);
+        sum_models(all, of->models, 0, sum);
+        signs_of(sum, sign);
+        if (majority != 0)
+            for (int i = 0; i < N; i++) sign[i] = sign[i] != 0 ? sign[i] : majority;
+        memset(share, 0, sizeof share);
+        for (int m = 0; m < of->models; m++) {
+            float *restrict x = all[m], *restrict one = ones[m];
+            for (int i = 0; i < N; i++) {
+                float ahead = x[i] * sign[i];
+                x[i] = ahead < 0 ? 0 : ahead; /* NaN stays */
+                one[i] = ahead > 0 ? 1.0f : 0.0f;
+                share[i] += one[i];
+            }
+        }
+        sum_models(all, of->models, 0, sum);
+        if (sizes) sum_models(ones, of->models, sizes, share);
+        for (int i = 0; i < N; i++) {
+            float by = share[i] < least ? least : share[i];
+            sum[i] = base[i] + sum[i] / by * sign[i] * scale;
+        }
+        finite &= put_block(sum, out, at, n, out_dtype);
+    }
+    return finite;
+}
+
+/* How many sums over the models are above 0, less how many are below. */
+EXPORT(int64_t, signs)(const Changes *of, int64_t count) {
+    float all[MODELS][N], base[N], sum[N], sign[N];
+    int64_t found = 0;
+    for (int64_t at = 0; at < count; at += N) {
+        take_changes(of, at, count - at < N ? count - at : N, base, all);
+        sum_models(all, of->models, 0, sum);
+        signs_of(sum, sign);
+        int32_t here = 0;
+        for (int i = 0; i < N; i++) here += (int32_t)sign[i];
+        found += here;
+    }
+    return found;
+}
+
+/* Puts those of a block's keys that are at most `room` one beside the other; returns how many. */
+INLINE int gathered(const uint32_t *key, uint32_t room, uint32_t *out) {
+    int found = 0;
+#ifdef __AVX512F__
+    for (int i = 0; i < N; i += 16) {
+        __m512i keys = _mm512_loadu_si512(key + i);
+        __mmask16 inside = _mm512_cmple_epu32_mask(keys, _mm512_set1_epi32((int)room));
+        _mm512_storeu_si512(out + found, _mm512_maskz_compress_epi32(inside, keys));
+        found += __builtin_popcount(inside);
+    }
+#else
+    for (int i = 0; i < N; i++) {
+        out[found] = key[i];
+        found += key[i] <= room;
+    }
+#endif
+    return found;
+}
+
+/* Counts sizes, taken by their bits as integers, as ranks.Ranks does: of each model, for each of
+its `ranks` lines, how many are above `high`; those from `low` on up to it go into counters, cut by
+`shift` bits, or, where `kept` is given, are themselves put among `inside`, as far as there is room
+for `bins`. A line whose low is its high is left out. */
+EXPORT(void, count)(const Changes *of, int64_t count, int ranks, const uint32_t *low,
+                    const uint32_t *high, const int32_t *shift, int64_t *above, int64_t *inside,
+                    int64_t *kept, int64_t bins) {
+    float all[MODELS][N], base[N];
+    for (int64_t at = 0; at < count; at += N) {
+        int n = count - at < N ? (int)(count - at) : N;
+        take_changes(of, at, n, base, all);
+        for (int line = 0; line < of->models * ranks; line++) {
+            uint32_t key[N], within[N + 16], from = low[line], room = high[line] - from, over = 0;
+            if (room == 0) continue;
+            memcpy(key, all[line / ranks], sizeof key);
+            for (int i = 0; i < N; i++) {
+                key[i] = (key[i] & 0x7fffffff) - from; /* wraps around where it is below */
+                over += (int32_t)key[i] > (int32_t)room;
+            }
+            for (int i = n; i < N; i++) key[i] = UINT32_MAX; /* beyond the end: nowhere */
+            above[line] += over;
+            int64_t *mine = inside + line * bins;
+            int found = gathered(key, room, within);
+            if (!kept) {
+                for (int i = 0; i < found; i++) mine[within[i] >> shift[line]]++;
+            } else {
+                for (int i = 0; i < found && kept[line] + i < bins; i++)
+                    mine[kept[line] + i] = within[i] + from;
+                kept[line] += found;
+            }
+        }
+    }
+}

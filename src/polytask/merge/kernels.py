@@ -1,0 +1,215 @@
+"""Compiled kernels that merge a piece in one pass; absent, all is done by torch, to the same bits.
+
+`hatch_build.py` makes the library of kernels.c when the package is built on a machine with a C
+compiler. POLYTASK_KERNELS=0 in the environment leaves it unused.
+
+Shapes: R = rows of a piece, the models; P = elements of a piece.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from polytask.errors import UsageError
+from polytask.merge.base import Changes, Mixture, Moved, Signs, Sizes, State
+
+SWITCH = "POLYTASK_KERNELS"
+"""Environment variable: 0 leaves the kernels unused, 1 or nothing uses them where they are."""
+
+SOURCE = Path(__file__).with_name("kernels.c")
+LIBRARY = Path(__file__).with_name("libkernels.so")
+
+CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+"""Dtypes of rows and results, as the kernels count them."""
+
+MODELS = 64
+"""Rows that the kernels take at most."""
+
+
+Draws = tuple[Sequence[NDArray[np.unsignedinteger]], int]
+"""Each model's draws, (P,), and the largest that keeps an element; none where all are kept."""
+
+
+class _Changes(ctypes.Structure):
+    """As kernels.c has it."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p), ("draws", ctypes.c_void_p), ("below", ctypes.c_void_p),
+        ("most", ctypes.c_void_p), ("weights", ctypes.c_void_p), ("models", ctypes.c_int32),
+        ("dtype", ctypes.c_int32), ("draw_width", ctypes.c_int32),
+        ("draw_most", ctypes.c_uint32), ("over", ctypes.c_float),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one level of the machine's vectors; levels differ in no bit."""
+
+    code: ctypes.CDLL
+    level: int
+
+    def finite(self, rows: Sequence[Tensor]) -> bool:
+        """Return whether all elements of all rows are, (P,) each, of one dtype."""
+        code, count = CODES[rows[0].dtype], _long(rows[0].numel())
+        return bool(self._call("finite", _all(rows), len(rows), code, count))
+
+    def mix(self, mixture: Mixture, rows: Sequence[Tensor], out_P: Tensor) -> bool:
+        """Put a mixture of the rows, in float64, and rounded once; return whether it is finite.
+
+        rows: of one dtype, (P,) each: the tuned ones, then the base where it takes part.
+        """
+        factors = (*mixture.tuned, mixture.base)[: len(rows)]
+        moves = mixture.scale is not None
+        return bool(
+            self._call(
+                "mix", _all(rows), len(rows), CODES[rows[0].dtype], _doubles(factors),
+                ctypes.c_double(mixture.over), int(moves), ctypes.c_double(mixture.scale or 0.0),
+                _long(out_P.numel()), _at(out_P), CODES[out_P.dtype],
+            )
+        )  # fmt: skip
+
+    def pool(self, rows: Sequence[Tensor], out_P: Tensor) -> bool:
+        """Put the mean of 1, 2, 4 or 8 rows of bfloat16, summed in float32; return as `mix`."""
+        return bool(self._call("pool", _all(rows), len(rows), _long(out_P.numel()), _at(out_P)))
+
+    def products(self, rows: Sequence[Tensor], with_base: bool, sums_QA: Tensor) -> None:
+        """Add the products of each row with itself and those after it; see `angles.Angles`.
+
+        with_base: the last row is the base, and is taken from each of the others.
+        """
+        code, count = CODES[rows[0].dtype], _long(rows[0].numel())
+        models = len(rows) - with_base
+        self._call("products", _all(rows), models, int(with_base), code, count, _at(sums_QA))
+
+    def move(self, form: Moved, rows: Sequence[Tensor], draws: Draws, out_P: Tensor) -> bool:
+        """Put the moved base, rounded once; return whether it is finite.
+
+        rows: of one dtype, (P,) each: the tuned ones, then the base. draws: see `Draws`.
+        """
+        scale, result = ctypes.c_float(form.scale), (_at(out_P), CODES[out_P.dtype])
+        count = _long(out_P.numel())
+        if form.majority is None:
+            of = _changes(form.changes, (), rows, draws)
+            factors = _doubles(form.weights) if form.weights else None
+            over = ctypes.c_float(form.over)
+            return bool(self._call("add", of, factors, over, scale, count, *result))
+        of = _changes(form.changes, form.weights, rows, draws)
+        sizes = [abs(weight) for weight in form.weights]
+        least = ctypes.c_float(min((size for size in sizes if size > 0), default=1.0))
+        majority = ctypes.c_float(form.majority)
+        each = _doubles(sizes) if sizes else None
+        return bool(self._call("elect", of, majority, each, least, scale, count, *result))
+
+    def signs(self, look: Signs, rows: Sequence[Tensor], draws: Draws) -> int:
+        """Return how many sums of changes are above 0, less how many are below."""
+        of = _changes(look.changes, look.weights, rows, draws)
+        return self._call("signs", of, _long(rows[0].numel()))
+
+    def count(
+        self,
+        look: Sizes,
+        rows: Sequence[Tensor],
+        draws: Draws,
+        lines: Sequence[NDArray[np.uint32]],
+        sums: State,
+    ) -> None:
+        """Count the sizes of changes as `ranks.Ranks` does. lines: what `Ranks.lines` says."""
+        inside_LB = sums["inside_LB"]
+        kept = _at(sums["kept_L"]) if "kept_L" in sums else None
+        self._call(
+            "count", _changes(look.changes, (), rows, draws), _long(rows[0].numel()),
+            len(lines[0]) // (len(rows) - 1), *(ctypes.c_void_p(one.ctypes.data) for one in lines),
+            _at(sums["above_L"]), _at(inside_LB), kept, _long(inside_LB.shape[1]),
+        )  # fmt: skip
+
+    def _call(self, name: str, *arguments: Any) -> int:
+        found: int = getattr(self.code, f"polytask_{name}_{self.level}")(*arguments)
+        return found
+
+
+def kernels() -> Kernels | None:
+    """Return the kernels for this machine; None where there are none, see `missing`.
+
+    Raises UsageError where POLYTASK_KERNELS is neither 0 nor 1.
+    """
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise UsageError(
+            f"{SWITCH} is {switch!r}; give 0 to merge by torch alone, or 1 (the default)."
+        )
+    found = _loaded() if switch == "1" else None
+    return found if isinstance(found, Kernels) else None
+
+
+def missing() -> str:
+    """Return in words why `kernels` returns none; "" where it returns some."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    found = _loaded()
+    return found if isinstance(found, str) else ""
+
+
+@functools.cache
+def _loaded() -> Kernels | str:
+    if sys.byteorder != "little":
+        return "they are for processors whose low bytes come first"
+    if not LIBRARY.exists():
+        return "they were not compiled when polytask was installed"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        made_of = ctypes.c_char_p.in_dll(library, "polytask_source")
+        level = int(library.polytask_level())
+        for each in (level, 0):  # levels differ in no bit; the tests try both
+            getattr(library, f"polytask_signs_{each}").restype = ctypes.c_int64
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{LIBRARY.name} does not load: {error}"
+    source = ctypes.string_at(ctypes.addressof(made_of)).decode()
+    if source != hashlib.sha256(SOURCE.read_bytes()).hexdigest():
+        return f"{LIBRARY.name} was compiled from another {SOURCE.name}; install polytask again"
+    return Kernels(library, level)
+
+
+def _at(values: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(values.data_ptr())
+
+
+def _all(rows: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(rows))(*[row.data_ptr() for row in rows])
+
+
+def _doubles(values: Sequence[float]) -> ctypes.Array[ctypes.c_double]:
+    return (ctypes.c_double * len(values))(*values)
+
+
+def _changes(form: Changes, weights: Sequence[float], rows: Sequence[Tensor], draws: Draws) -> Any:
+    """Return a pointer to what the kernels are told of changes."""
+    given, most = draws
+    ends = (form.below, form.most, weights)
+    arrays: list[ctypes.Array[Any]] = [
+        _all(rows),
+        (ctypes.c_void_p * len(given))(*[one.ctypes.data for one in given]),
+        *[(ctypes.c_float * len(values))(*values) for values in ends],
+    ]
+    places = [ctypes.addressof(array) if len(array) else None for array in arrays]
+    made = _Changes(
+        *places, len(rows) - 1, CODES[rows[0].dtype], given[0].itemsize if given else 0, most,
+        form.over,
+    )  # fmt: skip
+    made.arrays = arrays  # held as long as what points to them
+    return ctypes.byref(made)
+
+
+_long = ctypes.c_int64
