@@ -106,7 +106,8 @@ class GateUse:
 class Cost:
     """What a run cost. seconds: training alone, validation apart. peak_memory: bytes an update
     needs (see `fit.cost.Memory`), None where not known. waiting: share of the training time spent
-    waiting for data."""
+    waiting for data. rows: of all updates together, which unlike seconds are the same on every
+    machine; None in records from before they were counted."""
 
     seconds: float
     validation_seconds: float
@@ -115,6 +116,7 @@ class Cost:
     shared_parameters: int
     peak_memory: int | None
     waiting: float
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Record:
 
     best: the point whose weights were kept. best_per_task: per task, the step of its own best
     point and that value of its primary metric on the validation split.
-    stopped: "epochs" (ran out of them) or "patience".
+    stopped: "epochs" (ran out of them) or "patience"; "" of a run that rests, see `fit`.
     notes: what the balance method used in place of what its source asks, and in how many updates.
     experts: what each task took from the model's experts on validation rows, with the best weights;
     empty for models without any. warnings: what deserves a look there, in plain words.

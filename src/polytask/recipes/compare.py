@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from polytask.errors import Diverged, PolytaskError, RunError
-from polytask.fit import RECORD
+from polytask.fit import RECORD, FitConfig
 from polytask.lock import alone
 from polytask.recipes.plan import GRID, SINGLE, Model, Plan, Setting
 from polytask.recipes.result import Finals, result
@@ -39,7 +39,8 @@ class Show(Protocol):
     """What a person sees meanwhile. phase: an index of `PHASES`; phases overlap."""
 
     def begin(self, runs: Sequence[int]) -> None:
-        """The comparison has this many runs in each phase."""
+        """There are this many runs in each phase, those that are done among them; told again
+        where more turn out to be wanted."""
 
     def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
         """A run made progress: update `step` of at most `steps`."""
@@ -67,7 +68,7 @@ def compare(plan: Plan, show: Show) -> dict[str, Any]:
     """
     suite = load_suite(plan.suite)
     with alone(plan.out):
-        claim(plan.out / "compare.json", _identity(plan, suite), "comparison")
+        claim(plan.out / "compare.json", {**identity_of(suite, plan.config), "tune": plan.tune}, "comparison")
         found = result(_Runs(plan, suite, show).finals())
         write_json(plan.out / RESULT, found)
     return found
@@ -246,18 +247,17 @@ def _model(job: Job) -> Model:
     return job.label, None if job.tasks is None else job.tasks[0]
 
 
-def _identity(plan: Plan, suite: Suite) -> dict[str, Any]:
-    """Return what two calls must have in common to share a folder."""
-    config = plan.config.identity()
+def identity_of(suite: Suite, config: FitConfig) -> dict[str, Any]:
+    """Return what two calls must have in common to share a folder: data and settings."""
+    kept = config.identity()
     for free in ("lr", "weight_decay", "seed"):
-        del config[free]
+        del kept[free]
     identity: dict[str, Any] = to_json(
         {
             "suite": suite.name,
             "tasks": list(suite.tasks.names),
             "data": _fingerprint(suite),
-            "tune": plan.tune,
-            "config": config,
+            "config": kept,
         }
     )
     return identity
