@@ -106,8 +106,7 @@ class GateUse:
 class Cost:
     """What a run cost. seconds: training alone, validation apart. peak_memory: bytes an update
     needs (see `fit.cost.Memory`), None where not known. waiting: share of the training time spent
-    waiting for data. rows: of all updates together, which unlike seconds are the same on every
-    machine; None in records from before they were counted."""
+    waiting for data."""
 
     seconds: float
     validation_seconds: float
@@ -116,7 +115,6 @@ class Cost:
     shared_parameters: int
     peak_memory: int | None
     waiting: float
-    rows: int | None = None
 
 
 @dataclass(frozen=True)

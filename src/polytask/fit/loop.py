@@ -96,8 +96,8 @@ def fit(
     progress = progress or Silent()
     if until is not None and (until < 1 or folder is None):
         raise UsageError(
-            f"until is {until} and folder is {folder}; a run rests after 1 epoch or more, and needs "
-            "a folder to go on from."
+            f"until is {until} and folder is {folder}; a run rests after 1 epoch or more, and "
+            "needs a folder to go on from."
         )
     _check_device(config.device)
     ranks.check_model(model)
@@ -313,7 +313,6 @@ class _Run:
             shared_parameters=_count(self.model.shared_parameters()),
             peak_memory=state.peak_memory,
             waiting=state.waited / state.seconds if state.seconds else 0.0,
-            rows=int(self.cursors_S.sum()),
         )
         return Record(
             suite=self.suite.name,

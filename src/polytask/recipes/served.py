@@ -6,21 +6,31 @@ Shapes: B = rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
 from polytask.errors import UsageError
-from polytask.evaluate import paired_error
+from polytask.evaluate import delta_m, paired_error
 from polytask.fit import load_weights
 from polytask.parsing import parse
 from polytask.recipes.train import Job, build, look, suite_of
 from polytask.share import SharedModel
 from polytask.share.base import Inputs
 from polytask.tasks import Task, TaskSet
+
+How = Literal["shared", "group", "alone", "from shared"]
+"""A run of all tasks, of several, of one, and of one from the weights of one of all."""
+
+HOWS: dict[How, str] = {
+    "shared": "a model of all tasks",
+    "group": "a model of a group",
+    "alone": "a model trained alone",
+    "from shared": "a model that went on alone from shared weights",
+}
+"""The same for people."""
 
 SURE = 1.96
 """Errors to either side of a 95 % interval."""
@@ -30,32 +40,14 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Part:
-    """Weights of a run. own: the task whose own best ones they are; None for the run's best."""
-
-    job: Job
-    own: str | None = None
-
-    def to_json(self, folder: Path) -> dict[str, Any]:
-        """Return it with the run's folder as it is named inside `folder`, which may move."""
-        job = self.job.to_json()
-        inside = self.job.folder.relative_to(folder).as_posix()
-        return {"job": {**job, "folder": inside, "start": None}, "own": self.own}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any], folder: Path) -> Part:
-        """Return the part that `to_json` wrote, of the folder where it lies now."""
-        job = Job.from_json(raw["job"])
-        return cls(replace(job, folder=folder / job.folder), raw["own"])
-
-
-@dataclass(frozen=True)
 class Candidate:
-    """What may serve a task. run: its name. values: what `LeftOut` told of the task."""
+    """What may serve a task: a run. run: its name. how: what sort of run. values: what `LeftOut`
+    told of the task."""
 
     task: str
     run: str
-    part: Part
+    how: How
+    job: Job
     values: Mapping[str, float]
 
     @property
@@ -63,16 +55,20 @@ class Candidate:
         """The primary metric on the validation split."""
         return self.values[ALL]
 
+    @property
+    def chose(self) -> bool:
+        """Whether the task's own scores chose the weights, out of all epochs."""
+        return self.how in ("alone", "from shared")
+
+    @property
+    def like(self) -> str:
+        """What it has in common with candidates of other tasks: how it came about."""
+        return self.how if self.chose else self.run
+
     @classmethod
-    def all_of(cls, run: str, job: Job) -> list[Candidate]:
-        """Return the candidates of a run that was looked at: its best weights come first."""
-        found = []
-        for own, of_task in look(job).items():
-            for task, values in of_task.items():
-                part = Part(job, own or None)
-                numbers = {k: math.nan if v is None else v for k, v in values.items()}
-                found.append(cls(task, run, part, numbers))
-        return found
+    def all_of(cls, run: str, how: How, job: Job) -> list[Candidate]:
+        """Return the candidates of a run that was looked at, one per task of it."""
+        return [cls(task, run, how, job, values) for task, values in look(job).items()]
 
 
 @dataclass(frozen=True)
@@ -96,38 +92,106 @@ def compared(task: Task, one: Candidate, other: Candidate) -> tuple[float, float
 
 
 def choose(
-    task: Task, default: Candidate, candidates: Sequence[Candidate], alone: Collection[str] = ()
-) -> Choice:
-    """Return the candidate with the best validation score of those that are better for sure.
-
-    For sure: by more errors of the difference than the luckiest of as many candidates of equal
-    worth would be, sqrt(2 ln K) of K. Where nothing stands out the default stays, which most tasks
-    share. A model of the task alone needs no more than its 95 % interval.
-
-    alone: the runs of the task alone from the start.
-    """
-    others = [one for one in candidates if one.task == task.name and one.part != default.part]
-    lucky = max(1.0, math.sqrt(2 * math.log(len(others)))) if others else 1.0
-    taken, found = default, (0.0, 0.0)
-    for one in others:
-        gain, error = compared(task, one, default)
-        errors = min(lucky, SURE) if one.run in alone else lucky
-        worthless = math.isnan(default.value) and not math.isnan(one.value)
-        stands_out = worthless or gain > errors * error  # never where either is NaN
-        if stands_out and task.primary.better(one.value, taken.value):
-            taken, found = one, (gain, error)
-    return Choice(taken, default, *found)
-
-
-def choose_all(
     tasks: TaskSet,
     default: Sequence[Candidate],
     candidates: Sequence[Candidate],
-    alone: Collection[str] = (),
 ) -> dict[str, Choice]:
-    """Return what serves each task. default: of one run, its best weights first."""
-    first = {one.task: one for one in reversed(default)}
-    return {task.name: choose(task, first[task.name], candidates, alone) for task in tasks}
+    """Return what serves each task: the default, or what is expected to be better.
+
+    default: of one run of all tasks. What to expect of a candidate: its gain over the
+    default on validation, less one standard error where the task's own scores chose its weights
+    (the best of many epochs is lucky too), drawn towards the mean gain of its like over all tasks,
+    the more the less is known of it (see `expected`). The best expectation above 0 serves.
+
+    Whatever comes out, a model of the task alone that is better than it by more than its 95 %
+    interval takes its place.
+    """
+    first = {one.task: one for one in default}
+    kinds: dict[str, dict[str, Candidate]] = {}
+    for one in candidates:
+        if one.run != first[one.task].run:
+            kinds.setdefault(one.like, {})[f"{one.task}/{one.run}"] = one
+    found = {task: (0.0, Choice(one, one, 0.0, 0.0)) for task, one in first.items()}
+    for alike in kinds.values():
+        pairs = {
+            name: compared(tasks.named(one.task), one, first[one.task])
+            for name, one in alike.items()
+        }
+        lucky = {
+            name: (gain - error if alike[name].chose else gain, error)
+            for name, (gain, error) in pairs.items()
+        }
+        for name, hoped in expected(lucky).items():
+            one = alike[name]
+            if hoped > found[one.task][0]:
+                choice = Choice(one, first[one.task], *pairs[name])
+                found[one.task] = hoped, choice
+    chosen = {task.name: found[task.name][1] for task in tasks}
+    for one in candidates:
+        task = tasks.named(one.task)
+        if one.how == "alone" and sure(task, one, chosen[one.task].taken):
+            choice = Choice(one, first[one.task], *compared(task, one, first[one.task]))
+            chosen[one.task] = choice
+    return chosen
+
+
+def ahead(tasks: TaskSet, one: Sequence[Candidate], other: Sequence[Candidate]) -> float:
+    """Return the mean gain of a run of all tasks over another in standard errors, up is better.
+
+    The error is that of the mean over tasks: rows that many tasks share are left out for all.
+    """
+    mine, theirs = ({c.task: c.values for c in side} for side in (one, other))
+    parts = list(mine[tasks.names[0]])
+    means = {
+        part: delta_m(
+            tasks,
+            {task: mine[task][part] for task in tasks.names},
+            {task: theirs[task][part] for task in tasks.names},
+        )
+        for part in parts
+    }
+    whole = means.pop(ALL)
+    error = paired_error(list(means.values()), [0.0] * len(means))
+    return whole / error if error else math.copysign(math.inf, whole) if whole else 0.0
+
+
+def sure(task: Task, one: Candidate, other: Candidate) -> bool:
+    """Return whether one is better on validation beyond the 95 % interval of the difference."""
+    if math.isnan(other.value):
+        return not math.isnan(one.value)
+    gain, error = compared(task, one, other)
+    return gain > SURE * error  # never where either is NaN
+
+
+def expected(pairs: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Return what to expect of each, from values and their standard errors: drawn to the mean.
+
+    Values vary more than their errors explain by a variance tau^2, and the mean of all is mu; then
+    (value tau^2 + mu error^2) / (tau^2 + error^2) is expected. Those that are not known, or whose
+    error is not, are left out.
+
+    Source: DerSimonian & Laird, "Meta-analysis in clinical trials", Controlled Clinical Trials 7,
+        1986, for tau^2 and mu; the mean of the posterior: Morris, JASA 78(381), 1983.
+    """
+    known = {
+        name: (value, max(error, 1e-9))
+        for name, (value, error) in pairs.items()
+        if math.isfinite(value) and math.isfinite(error)
+    }
+    if len(known) < 2:
+        return {name: value for name, (value, _) in known.items()}
+    weights = {name: error**-2 for name, (_, error) in known.items()}
+    total = math.fsum(weights.values())
+    middle = math.fsum(w * known[name][0] for name, w in weights.items()) / total
+    spread = math.fsum(w * (known[name][0] - middle) ** 2 for name, w in weights.items())
+    less = total - math.fsum(w**2 for w in weights.values()) / total
+    tau2 = max(0.0, (spread - (len(known) - 1)) / less) if less > 0 else 0.0
+    own = {name: 1 / (error**2 + tau2) for name, (_, error) in known.items()}
+    mu = math.fsum(w * known[name][0] for name, w in own.items()) / math.fsum(own.values())
+    return {
+        name: (value * tau2 + mu * error**2) / (tau2 + error**2)
+        for name, (value, error) in known.items()
+    }
 
 
 class Served(SharedModel):
@@ -146,12 +210,12 @@ class Served(SharedModel):
         self.serve = dict(serve)
 
     @classmethod
-    def of(cls, parts: Mapping[str, Part]) -> Self:
-        """Return the models that these weights make, each once."""
-        every = list(dict.fromkeys(_key(part) for part in parts.values()))
-        first = {_key(part): part for part in reversed(list(parts.values()))}
-        members = [_load(first[key]) for key in every]
-        return cls(members, {task: every.index(_key(part)) for task, part in parts.items()})
+    def of(cls, jobs: Mapping[str, Job]) -> Self:
+        """Return the models of finished or resting runs, one per task; each is built once."""
+        every = {job.folder: job for job in jobs.values()}
+        folders = list(every)
+        members = [_load(job) for job in every.values()]
+        return cls(members, {task: folders.index(job.folder) for task, job in jobs.items()})
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -197,13 +261,8 @@ class Served(SharedModel):
         return [member for member in self.members if isinstance(member, SharedModel)]
 
 
-def _key(part: Part) -> tuple[Any, ...]:
-    return str(part.job.folder), part.own
-
-
-def _load(part: Part) -> SharedModel:
-    suite = suite_of(part.job)
-    model, _, _ = build(suite, parse(part.job.recipe), part.job.config.seed)
-    model.load_state_dict(load_weights(part.job.folder, part.own), strict=part.own is None)
+def _load(job: Job) -> SharedModel:
+    model, _, _ = build(suite_of(job), parse(job.recipe), job.config.seed)
+    model.load_state_dict(load_weights(job.folder))
     model.eval()
     return model

@@ -247,27 +247,24 @@ def validated(
     return validate(model, streams, meters, batch_size, config.device, config.precision)
 
 
-def look(job: Job) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the primary metrics on the validation split, with all that `LeftOut` tells.
+def look(job: Job) -> dict[str, dict[str, float]]:
+    """Return per task the primary metric on the validation split, with all that `LeftOut` tells.
 
-    By whose weights: "" for the run's best ones, and each task whose own best ones the run kept
-    for that task alone. The answer is kept beside the run, until it has trained on.
+    By the best weights of a run that is done or rests. The answer is kept beside the run, until it
+    has trained on.
     """
     kept = job.folder / LOOKED
     steps = record_of(job.folder).cost.steps
-    if kept.exists() and (found := read_json(kept))["steps"] == steps:
-        return found["values"]  # type: ignore[no-any-return]
-    suite = suite_of(job)
-    model, _, _ = build(suite, parse(job.recipe), job.config.seed)
-    model.load_state_dict(load_weights(job.folder))
-    values = {"": validated(model, suite.val, LeftOut(suite.tasks), job.config)}
-    if job.config.per_task_best and len(suite.tasks) > 1:
-        for name in suite.tasks.names:
-            model.load_state_dict(load_weights(job.folder, name), strict=False)
-            own = LeftOut(suite.tasks.only([name]))
-            values[name] = validated(model, suite.val, own, job.config)
-    write_json(kept, {"steps": steps, "values": values})
-    return look(job)
+    if not (kept.exists() and read_json(kept)["steps"] == steps):
+        suite = suite_of(job)
+        model, _, _ = build(suite, parse(job.recipe), job.config.seed)
+        model.load_state_dict(load_weights(job.folder))
+        values = validated(model, suite.val, LeftOut(suite.tasks), job.config)
+        write_json(kept, {"steps": steps, "values": values})
+    return {
+        task: {part: math.nan if value is None else value for part, value in of_task.items()}
+        for task, of_task in read_json(kept)["values"].items()
+    }
 
 
 def record_of(folder: Path) -> Record:
