@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from polytask.recipes.plan import usual_budget
 from polytask.recipes.search import PHASES, rows_of_epoch
 from polytask.recipes.served import Candidate, Served, ahead, choose, expected
 from polytask.recipes.train import Job, validated
-from polytask.tasks import Binary, Multiclass, Regression, Task, TaskSet
+from polytask.tasks import Regression, Task, TaskSet
 
 from .conftest import CONFIG, Compared, Seen, write_suite
 
@@ -76,7 +75,7 @@ def test_the_models_it_chose_are_built_and_answer_as_they_were_tested(searched, 
 def test_a_search_is_taken_up_where_it_was_stopped_and_comes_to_the_same(
     searched, people, tmp_path
 ):
-    asked, found, seen = searched
+    _, found, _ = searched
     stops = 0
 
     class Stop(Exception):

@@ -29,7 +29,7 @@ def searched_tables(result: Mapping[str, Any], page: Path) -> None:
     ended = sum(task["alone"]["race"] == "to its end" for task in tasks)
     worse = worse_than_alone(tasks)
     out.print(
-        f"{ended} of them were also trained alone to the end: "
+        f"Also trained alone to the end: {ended} of them; "
         + (
             f"[red]worse than alone beyond the 95 % interval on validation: "
             f"{escape(', '.join(worse))}[/]."

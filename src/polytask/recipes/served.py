@@ -101,7 +101,8 @@ def choose(
     default: of one run of all tasks. What to expect of a candidate: its gain over the
     default on validation, less one standard error where the task's own scores chose its weights
     (the best of many epochs is lucky too), drawn towards the mean gain of its like over all tasks,
-    the more the less is known of it (see `expected`). The best expectation above 0 serves.
+    the more the less is known of it (see `expected`). The best expectation above 0 serves, of
+    those that are better than the default at all.
 
     Whatever comes out, a model of the task alone that is better than it by more than its 95 %
     interval takes its place.
@@ -123,7 +124,7 @@ def choose(
         }
         for name, hoped in expected(lucky).items():
             one = alike[name]
-            if hoped > found[one.task][0]:
+            if pairs[name][0] > 0 and hoped > found[one.task][0]:
                 choice = Choice(one, first[one.task], *pairs[name])
                 found[one.task] = hoped, choice
     chosen = {task.name: found[task.name][1] for task in tasks}

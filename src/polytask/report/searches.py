@@ -109,8 +109,8 @@ def _verdict(raw: Mapping[str, Any], share: float | None) -> list[str]:
     second = (
         f"{words.listing(worse)}: worse than alone beyond the 95 % interval on validation."
         if worse
-        else f"Of the {ended} also trained alone to the end, none is worse than alone beyond its "
-        "95 % interval on validation."
+        else f"Also trained alone to the end: {_counted(ended, 'task')}; none is worse than alone "
+        "beyond its 95 % interval on validation."
     )
     cost = "" if share is None else f"{share:.2f} of what every task alone takes by time, "
     third = (
