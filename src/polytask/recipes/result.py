@@ -160,10 +160,7 @@ class _Result:
             "all_metrics": {
                 name: [one["test"] for one in by_seed.values()] for name, by_seed in of_task.items()
             },
-            "searches": [
-                {key: found[key] for key in ("models", "work", "seconds", "alone_seconds")}
-                for found in self.searches
-            ],
+            "searches": [_of_search(found) for found in self.searches],
         }
 
     def _of_method(self, method: str) -> dict[str, Any]:
@@ -215,6 +212,17 @@ class _Result:
             .as_posix()
             for seed in self.finals.seeds
         }
+
+
+def _of_search(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a table needs of a search: what it cost, and how its tasks are served."""
+    tasks = found["tasks"]
+    return {
+        **{key: found[key] for key in ("budget", "models", "work", "seconds", "alone_seconds")},
+        "hows": dict(Counter(task["how"] for task in tasks)),
+        "ended_alone": sum(task["alone"]["race"] == "to its end" for task in tasks),
+        "worse_than_alone": [task["name"] for task in tasks if task["alone"].get("better")],
+    }
 
 
 def _served(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
