@@ -156,7 +156,7 @@ def read_folder(folder: Path) -> Run:
         return read_searched(folder)
     raise RunError(
         f"{folder} holds none of result.json (a comparison), record.json (one training), "
-        f"merge.json (merges), {FILE} (a relation of tasks) and {SEARCHED} (a search); an "
+        f"{SEARCHED} (a search), merge.json (merges) and {FILE} (a relation of tasks); an "
         "unfinished run has none yet: give the same command again to finish it."
     )
 
