@@ -147,8 +147,8 @@ def _searches(searched: Mapping[str, Table], balance: Mapping[str, Table]) -> st
                 f"{counts['gained']}, {counts['lost']}",
                 cell(table, "equal"),
                 f"{best} {delta(fixed, best):+.2f}" if best else "",
-                f"x {method['cost']['seconds_ratio']:.2f}",
-                f"{fmean(one['work'] for one in found):.2f} of {found[0]['budget']:g}",
+                f"x {fmean(one['seconds'] / one['alone_seconds'] for one in found):.2f}",
+                f"x {fmean(one['work'] for one in found):.2f} of {found[0]['budget']:g}",
                 f"{fmean(one['models'] for one in found):.3g}: {served}",
             ]
         )
@@ -171,10 +171,11 @@ def _searches(searched: Mapping[str, Table], balance: Mapping[str, Table]) -> st
         "were each tuned. `auto` searches anew with every seed, within a budget counted in "
         "arithmetic (0.5 of one run of every task alone for 8 tasks or more, 2 for fewer; the "
         "first model of all tasks is trained whatever it costs), and its cost is that of all it "
-        "tried; *time* is against one run of every single-task model at the setting that was "
-        "found for it, without what finding it took. The best method of a suite was found by its "
-        "test scores: of 28 on digits2, tox21, census and sentences, of 4 or 5 elsewhere. How it "
-        "works: [auto](auto.md).\n\n"
+        "tried; *time* and *arithmetic* are against one run of every task alone, as each search "
+        "saw it (its own runs alone, or what is known of them): in the sections below, times are "
+        "against single-task models that were trained at other hours of a busy machine. The best "
+        "method of a suite was found by its test scores: of 28 on digits2, tox21, census and "
+        "sentences, of 4 or 5 elsewhere. How it works: [auto](auto.md).\n\n"
     )
     listed = ", ".join(f"{m} {value:+.2f}" for value, m in means)
     after = (
