@@ -163,8 +163,8 @@ def methods(room: str | None, as_json: bool) -> None:
 @click.option(
     "--methods",
     "names",
-    help="Recipes, comma-separated, each methods joined by +: pcgrad,dwa+uniform. Default: equal, "
-    "uncertainty, dwa, pcgrad and aligned-mtl.",
+    help="Recipes, comma-separated, each methods joined by +: pcgrad,dwa+uniform; auto is what "
+    "`polytask auto` comes to. Default: equal, uncertainty, dwa, pcgrad and aligned-mtl.",
 )
 @click.option(
     "--seeds", default=3, show_default=True, help="How many; intervals need 2, useful ones 3."
