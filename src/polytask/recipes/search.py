@@ -152,7 +152,7 @@ class Search:
 
     def _share(self, runs: Sequence[Tried], left: float) -> None:
         """Train those models of several tasks that fit into what is left."""
-        self.shared += self._train(SHARED, self._affordable(runs, self.epochs, left))
+        self.shared += self._train(SHARED, self._capped(runs, left))
 
     def _from_shared(self) -> None:
         """Let every task go on alone from the best model of all tasks, those at risk first.
@@ -229,7 +229,7 @@ class Search:
             for setting in GRID[1 : self.plan.tune]
             for task in best
         ]
-        self.others += self._train(ALONE, self._affordable(runs, self.epochs, self.left))
+        self.others += self._train(ALONE, self._capped(runs, self.left))
 
     def _settings(self) -> list[Tried]:
         rest = [s for s in GRID[: self.plan.tune] if s not in self._settings_of(self.shared)]
@@ -298,6 +298,16 @@ class Search:
                 left -= cost
                 taken.append(one)
         return taken
+
+    def _capped(self, runs: Sequence[Tried], left: float) -> list[Tried]:
+        """Return the runs that fit into what is left, none longer than its part of it."""
+        taken = self._affordable(runs, self.epochs, left)
+        spare = left - sum(one.work for one in taken) * self.epochs
+        capped = []
+        for one in taken:
+            most = self.epochs + int(spare / len(taken) / one.work)
+            capped.append(replace(one, job=replace(one.job, until=min(most, self.config.epochs))))
+        return capped
 
     def work_of(self, recipe: str, tasks: tuple[str, ...] | None) -> float:
         """Return the work of an epoch."""

@@ -99,8 +99,8 @@ def choose(
     """Return what serves each task: the default, or what is expected to be better.
 
     default: of one run of all tasks. What to expect of a candidate: its gain over the
-    default on validation, less one standard error where the task's own scores chose its weights
-    (the best of many epochs is lucky too), drawn towards the mean gain of its like over all tasks,
+    default on validation, less its standard error (the best of many candidates is lucky too), less
+    another where the task's own scores chose its weights (out of many epochs), drawn towards the mean gain of its like over all tasks,
     the more the less is known of it (see `expected`). The best expectation above 0 serves, of
     those that are better than the default at all.
 
@@ -119,7 +119,7 @@ def choose(
             for name, one in alike.items()
         }
         lucky = {
-            name: (gain - error if alike[name].chose else gain, error)
+            name: (gain - error * (2 if alike[name].chose else 1), error)
             for name, (gain, error) in pairs.items()
         }
         for name, hoped in expected(lucky).items():
