@@ -98,11 +98,11 @@ def choose(
 ) -> dict[str, Choice]:
     """Return what serves each task: the default, or what is expected to be better.
 
-    default: of one run of all tasks. What to expect of a candidate: its gain over the
-    default on validation, less its standard error (the best of many candidates is lucky too), less
-    another where the task's own scores chose its weights (out of many epochs), drawn towards the mean gain of its like over all tasks,
-    the more the less is known of it (see `expected`). The best expectation above 0 serves, of
-    those that are better than the default at all.
+    default: of one run of all tasks. What to expect of a candidate: its gain over the default on
+    validation, less its standard error (the best of many candidates is lucky too), less another
+    where the task's own scores chose its weights (out of many epochs), drawn towards the mean gain
+    of its like over all tasks, the more the less is known of it (see `expected`). The best
+    expectation above 0 serves, of those that are better than the default at all.
 
     Whatever comes out, a model of the task alone that is better than it by more than its 95 %
     interval takes its place.
