@@ -49,13 +49,16 @@ FULL = ("digits2", "tox21", "census", "sentences")
 """The suites that are compared with every method; the others with those that `compare` takes
 unless methods are named."""
 
-SHORTER = {"sentences": " --epochs 15 --patience 4"}
+SHORTER = dict.fromkeys(("sentences", "fdu_mtl"), " --epochs 15 --patience 4")
 """A run takes minutes there, so it also has one setting alone."""
+
+OTHERS = {"fdu_mtl": " --methods equal,uncertainty,dwa,aligned-mtl"}
+"""PCGrad of sixteen tasks takes hours there."""
 
 COMMANDS = {
     name: f"polytask compare {name} --seeds {seeds} --tune {tune}"
     + SHORTER.get(name, "")
-    + (f" --methods {EVERY}" if name in FULL else "")
+    + (f" --methods {EVERY}" if name in FULL else OTHERS.get(name, ""))
     for name, seeds, tune in (
         ("digits2", 3, 3),
         ("clintox", 3, 3),
@@ -65,6 +68,7 @@ COMMANDS = {
         ("census", 3, 3),
         ("sentences", 3, 1),
         ("school", 3, 3),
+        ("fdu_mtl", 3, 1),
         ("snips", 1, 2),
         ("camvid", 1, 1),
     )
@@ -101,6 +105,19 @@ COMMANDS |= {
     name: f"polytask compare {suite} --seeds 3 --tune {tune}{options} --out runs/{name} "
     f"--methods {methods}"
     for name, (suite, tune, methods, options) in SHARING.items()
+}
+
+SEARCHED = {
+    **dict.fromkeys(("digits2", "tox21", "sider", "school", "sarcos", "census"), " --tune 3"),
+    **dict.fromkeys(("sentences", "fdu_mtl"), " --tune 1 --epochs 15 --patience 4"),
+}
+"""Suite -> options of the comparison of `auto`: with equal weights alone, beside single-task models
+that were trained by the same command."""
+
+COMMANDS |= {
+    f"{suite}-auto": f"polytask compare {suite} --seeds 3{options} --out runs/{suite}-auto "
+    "--methods equal,auto"
+    for suite, options in SEARCHED.items()
 }
 
 KEPT = ("metric", "values", "gains", "gain", "interval", "verdict")
@@ -165,7 +182,7 @@ def small(result: dict[str, Any], command: str) -> dict[str, Any]:
             "tasks": {t: {k: v[k] for k in KEPT} for t, v in method["tasks"].items()},
             "scores": method["all_metrics"],
             **{k: method[k] for k in ("delta_m", "delta_m_interval", "worst", "counts", "cost")},
-            **{k: method[k] for k in ("engine", "notes") if k in method},
+            **{k: method[k] for k in ("engine", "notes", "searches") if k in method},
         }
         for name, method in result["methods"].items()
     }
@@ -209,9 +226,10 @@ def pages(tables: dict[str, Any], cost: dict[str, Any]) -> dict[Path, str]:
     docs = ROOT / "docs"
     made = {docs / "results.md": page.markdown(tables, cost) + merging.section(read_merged())}
     kept = (docs / "balance.md").read_text()
+    methods = {name: table for name, table in tables.items() if not page.is_of_auto(table)}
     return made | {
-        docs / "balance.md": guide.filled(kept, tables, cost, read_around()),
-        docs / "balance.svg": picture.gains(tables, cost),
+        docs / "balance.md": guide.filled(kept, methods, cost, read_around()),
+        docs / "balance.svg": picture.gains(methods, cost),
     }
 
 
@@ -255,7 +273,8 @@ def main() -> None:
         print(f"{name}: {COMMANDS[name]}", flush=True)
         keep(train(COMMANDS[name], ROOT / "runs" / name))
     tables = read_tables()
-    claims.write(tables, HERE / "claims.json")
+    methods = {name: table for name, table in tables.items() if not page.is_of_auto(table)}
+    claims.write(methods, HERE / "claims.json")
     for path, text in pages(tables, read_cost()).items():
         path.write_text(text)
     (ROOT / "docs" / "claims.md").write_text(markdown(load(ROOT / "experiments")))

@@ -123,7 +123,7 @@ class Record:
 
     best: the point whose weights were kept. best_per_task: per task, the step of its own best
     point and that value of its primary metric on the validation split.
-    stopped: "epochs" (ran out of them) or "patience".
+    stopped: "epochs" (ran out of them) or "patience"; "" of a run that rests, see `fit`.
     notes: what the balance method used in place of what its source asks, and in how many updates.
     experts: what each task took from the model's experts on validation rows, with the best weights;
     empty for models without any. warnings: what deserves a look there, in plain words.

@@ -238,6 +238,7 @@ def run(
     pause: float = 0.0,
     stop_after: int = 0,
     mix: Mix | None = None,
+    until: int | None = None,
     **settings: Any,
 ) -> tuple[Record, Watcher]:
     """Train as `fit` does; return its record, and the watcher with the model and last weights.
@@ -260,6 +261,7 @@ def run(
         method=method,
         folder=folder,
         progress=watcher,
+        until=until,
     )
     return record, watcher
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from polytask.fit import Meters, primary, validate
+from polytask.errors import UsageError
+from polytask.fit import LeftOut, Meters, primary, validate
 from polytask.suites import Stream
 
 
@@ -89,3 +90,33 @@ def test_bfloat16_measures_about_the_same(tiny: ModuleType) -> None:
     assert rough["c"] != exact["c"]
     for task, values in exact.items():
         assert rough[task] == pytest.approx(values, rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["shared", "apart", "ragged"])
+@pytest.mark.parametrize("size", [5, 1000])
+def test_parts_are_left_out_of_the_metric(tiny: ModuleType, name: str, size: int) -> None:
+    suite = {"shared": tiny.shared, "apart": tiny.apart, "ragged": tiny.ragged}[name]()
+    model, parts = tiny.model(suite).eval(), 3
+    found = validate(model, suite.val, LeftOut(suite.tasks, parts), size)
+    whole = primary(validate(model, suite.val, Meters(suite.tasks)), suite.tasks)
+    for task in suite.tasks:
+        values = found[task.name]
+        assert list(values) == ["all", "0", "1", "2"]
+        assert values["all"] == pytest.approx(whole[task.name])
+        for part in range(parts):
+            meter, seen = task.primary.build(), 0
+            for stream in suite.val:
+                if task.name not in stream.targets:
+                    continue
+                kept_N = (torch.arange(len(stream)) + seen) % parts != part
+                seen += len(stream)
+                fewer = stream.take(kept_N.nonzero().squeeze(1))
+                with torch.no_grad():
+                    output = model(fewer.inputs, tasks=[task.name])[task.name]
+                meter.update(*task.kind.scores(output, fewer.targets[task.name]))
+            assert values[str(part)] == pytest.approx(float(meter.compute()), rel=1e-4)
+
+
+def test_one_part_tells_no_error(tiny: ModuleType) -> None:
+    with pytest.raises(UsageError, match="parts is 1"):
+        LeftOut(tiny.shared().tasks, 1)

@@ -429,3 +429,63 @@ def relation(folder: Path, tasks: Sequence[str]) -> None:
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "relate.json").write_text(json.dumps(found))
+
+
+def searched(folder: Path, tasks: Sequence[str]) -> None:
+    """Write what `polytask auto` leaves, for four tasks or more, each served in another way."""
+
+    def run(name: str, how: str, of: Sequence[str], delta_m: float | None) -> dict[str, Any]:
+        return {
+            "name": name, "how": how, "recipe": "equal", "tasks": list(of), "lr": 1e-3,
+            "weight_decay": 0.01, "epochs": 12, "stopped": "patience", "seconds": 3.0,
+            "work": 0.25, "delta_m": delta_m, "default": name == "first",
+        }  # fmt: skip
+
+    tried = [
+        run("first", "shared", tasks, 0.0),
+        run("pair", "group", tasks[:2], None),
+        run("on", "from shared", tasks[2:3], None),
+        run("lone", "alone", tasks[3:4], None),
+    ]
+    by = {
+        "shared": "a model of all tasks",
+        "group": "a model of a group",
+        "from shared": "a model that went on alone from shared weights",
+        "alone": "a model trained alone",
+    }
+    alone: list[dict[str, Any]] = [
+        {"race": "not alone"},
+        {
+            "race": "behind", "epochs": 4, "validation": 0.5, "better": False,
+            "over_served": {"gain": -10.0, "error": 2.0},
+        },
+        {
+            "race": "unfinished", "epochs": 8, "validation": 0.8, "better": False,
+            "over_served": {"gain": -1.0, "error": None},
+        },
+        {
+            "race": "to its end", "epochs": 12, "validation": 0.9, "better": False,
+            "over_served": {"gain": 0.0, "error": 0.0},
+        },
+    ]  # fmt: skip
+    rows = []
+    for i, name in enumerate(tasks):
+        taken = tried[i % 4]
+        rows.append(
+            {
+                "name": name, "kind": "binary", "metric": "AUROC", "direction": "max", "unit": "",
+                "run": taken["name"], "how": taken["how"], "by": by[taken["how"]], "job": {},
+                "validation": 0.9, "shared": {"validation": 0.8},
+                "over_shared": {"gain": 0.0 if i % 4 == 0 else 12.5, "error": 1.5},
+                "alone": alone[i % 4], "test": {"AUROC": 0.85 if i != 1 else None},
+            }
+        )  # fmt: skip
+    found = {
+        "kind": "auto", "suite": "made up", "title": "Made up", "seed": 0,
+        "command": "polytask auto x", "created": "2026-01-01T00:00:00+00:00", "settings": {},
+        "budget": 2.0, "work": 1.5, "seconds": 12.0, "alone_seconds": 8.0, "models": 4,
+        "cost": {}, "tasks": rows, "tried": tried, "failed": {"mtan": "needs <pictures>"},
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "auto.json").write_text(json.dumps(found))

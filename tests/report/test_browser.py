@@ -11,7 +11,7 @@ import pytest
 
 from polytask.merge import MergeRecord
 
-from .conftest import relation
+from .conftest import relation, searched
 
 pytestmark = pytest.mark.browser
 
@@ -79,7 +79,11 @@ def pages(
         record.save(root / name)
     relation(root / "relate", ("one", "two", HOSTILE, "four"))
     relation(root / "relate-many", [HOSTILE, *(f"school {k:03d}" for k in range(1, 60))])
+    searched(root / "search", ("one", "two", HOSTILE, "four"))
+    searched(root / "search-many", [HOSTILE, *(f"school {k:03d}" for k in range(1, 60))])
     folders = {
+        "search": [root / "search"],
+        "search-many": [root / "search-many"],
         **{name: [root / name] for name in merged},
         "relate": [root / "relate"],
         "relate-many": [root / "relate-many"],
@@ -169,6 +173,7 @@ def click(browser: Any, selector: str) -> None:
 KINDS = (
     "small", "many", "crowd", "bare", "alone", "fit", "fit-single", "several", "crowds", "merges",
     "merges-many", "merges-inputs", "merges-and-runs", "relate", "relate-many",
+    "search", "search-many",
 )  # fmt: skip
 
 
@@ -636,3 +641,18 @@ def test_print_shows_all_of_it_on_white(visit: Open) -> None:
     )
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert found == ["none", "rgb(255, 255, 255)", True]
+
+
+def test_a_search_has_its_tables_and_sorts_them(visit: Open) -> None:
+    browser = visit("search")
+    assert count(browser, "#r0-served tbody tr") == 4
+    assert count(browser, "#r0-tried tbody tr") == 4
+    assert "behind the shared models after 4 epochs" in " ".join(texts(browser, "#r0-served td"))
+    assert HOSTILE in " ".join(texts(browser, "#r0-served th, #r0-served td"))
+    assert "serves a task unless something is better" in " ".join(texts(browser, "#r0-tried tr"))
+    assert texts(browser, "#r0-failed dd") == ["needs <pictures>"]
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('.run *')].every("
+        "(e) => e.getBoundingClientRect().right <= innerWidth + 1 || e.closest('.scroll, table'))"
+    )
+    assert wide

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from polytask import __version__, catalog, parsing
+from polytask.cli.auto import auto
 from polytask.cli.merge import merge
 from polytask.cli.options import (
     command_line,
@@ -162,8 +163,8 @@ def methods(room: str | None, as_json: bool) -> None:
 @click.option(
     "--methods",
     "names",
-    help="Recipes, comma-separated, each methods joined by +: pcgrad,dwa+uniform. Default: equal, "
-    "uncertainty, dwa, pcgrad and aligned-mtl.",
+    help="Recipes, comma-separated, each methods joined by +: pcgrad,dwa+uniform; auto is what "
+    "`polytask auto` comes to. Default: equal, uncertainty, dwa, pcgrad and aligned-mtl.",
 )
 @click.option(
     "--seeds", default=3, show_default=True, help="How many; intervals need 2, useful ones 3."
@@ -294,6 +295,7 @@ def fit(
         fit_summary(record, scores, folder)
 
 
+commands.add_command(auto)
 commands.add_command(relate)
 commands.add_command(merge)
 
@@ -308,7 +310,8 @@ commands.add_command(merge)
 )
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Write one HTML page about finished RUNS: comparisons, fits, merges, relations of tasks."""
+    """Write one HTML page about finished RUNS: comparisons, fits, merges, relations,
+    searches."""
     from polytask.report import write_report
 
     page = write_report(list(runs), out or runs[0] / "report.html")

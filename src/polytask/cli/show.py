@@ -74,6 +74,7 @@ class Pace:
         self._clock, self._begun = clock, clock()
         self._runs = self._done = 0
         self._left = {True: 0.0, False: 0.0}  # by whether a model has one task alone
+        self._ended = {True: 0, False: 0}
         self._took: dict[bool, list[float]] = {True: [], False: []}
         self._parts: dict[Path, tuple[bool, float, float]] = {}
 
@@ -81,7 +82,10 @@ class Pace:
         single, joint, others, _ = runs
         self._runs = single + joint + others
         share = single / (single + joint) if single + joint else 0.0
-        self._left = {True: single + others * share, False: joint + others * (1 - share)}
+        self._left = {
+            True: single + others * share - self._ended[True],
+            False: joint + others * (1 - share) - self._ended[False],
+        }
 
     def step(self, job: Job, step: int, steps: int) -> None:
         _, begun, _ = self._parts.get(job.folder, (False, self._clock(), 0.0))
@@ -92,6 +96,7 @@ class Pace:
         if phase == TESTS:
             return
         self._done += 1
+        self._ended[_alone(job)] += 1
         self._left[_alone(job)] -= 1
         if fresh:
             self._took[_alone(job)].append(self._clock() - part[1] if part else 0.0)
@@ -172,7 +177,9 @@ class Bars:
     def begin(self, runs: Sequence[int]) -> None:
         self._pace.begin(runs)
         self._counts = [*runs]
-        for phase, count in zip(self._names, runs, strict=True):
+        for bar, count in zip(self._phases, runs, strict=False):  # more are wanted than were told
+            self._bars.update(bar, total=count, visible=count > 0)
+        for phase, count in [] if self._phases else zip(self._names, runs, strict=True):
             text = f"[bold]{self._title}[/] {phase}"
             bar = self._bars.add_task(text, total=count, note="", visible=count > 0)
             self._phases.append(bar)
@@ -234,7 +241,9 @@ class Lines:
         """Nothing is open."""
 
     def begin(self, runs: Sequence[int]) -> None:
-        self._runs, self._left, self._kept = [*runs], [*runs], [0 for _ in runs]
+        done = [n - left for n, left in zip(self._runs, self._left, strict=True)] or [0] * len(runs)
+        self._left = [n - ended for n, ended in zip(runs, done, strict=True)]
+        self._runs, self._kept = [*runs], self._kept or [0 for _ in runs]
         self._pace.begin(runs)
 
     def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:

@@ -3,6 +3,7 @@
 from polytask.evaluate.claims import Claim, Effect, Outcome, decide, decide_against_all
 from polytask.evaluate.gain import delta_m, gains
 from polytask.evaluate.interval import LEVEL, interval
+from polytask.evaluate.paired import paired_error
 from polytask.evaluate.result import (
     CostResult,
     Counts,
@@ -37,6 +38,7 @@ __all__ = [
     "gains",
     "interval",
     "judge",
+    "paired_error",
     "reference",
     "why",
 ]

@@ -4,6 +4,7 @@ from polytask.fit.config import FitConfig
 from polytask.fit.data import Batch, Feed, Step
 from polytask.fit.loop import (
     RECORD,
+    RESTING,
     WEIGHTS,
     Score,
     build_optimiser,
@@ -14,16 +15,18 @@ from polytask.fit.probe import probe
 from polytask.fit.progress import Bar, Log, Progress, Silent
 from polytask.fit.step import step_losses, task_losses, train_step, update_loads
 from polytask.fit.sums import LossSums
-from polytask.fit.validate import Meters, predict, primary, validate
+from polytask.fit.validate import LeftOut, Meters, predict, primary, validate
 from polytask.fit.watched import MakeWatch, affinity_of
 
 __all__ = [
     "RECORD",
+    "RESTING",
     "WEIGHTS",
     "Bar",
     "Batch",
     "Feed",
     "FitConfig",
+    "LeftOut",
     "Log",
     "LossSums",
     "MakeWatch",

@@ -53,6 +53,8 @@ Score = Callable[[Mapping[str, float], Mapping[str, float]], float]
 Chooses the best weights."""
 
 RECORD = "record.json"
+RESTING = "resting.json"
+"""The record so far of a run that was told to rest; a run that is done has none."""
 WEIGHTS = "best.safetensors"
 
 
@@ -68,6 +70,7 @@ def fit(
     folder: Path | None = None,
     progress: Progress | None = None,
     watches: Mapping[str, MakeWatch] | None = None,
+    until: int | None = None,
 ) -> Record:
     """Train `model` on the suite's training streams; return the record, the best weights loaded.
 
@@ -79,6 +82,10 @@ def fit(
         returned as it is. A folder of another run raises RunError.
     watches: by a name of your choice, what makes a watch of `relate`; what it finds is in the
         folder, see `affinity_of`, or in the object that you kept.
+    until: rest after so many epochs, if the run is not done by then: the record so far is returned
+        (and is `resting.json`), the best weights so far are in the folder, and the same call with a
+        larger number, or none, goes on from there. It needs a folder. The run itself is the same
+        to the last bit however often it rests.
 
     Several processes, as torchrun starts them (see `ranks.start`): each calls this with the same
     arguments; the first one writes. Seeds torch's global generator.
@@ -87,6 +94,11 @@ def fit(
     "skip".
     """
     progress = progress or Silent()
+    if until is not None and (until < 1 or folder is None):
+        raise UsageError(
+            f"until is {until} and folder is {folder}; a run rests after 1 epoch or more, and "
+            "needs a folder to go on from."
+        )
     _check_device(config.device)
     ranks.check_model(model)
     identity = _identity(suite, config, method, sorted(watches or ()))
@@ -98,11 +110,12 @@ def fit(
             model.to(config.device)  # where it is after training, too
             if ranks.rank() == 0 and any(folder.glob("checkpoint*")):  # killed before it was gone
                 checkpoint.remove(folder)
+                (folder / RESTING).unlink(missing_ok=True)
             return record
     run = _Run(suite, model, balance, mix, config, score, folder, watches or {})
     run.resume()
     progress.begin(run.last_step, run.state.step)
-    run.train(progress)
+    run.train(progress, until)
     run.load_best()
     record = run.record(method, identity["settings"])
     if folder is not None and ranks.rank() == 0:
@@ -110,8 +123,10 @@ def fit(
         for task, tensors in run.best_of_task.items():
             write_atomic(_weights_of(folder, task), tensors)
         run.watched.save(folder)
-        record.save(folder / RECORD)
-        checkpoint.remove(folder)
+        record.save(folder / (RECORD if record.stopped else RESTING))
+        if record.stopped:
+            checkpoint.remove(folder)
+            (folder / RESTING).unlink(missing_ok=True)
     ranks.barrier()
     return record
 
@@ -172,11 +187,13 @@ class _Run:
         count = min(config.probes, config.epochs) if len(suite.tasks) > 1 else 0
         self.probe_epochs = _spread(count, config.epochs)
 
-    def train(self, progress: Progress) -> None:
+    def train(self, progress: Progress, until: int | None = None) -> None:
+        """Train to the end, or to the end of epoch `until` and leave a checkpoint."""
         config, state = self.config, self.state
         self.model.train()
         saved, counted = time.monotonic(), False
-        while state.step < self.last_step and not state.stopped:
+        rest = self.last_step if until is None else min(until * self.epoch_steps, self.last_step)
+        while state.step < rest and not state.stopped:
             begun, waited = time.perf_counter(), self._waited()
             if config.schedule == "cosine":
                 self._set_lr()
@@ -221,8 +238,10 @@ class _Run:
             if self.folder is not None and ranks.agree(due):
                 self._save()
                 saved = time.monotonic()
-        if not state.stopped:
+        if not state.stopped and state.step >= self.last_step:
             state.stopped = "epochs"
+        if not state.stopped:
+            self._save()
 
     def _waited(self) -> float:
         return self.feed.waited + (0.0 if self.observed is None else self.observed.feed.waited)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from polytask.errors import UsageError
 from polytask.share import SharedModel
 from polytask.suites import Inputs, Stream
 from polytask.tasks import Task, TaskSet
@@ -59,10 +60,52 @@ class Meters:
         }
 
 
+class LeftOut:
+    """Each task's primary metric on all rows, and on all but one of `parts` parts of them.
+
+    Takes the place of `Meters` in `validate`; every `parts`-th row of a stream is of one part. How
+    a difference of two models' values varies over what is left out tells its error, see
+    `evaluate.paired_error`.
+    """
+
+    def __init__(self, tasks: TaskSet, parts: int = 20) -> None:
+        if parts < 2:
+            raise UsageError(f"LeftOut: parts is {parts}; an error takes at least 2, 20 are usual.")
+        self.tasks, self.parts = tasks, parts
+        self._all = Meters(tasks, primary_only=True)
+        self._without = [Meters(tasks, primary_only=True) for _ in range(parts)]
+        self._seen = dict.fromkeys(tasks.names, 0)
+
+    def reset(self) -> None:
+        self._all.reset()
+        for meters in self._without:
+            meters.reset()
+        self._seen = dict.fromkeys(self._seen, 0)
+
+    def update(self, task: Task, output: Tensor, target: Tensor) -> None:
+        self._all.update(task, output, target)
+        part_B = (torch.arange(len(target)) + self._seen[task.name]) % self.parts
+        self._seen[task.name] += len(target)
+        for part, meters in enumerate(self._without):
+            kept_B = part_B != part
+            meters.update(task, output[kept_B], target[kept_B])
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """Return per task the metric of all rows, as "all", and of all but part 0, 1, ..."""
+        values = {task: {"all": value} for task, value in self._primary(self._all).items()}
+        for part, meters in enumerate(self._without):
+            for task, value in self._primary(meters).items():
+                values[task][str(part)] = value
+        return values
+
+    def _primary(self, meters: Meters) -> dict[str, float]:
+        return primary(meters.compute(), self.tasks)
+
+
 def validate(
     model: SharedModel,
     streams: Sequence[Stream],
-    meters: Meters,
+    meters: Meters | LeftOut,
     batch_size: int = 512,
     device: str = "cpu",
     precision: str = "float32",
@@ -94,7 +137,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _stream(
     model: SharedModel,
     stream: Stream,
-    meters: Meters,
+    meters: Meters | LeftOut,
     batch_size: int,
     device: str,
     precision: str,

@@ -1,12 +1,18 @@
 """Whole applications built from the rooms below: train one run, compare many."""
 
-from polytask.recipes.compare import PHASES, RESULT, TESTS, Show, compare
-from polytask.recipes.plan import GRID, METHODS, SINGLE, Plan
+from polytask.recipes.auto import FOUND, auto, load_auto
+from polytask.recipes.compare import PHASES, RESULT, TESTS, compare
+from polytask.recipes.plan import AUTO, BESIDE, GRID, METHODS, SINGLE, AutoPlan, Plan
 from polytask.recipes.relating import RELATED, RelatePlan, relate
+from polytask.recipes.runs import Show
+from polytask.recipes.served import Served
 from polytask.recipes.train import Job, build, load_suite, score_for, test, train
 from polytask.recipes.truth import measure
 
 __all__ = [
+    "AUTO",
+    "BESIDE",
+    "FOUND",
     "GRID",
     "METHODS",
     "PHASES",
@@ -14,12 +20,16 @@ __all__ = [
     "RESULT",
     "SINGLE",
     "TESTS",
+    "AutoPlan",
     "Job",
     "Plan",
     "RelatePlan",
+    "Served",
     "Show",
+    "auto",
     "build",
     "compare",
+    "load_auto",
     "load_suite",
     "measure",
     "relate",

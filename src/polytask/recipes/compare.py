@@ -7,21 +7,22 @@ with the setting it picked.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from polytask.errors import Diverged, PolytaskError, RunError
 from polytask.fit import RECORD
 from polytask.lock import alone
-from polytask.recipes.plan import GRID, SINGLE, Model, Plan, Setting
+from polytask.recipes.auto import auto
+from polytask.recipes.plan import AUTO, GRID, SINGLE, AutoPlan, Model, Plan, Setting
 from polytask.recipes.result import Finals, result
+from polytask.recipes.runs import DIVERGED, Show, identity_of
 from polytask.recipes.train import TEST, Job, load_suite
 from polytask.recipes.workers import Call, Died, Pool
-from polytask.records import Record, Values, claim, file_name, read_json, to_json, write_json
-from polytask.suites import SPLITS, Suite
+from polytask.records import Record, Values, claim, file_name, read_json, write_json
+from polytask.suites import Suite
 
 PHASES = ("single-task models: tuning", "methods: tuning", "other seeds", "test split")
 """What a comparison does, in this order where something has to wait."""
@@ -29,29 +30,6 @@ PHASES = ("single-task models: tuning", "methods: tuning", "other seeds", "test 
 TUNE_SINGLE, TUNE_JOINT, SEEDS, TESTS = range(len(PHASES))
 
 RESULT = "result.json"
-
-DIVERGED = "diverged.json"
-"""In the folder of a run whose loss left the finite numbers: where and why. It is not tried again;
-a run that stopped with any other error is, from its last checkpoint."""
-
-
-class Show(Protocol):
-    """What a person sees meanwhile. phase: an index of `PHASES`; phases overlap."""
-
-    def begin(self, runs: Sequence[int]) -> None:
-        """The comparison has this many runs in each phase."""
-
-    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
-        """A run made progress: update `step` of at most `steps`."""
-
-    def done(self, phase: int, job: Job, fresh: bool) -> None:
-        """A run is done; not fresh: it was so before this comparison was called."""
-
-    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
-        """A run stopped with an error, so this many runs of each phase will not take place.
-
-        None where other settings may still do; then the run itself is told to `done`, as tried.
-        """
 
 
 def compare(plan: Plan, show: Show) -> dict[str, Any]:
@@ -67,8 +45,13 @@ def compare(plan: Plan, show: Show) -> dict[str, Any]:
     """
     suite = load_suite(plan.suite)
     with alone(plan.out):
-        claim(plan.out / "compare.json", _identity(plan, suite), "comparison")
-        found = result(_Runs(plan, suite, show).finals())
+        claim(
+            plan.out / "compare.json",
+            {**identity_of(suite, plan.config), "tune": plan.tune},
+            "comparison",
+        )
+        runs = _Runs(plan, suite, show)
+        found = result(runs.finals(), runs.searches)
         write_json(plan.out / RESULT, found)
     return found
 
@@ -82,21 +65,26 @@ class _Runs:
         self.grid = GRID[: plan.tune]
         self.seeds = tuple(range(plan.seeds))
         self.singles: list[Model] = [(SINGLE, name) for name in self.tasks.names]
-        self.joint: list[Model] = [(name, None) for name in plan.methods]
+        self.joint: list[Model] = [(name, None) for name in plan.methods if name != AUTO]
         self.untuned = {who: len(self.grid) for who in [*self.singles, *self.joint]}
         self.picked: dict[Model, Setting] = {}
         self.stopped: dict[Model, dict[Setting, str]] = {}
         self.failed: dict[Model, str] = {}
         self.reference: dict[str, float] | None = None
+        self.searches: list[dict[str, Any]] = []
+        """What `auto` found, by seed; none where it is not asked for, or failed."""
 
     def finals(self) -> Finals:
         """Train and test whatever the folder lacks; return the final runs."""
         models, others = len(self.untuned), len(self.seeds) - 1
         tuning = [len(self.singles) * len(self.grid), len(self.joint) * len(self.grid)]
-        self.show.begin([*tuning, models * others, models * len(self.seeds)])
+        counts = [*tuning, models * others, models * len(self.seeds)]
+        self.show.begin(counts)
         with Pool(self.plan.processes, self.plan.threads) as pool:
             calls = list(self._tune(self.singles, TUNE_SINGLE))
             pool.run(calls, self._step, self._after, self._failed)
+        if AUTO in self.plan.methods:
+            self._search(counts)
         everyone = [who for who in [*self.singles, *self.joint] if who not in self.failed]
         return Finals(
             plan=self.plan,
@@ -117,10 +105,32 @@ class _Runs:
             ],
             failed={
                 name: self.failed[name, None]
-                for name, _ in self.joint
+                for name in self.plan.methods
                 if (name, None) in self.failed
             },
         )
+
+    def _search(self, counts: list[int]) -> None:
+        """Let `auto` search with every seed, by the settings that all others try."""
+        plan, within = self.plan, _Within(self.show, counts)
+        for seed in self.seeds:
+            search = AutoPlan(
+                suite=plan.suite,
+                tune=plan.tune,
+                config=replace(plan.config, seed=seed),
+                out=plan.out / AUTO / f"s{seed}",
+                processes=plan.processes,
+                threads=plan.threads,
+            )
+            try:
+                self.searches.append(auto(search, within))
+            except Died:
+                raise
+            except PolytaskError as error:
+                self.failed[AUTO, None] = str(error)
+                self.searches.clear()
+                return
+            within.next()
 
     def _tune(self, models: Sequence[Model], phase: int) -> Iterator[Call]:
         for setting in self.grid:
@@ -242,36 +252,33 @@ class _Runs:
         return Record.load(self._job(who, seed, self.picked[who]).folder / RECORD)
 
 
+class _Within:
+    """Tells of the runs of a search as of those of one more method that is tuned."""
+
+    def __init__(self, show: Show, counts: Sequence[int]) -> None:
+        self._show, self._counts = show, [*counts]
+        self._now = 0
+
+    def begin(self, runs: Sequence[int]) -> None:
+        self._now = sum(runs)
+        counts = [*self._counts]
+        counts[TUNE_JOINT] += self._now
+        self._show.begin(counts)
+
+    def next(self) -> None:
+        """Count from here on: another search begins."""
+        self._counts[TUNE_JOINT] += self._now
+        self._now = 0
+
+    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
+        self._show.step(TUNE_JOINT, job, step, steps, losses)
+
+    def done(self, phase: int, job: Job, fresh: bool) -> None:
+        self._show.done(TUNE_JOINT, job, fresh)
+
+    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
+        self._show.failed(job, reason, dropped)
+
+
 def _model(job: Job) -> Model:
     return job.label, None if job.tasks is None else job.tasks[0]
-
-
-def _identity(plan: Plan, suite: Suite) -> dict[str, Any]:
-    """Return what two calls must have in common to share a folder."""
-    config = plan.config.identity()
-    for free in ("lr", "weight_decay", "seed"):
-        del config[free]
-    identity: dict[str, Any] = to_json(
-        {
-            "suite": suite.name,
-            "tasks": list(suite.tasks.names),
-            "data": _fingerprint(suite),
-            "tune": plan.tune,
-            "config": config,
-        }
-    )
-    return identity
-
-
-def _fingerprint(suite: Suite) -> str:
-    """Return a checksum of the training data, so that changed data is never mixed with old runs."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        for stream in suite.split(split):
-            inputs = (
-                stream.inputs if isinstance(stream.inputs, Mapping) else {"inputs": stream.inputs}
-            )
-            for name, value in [*inputs.items(), *stream.targets.items()]:
-                digest.update(f"{split}/{stream.name}/{name}/{tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,8 +1,9 @@
-"""What a comparison is asked for: suite, methods, seeds, and the same tuning for all."""
+"""What a comparison and a search are asked for: suite, methods, seeds, the same tuning for all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polytask.errors import UsageError
@@ -11,6 +12,9 @@ from polytask.parsing import parse
 
 SINGLE = "single"
 """The name under which the single-task models stand beside the methods."""
+
+AUTO = "auto"
+"""The name of a search among the methods of a comparison, and of its folder there: see `auto`."""
 
 METHODS = ("equal", "uncertainty", "dwa", "pcgrad", "aligned-mtl")
 """What is compared unless methods are named."""
@@ -35,7 +39,8 @@ class Plan:
     """What `compare` is asked for.
 
     suite: a name, or the path of a file that declares one. methods: recipes, see
-    `parsing.parse`. seeds: how many, from 0. tune: how many settings of `GRID` each model tries.
+    `parsing.parse`, and "auto", see `recipes.auto`. seeds: how many, from 0. tune: how many
+    settings of `GRID` each model tries.
     config: everything that is not tuned; lr, weight_decay and seed in it are not used.
     processes: runs at a time. threads: of each run; more than one makes a long run faster, and the
     last digits of a result depend on it, so it does not follow from `processes`.
@@ -67,9 +72,66 @@ class Plan:
         for name in self.methods:
             if name == SINGLE:
                 raise UsageError("'single' is always trained; name only the methods beside it.")
-            parse(name)
+            if name != AUTO:
+                parse(name)
         if len(set(self.methods)) != len(self.methods):
             raise UsageError(f"A method is named twice in {', '.join(self.methods)}; name it once.")
+
+
+MANY = 8
+"""From so many tasks on, a model of all costs little beside one for each."""
+
+BESIDE = ("mmoe", "cross-stitch", "dsmtl", "uncertainty")
+"""What a search tries beside hard sharing where the budget lasts, in this order, unless methods are
+named."""
+
+
+def usual_budget(tasks: int) -> float:
+    """Return what `auto` may cost against one run of every task alone: 0.5 of many tasks, else 2.
+
+    A model of two tasks costs half of what both cost alone, so little is to be saved there.
+    """
+    return 0.5 if tasks >= MANY else 2.0
+
+
+@dataclass(frozen=True)
+class AutoPlan:
+    """What `auto` is asked for.
+
+    suite: a name, or the path of a file that declares one. budget: what all training together may
+    cost, in runs of every task alone; None: see `usual_budget`. The first model of all tasks is
+    trained whatever it costs. methods: recipes to try beside hard sharing with equal weights.
+    tune: settings of `GRID` to try. config: of each run, its seed included; lr and weight_decay
+    are not used, and patience is at most a fifth of the epochs. processes, threads: as of `Plan`.
+    """
+
+    suite: str
+    budget: float | None = None
+    methods: tuple[str, ...] = BESIDE
+    tune: int = 3
+    config: FitConfig = field(default_factory=FitConfig)
+    out: Path = Path("runs")
+    processes: int = 1
+    threads: int = 1
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise UsageError(
+                f"auto: budget is {self.budget}; give a number > 0, such as 0.5 for half of what "
+                "training every task alone costs."
+            )
+        if not 1 <= self.tune <= len(GRID):
+            raise UsageError(f"auto: tune is {self.tune}; give 1 to {len(GRID)} settings.")
+        for text in self.methods:
+            parse(text)
+
+    @property
+    def trained(self) -> FitConfig:
+        """How every run trains: it stops sooner than a run that a table of results is made of."""
+        fifth = max(2, self.config.epochs // 5)
+        patience = min(self.config.patience or fifth, fifth)
+        return replace(self.config, patience=patience, probes=0)
 
 
 Setting = tuple[float, float]

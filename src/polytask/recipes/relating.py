@@ -23,8 +23,8 @@ from polytask.errors import PolytaskError, UsageError
 from polytask.fit import RECORD, FitConfig, affinity_of
 from polytask.lock import alone
 from polytask.parsing import choose
-from polytask.recipes.compare import TUNE_JOINT, Show
 from polytask.recipes.plan import GRID
+from polytask.recipes.runs import Show
 from polytask.recipes.train import WATCHES, Job, load_suite
 from polytask.recipes.workers import Call, Pool
 from polytask.records import Record, claim, to_json, together, versions, write_json
@@ -50,7 +50,9 @@ DRAWS = 100
 BY_LABELS = "label-correlation"
 
 PHASES = ("", "models of all tasks", "", "")
-"""What is shown meanwhile, as `compare` has them."""
+"""What is shown meanwhile; as many as `compare` has."""
+
+WATCHED = 1
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,9 @@ def _train(plan: RelatePlan, jobs: Sequence[Job], show: Show) -> None:
     calls = []
     for job in jobs:
         if (job.folder / RECORD).exists():
-            show.done(TUNE_JOINT, job, False)
+            show.done(WATCHED, job, False)
         else:
-            calls.append(Call("train", job, TUNE_JOINT))
+            calls.append(Call("train", job, WATCHED))
     with Pool(plan.processes, plan.threads) as pool:
         pool.run(
             calls,

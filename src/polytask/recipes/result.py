@@ -11,7 +11,7 @@ from typing import Any
 from polytask.evaluate import LEVEL, MethodResult, cost, judge, reference, why
 from polytask.fit import RECORD
 from polytask.parsing import parse
-from polytask.recipes.plan import SINGLE, Model, Plan, Setting
+from polytask.recipes.plan import AUTO, SINGLE, Model, Plan, Setting
 from polytask.recipes.train import Job, test
 from polytask.records import Cost, Record, to_json, together
 from polytask.suites import SPLITS, Suite
@@ -48,19 +48,20 @@ class Finals:
     failed: Mapping[str, str]
 
 
-def result(finals: Finals) -> dict[str, Any]:
+def result(finals: Finals, searches: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Return the result as plain JSON types: what `compare --json` prints.
 
-    Reads the records and, through `test`, the scores on the test split.
+    searches: what `auto` found, by seed, if it was asked for. Reads the records and, through
+    `test`, the scores on the test split.
     """
-    return to_json(_Result(finals).json())  # type: ignore[no-any-return]
+    return to_json(_Result(finals, searches).json())  # type: ignore[no-any-return]
 
 
 class _Result:
     """Records and test scores of all final runs, and what follows from them."""
 
-    def __init__(self, finals: Finals) -> None:
-        self.finals = finals
+    def __init__(self, finals: Finals, searches: Sequence[Mapping[str, Any]]) -> None:
+        self.finals, self.searches = finals, searches
         self.tasks = finals.suite.tasks
         self.records = {who: Record.load(job.folder / RECORD) for who, job in finals.jobs.items()}
         self.tests = {who: test(job) for who, job in finals.jobs.items()}
@@ -95,7 +96,7 @@ class _Result:
             "settings": asdict(plan.config),
             "methods": {
                 SINGLE: self._of_singles(),
-                **{m: self._of_method(m) for m in plan.methods if m not in self.finals.failed},
+                **{m: self._of(m) for m in plan.methods if m not in self.finals.failed},
             },
             "failed": dict(self.finals.failed),
         }
@@ -122,6 +123,44 @@ class _Result:
             "runs": {task: self._folders((SINGLE, task)) for task in self.tasks.names},
             "source": "one model per task, the reference",
             "all_metrics": {t: self._all_metrics((SINGLE, t), t) for t in self.tasks.names},
+        }
+
+    def _of(self, method: str) -> dict[str, Any]:
+        return self._of_searches() if method == AUTO else self._of_method(method)
+
+    def _of_searches(self) -> dict[str, Any]:
+        """Return what `auto` came to: its cost is that of all it tried."""
+        seeds = dict(zip(self.finals.seeds, self.searches, strict=True))
+        of_task = {
+            task.name: {
+                seed: next(one for one in found["tasks"] if one["name"] == task.name)
+                for seed, found in seeds.items()
+            }
+            for task in self.tasks
+        }
+        spent = [Cost(**found["cost"]) for found in self.searches]
+        judged = judge(
+            self.tasks,
+            self.single,
+            {
+                task.name: {
+                    seed: one["test"][task.primary.name] for seed, one in of_task[task.name].items()
+                }
+                for task in self.tasks
+            },
+            why={name: _served(by_seed) for name, by_seed in of_task.items()},
+            cost=cost([spent], self.single_cost),
+        )
+        return {
+            **_judged(judged),
+            "runs": {},
+            "source": "polytask auto: the cost is that of all it tried, with each seed anew",
+            "engine": "",
+            "notes": {},
+            "all_metrics": {
+                name: [one["test"] for one in by_seed.values()] for name, by_seed in of_task.items()
+            },
+            "searches": [_of_search(found) for found in self.searches],
         }
 
     def _of_method(self, method: str) -> dict[str, Any]:
@@ -173,6 +212,26 @@ class _Result:
             .as_posix()
             for seed in self.finals.seeds
         }
+
+
+def _of_search(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a table needs of a search: what it cost, and how its tasks are served."""
+    tasks = found["tasks"]
+    return {
+        **{key: found[key] for key in ("budget", "models", "work", "seconds", "alone_seconds")},
+        "hows": dict(Counter(task["how"] for task in tasks)),
+        "ended_alone": sum(task["alone"]["race"] == "to its end" for task in tasks),
+        "worse_than_alone": [task["name"] for task in tasks if task["alone"].get("better")],
+    }
+
+
+def _served(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return in words what served a task in each search."""
+    said: dict[str, list[str]] = {}
+    for seed, one in by_seed.items():
+        said.setdefault(one["by"], []).append(str(seed))
+    parts = [f"{how} (seed {', '.join(seeds)})" for how, seeds in said.items()]
+    return f"Served by {'; '.join(parts)}."
 
 
 def _judged(found: MethodResult) -> dict[str, Any]:

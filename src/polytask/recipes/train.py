@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polytask import suites
 from polytask.balance import Balance, Wrapper
 from polytask.errors import RunError, unknown
 from polytask.evaluate import delta_m
 from polytask.fit import (
+    RECORD,
+    RESTING,
     WEIGHTS,
     FitConfig,
+    LeftOut,
     MakeWatch,
     Meters,
     Progress,
@@ -35,10 +39,12 @@ from polytask.parsing import Recipe, choose, parse, settings_of
 from polytask.records import Record, read_json, write_json
 from polytask.relate import TAG, GradientCosine, Watch
 from polytask.share import SharedModel
-from polytask.suites import Suite
+from polytask.suites import Stream, Suite
 from polytask.tasks import TaskSet
 
 TEST = "test.json"
+LOOKED = "validation.json"
+"""In the folder of a run: what `look` found."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Job:
     reference: primary metrics on the validation split that delta-m is taken against while
         training; None: see `score_for`. watches: methods of `relate` that watch the run, see
         `watching`; what they find lies in the folder.
+    until: rest after so many epochs, see `fit`. start: the folder of a run, whose best weights
+        this one begins with; its model must have all that this one's has.
     """
 
     suite: str
@@ -60,13 +68,16 @@ class Job:
     reference: Mapping[str, float] | None = None
     label: str = ""
     watches: tuple[str, ...] = ()
+    until: int | None = None
+    start: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "folder": str(self.folder)}
+        start = None if self.start is None else str(self.start)
+        return {**asdict(self), "folder": str(self.folder), "start": start}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Job:
-        tasks = raw["tasks"]
+        tasks, start = raw["tasks"], raw.get("start")
         return cls(
             **{
                 **raw,
@@ -74,6 +85,7 @@ class Job:
                 "config": FitConfig(**raw["config"]),
                 "folder": Path(raw["folder"]),
                 "watches": tuple(raw.get("watches", ())),
+                "start": None if start is None else Path(start),
             }
         )
 
@@ -164,10 +176,10 @@ def _progress(tasks: TaskSet, values: Mapping[str, float], first: Mapping[str, f
 
 def train(job: Job, progress: Progress | None = None) -> Record:
     """Train one job; a finished folder is returned as it is, an unfinished one is taken up."""
-    suite = load_suite(job.suite)
-    if job.tasks is not None:
-        suite = suite.only(job.tasks)
+    suite = suite_of(job)
     model, balance, mix = build(suite, parse(job.recipe), job.config.seed)
+    if job.start is not None:
+        begin_with(model, load_weights(job.start), job.start)
     return fit(
         suite,
         model,
@@ -182,7 +194,29 @@ def train(job: Job, progress: Progress | None = None) -> Record:
             text: watching(text, job.config.seed, _updates(suite, job.config) / len(suite.tasks))
             for text in job.watches
         },
+        until=job.until,
     )
+
+
+def suite_of(job: Job) -> Suite:
+    """Return the job's suite, of its tasks alone."""
+    suite = load_suite(job.suite)
+    return suite if job.tasks is None else suite.only(job.tasks)
+
+
+def begin_with(model: SharedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Give the model those weights that are its own; `weights` may hold other tasks' heads too.
+
+    folder: where they are from, for the error: RunError where one is missing or differs in shape.
+    """
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in weights or weights[name].shape != value.shape:
+            raise RunError(
+                f"{folder} holds a model of another architecture: {name} of shape "
+                f"{tuple(value.shape)} is not there. Start from a run with the same sharing."
+            )
+    model.load_state_dict({name: weights[name] for name in own})
 
 
 def test(job: Job) -> dict[str, dict[str, float | None]]:
@@ -196,19 +230,44 @@ def test(job: Job) -> dict[str, dict[str, float | None]]:
         return found
     if not (job.folder / WEIGHTS).exists():
         raise RunError(f"{job.folder} holds no finished run; train it before testing it.")
-    suite = load_suite(job.suite)
-    if job.tasks is not None:
-        suite = suite.only(job.tasks)
+    suite = suite_of(job)
     model, _, _ = build(suite, parse(job.recipe), job.config.seed)
     model.load_state_dict(load_weights(job.folder))
-    model.to(job.config.device)
-    values = validate(
-        model,
-        suite.test,
-        Meters(suite.tasks),
-        max(job.config.batch_size, 256),
-        job.config.device,
-        job.config.precision,
-    )
+    values = validated(model, suite.test, Meters(suite.tasks), job.config)
     write_json(kept, values)
     return read_json(kept)  # type: ignore[no-any-return]  # as anybody will read it later
+
+
+def validated(
+    model: SharedModel, streams: Sequence[Stream], meters: Meters | LeftOut, config: FitConfig
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of a model on a split as its training took them: batch, device, dtype."""
+    model.to(config.device)
+    batch_size = max(config.batch_size, 256)
+    return validate(model, streams, meters, batch_size, config.device, config.precision)
+
+
+def look(job: Job) -> dict[str, dict[str, float]]:
+    """Return per task the primary metric on the validation split, with all that `LeftOut` tells.
+
+    By the best weights of a run that is done or rests. The answer is kept beside the run, until it
+    has trained on.
+    """
+    kept = job.folder / LOOKED
+    steps = record_of(job.folder).cost.steps
+    if not (kept.exists() and read_json(kept)["steps"] == steps):
+        suite = suite_of(job)
+        model, _, _ = build(suite, parse(job.recipe), job.config.seed)
+        model.load_state_dict(load_weights(job.folder))
+        values = validated(model, suite.val, LeftOut(suite.tasks), job.config)
+        write_json(kept, {"steps": steps, "values": values})
+    return {
+        task: {part: math.nan if value is None else value for part, value in of_task.items()}
+        for task, of_task in read_json(kept)["values"].items()
+    }
+
+
+def record_of(folder: Path) -> Record:
+    """Return the record of a run that is done, or of one that rests."""
+    done = folder / RECORD
+    return Record.load(done if done.exists() else folder / RESTING)

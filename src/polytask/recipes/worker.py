@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from polytask import errors
 from polytask.errors import PolytaskError
-from polytask.recipes.train import Job, test, train
+from polytask.recipes.train import Job, look, test, train
 from polytask.records import Point, Values
 
 
@@ -60,6 +60,8 @@ def main() -> None:
         try:
             if request["verb"] == "train":
                 train(job, _Relay(lambda event: _send(out, event)))
+            elif request["verb"] == "look":
+                look(job)
             else:
                 test(job)
         except PolytaskError as error:

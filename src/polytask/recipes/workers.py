@@ -25,7 +25,7 @@ from polytask import errors
 from polytask.errors import PolytaskError, RunError
 from polytask.recipes.train import Job
 
-Verb = Literal["train", "test"]
+Verb = Literal["train", "look", "test"]
 
 
 class Died(RunError):

@@ -35,6 +35,7 @@ from polytask.report.curves import (
 from polytask.report.experts import pack_experts
 from polytask.report.merges import merge_block
 from polytask.report.relations import Related, relations_block
+from polytask.report.searches import Searched, searched_block
 from polytask.report.sources import (
     SINGLE,
     Blended,
@@ -56,7 +57,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write one self-contained HTML page about the runs in `folders`; return `out`.
 
     folders: of `polytask compare` (result.json and its runs), of one training (record.json), of
-    merges (merge.json) or of `polytask relate` (relate.json); two or more are set side by side.
+    merges (merge.json), of `polytask relate` (relate.json) or of `polytask auto` (auto.json); two
+    or more are set side by side.
     out: the HTML file; replaced whole or not at all.
 
     Raises RunError where a folder is missing, foreign or broken, or `out` cannot be written;
@@ -85,6 +87,8 @@ def _block(run: Run, label: str) -> dict[str, Any]:
         return compare_block(run, label)
     if isinstance(run, Related):
         return relations_block(run, label)
+    if isinstance(run, Searched):
+        return searched_block(run, label)
     if isinstance(run, Blended):
         return merge_block(run.record, label)
     return fit_block(run, label)
@@ -93,12 +97,8 @@ def _block(run: Run, label: str) -> dict[str, Any]:
 def render(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML page that shows the blocks."""
     style = _asset("page.css")
-    script = "\n".join(
-        map(
-            _asset,
-            ("plots.js", "overview.js", "experts.js", "merges.js", "relations.js", "page.js"),
-        )
-    )
+    scripts = ("plots", "overview", "experts", "merges", "relations", "searches", "page")
+    script = "\n".join(_asset(f"{name}.js") for name in scripts)
     title = " · ".join(block["title"] for block in blocks)
     parts = {
         "policy": (

@@ -1,5 +1,5 @@
 """Read run folders: `result.json` of a comparison, `record.json` of one training, `merge.json` of
-merges, `relate.json` of a relation of tasks.
+merges, `relate.json` of a relation of tasks, `auto.json` of a search.
 
 This is the edge where files of unknown origin arrive: what passes here has the right shape, so the
 rest of the room trusts it. A number that is null in the file is None here.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from polytask.errors import RunError
 from polytask.records import Record, read_json
 from polytask.report.relations import FILE, Related, read_related
+from polytask.report.searches import SEARCHED, Searched, read_searched
 
 if TYPE_CHECKING:
     from polytask.merge import MergeRecord
@@ -132,7 +133,7 @@ class Blended:
     record: MergeRecord
 
 
-Run = Compared | Fitted | Blended | Related
+Run = Compared | Fitted | Blended | Related | Searched
 
 
 def read_folder(folder: Path) -> Run:
@@ -151,10 +152,12 @@ def read_folder(folder: Path) -> Run:
         return Blended(folder, MergeRecord.load(folder))
     if (folder / FILE).exists():
         return read_related(folder)
+    if (folder / SEARCHED).exists():
+        return read_searched(folder)
     raise RunError(
         f"{folder} holds none of result.json (a comparison), record.json (one training), "
-        f"merge.json (merges) and {FILE} (a relation of tasks); an unfinished run has none yet: "
-        "give the same command again to finish it."
+        f"{SEARCHED} (a search), merge.json (merges) and {FILE} (a relation of tasks); an "
+        "unfinished run has none yet: give the same command again to finish it."
     )
 
 

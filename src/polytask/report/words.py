@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from polytask.report.sources import Compared, Interval, MethodResult, Number
+if TYPE_CHECKING:  # sources reads what other files of this room put into words
+    from polytask.report.sources import Compared, Interval, MethodResult, Number
 
 
 def verdict(run: Compared) -> list[str]:

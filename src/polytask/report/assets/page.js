@@ -438,7 +438,7 @@ function settingsSection(run, id) {
 function compareSection() {
   const rows = DATA.runs.flatMap((run) => joint(run).filter(() => run.kind === "compare").map((method) => ({ run, method })));
   const others = DATA.runs.filter((run) => run.kind !== "compare");
-  const kinds = { fit: "Single trainings", merge: "Merges", relate: "Relations of tasks" };
+  const kinds = { fit: "Single trainings", merge: "Merges", relate: "Relations of tasks", auto: "Searches" };
   if (!rows.length) return null;
   const compared = DATA.runs.filter((run) => run.kind === "compare");
   const names = [...new Set(rows.map(({ method }) => method.name))];
@@ -476,7 +476,7 @@ function compareSection() {
 
 function show(run, k) {
   const id = `r${k}`;
-  const parts = run.kind === "merge" ? mergeSections(run, id) : run.kind === "relate" ? relationSections(run, id) : run.kind === "compare"
+  const parts = run.kind === "merge" ? mergeSections(run, id) : run.kind === "relate" ? relationSections(run, id) : run.kind === "auto" ? searchSections(run, id) : run.kind === "compare"
     ? [joint(run).length > 1 ? overviewSection(run, id) : null, resultsSection(run, id), joint(run).length ? gainSection(run, id) : null, joint(run).length ? whySection(run, id) : null, curvesSection(run, id), weightsSection(run, id), expertsSection(run, id), cosineSection(run, id), costSection(run, id), fairSection(run, id), suiteSection(run, id)]
     : [keptSection(run, id), curvesSection(run, id), weightsSection(run, id), expertsSection(run, id), cosineSection(run, id), settingsSection(run, id)];
   return h("article", { class: "run", "aria-label": run.label }, hero(run, id, DATA.runs.length > 1 ? "h2" : "h1"), parts);
