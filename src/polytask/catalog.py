@@ -552,6 +552,16 @@ METHODS: tuple[Method, ...] = (
         "Panigrahi et al., ICML 2023, arXiv:2302.06600",
     ),
     Method(
+        "lora", "adapt", "polytask.adapt.lora:LoRA",
+        "a product of two thin matrices added to a layer's weight; rsLoRA with stabilised=true",
+        "Hu et al., ICLR 2022, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732",
+    ),
+    Method(
+        "ssf", "adapt", "polytask.adapt.ssf:SSF",
+        "a scale and a shift of every channel of a layer's output; folds into the weights",
+        "Lian et al., NeurIPS 2022, arXiv:2210.08823",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",
