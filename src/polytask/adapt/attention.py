@@ -21,6 +21,7 @@ from torch.nn import functional
 from polytask.adapt.base import Layer
 from polytask.adapt.layers import PROJECTIONS
 from polytask.adapt.place import Place
+from polytask.adapt.prefix import PrefixAdapter
 from polytask.errors import UsageError
 
 
@@ -55,7 +56,7 @@ def unhost(attention: nn.MultiheadAttention) -> None:
     if isinstance(attention, AdaptedAttention):
         attention.__dict__.pop("off").remove()
         del attention.__dict__["places"]
-        attention.__class__ = nn.MultiheadAttention
+        attention.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
 
 
 def _name(layer: Layer) -> str:
@@ -100,12 +101,17 @@ class AdaptedAttention(nn.MultiheadAttention):
         for name, x, raw in zip(
             PROJECTIONS, (query, key, value), self._projected(query, key, value), strict=True
         ):
-            changed_BLE = self._changed(name, x.transpose(0, 1), raw.transpose(0, 1))
-            projected.append(changed_BLE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))
-        q_BHLD, k_BHSD, v_BHSD = projected
+            projected.append(self._changed(name, x.transpose(0, 1), raw.transpose(0, 1)))
+        q_BHLD, k_BHSD, v_BHSD = (_heads(value_BLE, self.num_heads) for value_BLE in projected)
         rows, heads, queries, _ = q_BHLD.shape
         keys = k_BHSD.shape[2]
         mask = _mask(attn_mask, key_padding_mask, rows, heads, queries, keys, q_BHLD.dtype)
+        before = self._prefix(q_BHLD)
+        if before is not None:
+            k_BHSD = torch.cat([before[0], k_BHSD], 2)
+            v_BHSD = torch.cat([before[1], v_BHSD], 2)
+            if mask is not None:  # every query sees all of the prefix
+                mask = functional.pad(mask, (before[0].shape[2], 0))
         dropout = self.dropout if self.training else 0.0
         weights_BHLS: Tensor | None = None
         if need_weights:
@@ -115,7 +121,7 @@ class AdaptedAttention(nn.MultiheadAttention):
             weights_BHLS = functional.dropout(weights_BHLS, dropout)
             attended_BHLD = torch.matmul(weights_BHLS, v_BHSD)
         else:
-            causal = is_causal and key_padding_mask is None
+            causal = is_causal and key_padding_mask is None and before is None
             attended_BHLD = functional.scaled_dot_product_attention(
                 q_BHLD, k_BHSD, v_BHSD, None if causal else mask, dropout, causal
             )
@@ -125,6 +131,8 @@ class AdaptedAttention(nn.MultiheadAttention):
         ).view(queries, rows, -1)
         output = self._changed("out_proj", joined_LBE.transpose(0, 1), output.transpose(0, 1))
         output = output if self.batch_first else output.transpose(0, 1)
+        if weights_BHLS is not None and before is not None:
+            weights_BHLS = weights_BHLS[..., before[0].shape[2] :]
         if weights_BHLS is not None and average_attn_weights:
             return output, weights_BHLS.mean(1)
         return output, weights_BHLS
@@ -147,21 +155,46 @@ class AdaptedAttention(nn.MultiheadAttention):
             return list(functional.linear(query, weight, bias).chunk(3, -1))
         if key is value:
             wide = self.embed_dim
-            own, both = (None, None) if bias is None else bias.split([wide, 2 * wide])
-            one, two = weight.split([wide, 2 * wide])
+            own, both = (None, None) if bias is None else (bias[:wide], bias[wide:])
             return [
-                functional.linear(query, one, own),
-                *functional.linear(key, two, both).chunk(2, -1),
+                functional.linear(query, weight[:wide], own),
+                *functional.linear(key, weight[wide:], both).chunk(2, -1),
             ]
         biases = (None,) * 3 if bias is None else bias.chunk(3)
         parts = zip((query, key, value), weight.chunk(3), biases, strict=True)
         return [functional.linear(x, w, b) for x, w, b in parts]
 
+    def _prefix(self, like_BHLD: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values to come first, (B, H, P, D); None without a prefix."""
+        place = self.places.get("itself")
+        if place is None or place.aside():
+            return None
+        rows = place.current.of(place.layer.path)
+        (adapter,) = place.adapters
+        assert isinstance(adapter, PrefixAdapter)
+        key_BPE, value_BPE = adapter.prefix(like_BHLD, rows)
+        many = like_BHLD.shape[0]
+        if many % len(rows.at_B):
+            raise UsageError(
+                f"{place.layer.path!r} runs on {many} rows; the index names the tasks of "
+                f"{len(rows.at_B)}."
+            )
+        each = many // len(rows.at_B)
+        key_BHPD, value_BHPD = (
+            _heads(t.repeat_interleave(each, 0), self.num_heads) for t in (key_BPE, value_BPE)
+        )
+        return key_BHPD, value_BHPD
+
     def _changed(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         place = self.places.get(name)
-        if place is None or place.current.folded is not None:
+        if place is None or place.aside():
             return y
         return place.change(x, y)
+
+
+def _heads(value_BLE: Tensor, heads: int) -> Tensor:
+    """Return (B, H, L, D)."""
+    return value_BLE.reshape(*value_BLE.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _mask(

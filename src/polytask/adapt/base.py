@@ -100,7 +100,7 @@ class Rows:
     """Which task each row of the batch has, for the layers that run now.
 
     index_B: int64, -1 where a row has none. at_B: the same with 0 in place of -1. here_B: bool.
-    One row stands for a whole batch of one task.
+    One row stands for a whole batch of one task. aside: adapters do not run at all.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class Rows:
         index_B: Tensor,
         given: Mapping[str, Tensor] | None = None,
         trace: Trace | None = None,
+        aside: bool = False,
     ) -> None:
+        self.aside = aside
         self.index_B = index_B
         self.at_B = index_B.clamp(min=0)
         self.here_B = index_B >= 0
@@ -126,6 +128,14 @@ class Rows:
             here = self.here_B.view(-1, *[1] * (taken.dim() - 1))
             taken = torch.where(here, taken, none)
         return taken.to(like.dtype)
+
+    def spread(self, many: int) -> Rows:
+        """Return the rows of a layer with `many` of them, a multiple of these: each repeated."""
+        each = many // self.index_B.shape[0]
+        if each == 1:
+            return self
+        repeated = self.index_B.repeat_interleave(each)
+        return Rows(repeated, self.given, self.trace, self.aside)
 
     def given_for(self, name: str, who: str) -> Tensor:
         """Return what was handed in under this name, or raise UsageError naming who needs it."""
@@ -158,7 +168,11 @@ class Adapter(nn.Module):
     folds: ClassVar[bool] = False
     """Whether it is a change of weights, which `change` gives."""
     lengthens: ClassVar[bool] = False
-    """Whether the output has more positions than the base's; then every row needs a task."""
+    """Whether it puts positions before those of y, (B, N, C). It then sees every row of the layer
+    as one of the batch."""
+    needs_task: ClassVar[bool] = False
+    """Whether every row needs a task, as where prompts make all rows longer: then rows without one
+    are not the base's, and need a batch of their own, `adapted.without()`."""
     reads_weights: ClassVar[bool] = False
     """Whether the change depends on the base's weights; then it comes first at its layer."""
     trains_layer: ClassVar[bool] = False
@@ -176,7 +190,7 @@ class Adapter(nn.Module):
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        """Return the changed output, in the shape of y (with more positions if it `lengthens`).
+        """Return the changed output, in the shape of y; of prompts, with positions before y's own.
 
         x, y: the layer's input and output, (B, N, C) or (B, N, C, H, W); of an embedding x is
         (B, N). Neither may be written to, except y where no gradient is recorded.

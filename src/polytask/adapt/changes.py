@@ -28,14 +28,15 @@ def changes_of(
     users = _users(base)
     found: dict[str, Tensor] = {}
     for layer, adapters in places:
-        weight, bias = layer.weight_OI().double(), layer.bias_O()
-        bias = None if bias is None else bias.double()
         for adapter in adapters:
             if not adapter.folds:
                 raise UsageError(
                     f"{type(adapter).__name__} at {layer.path!r} is no change of weights, so it "
                     "can be neither folded nor merged as one."
                 )
+        weight, bias = layer.weight_OI().double(), layer.bias_O()
+        bias = None if bias is None else bias.double()
+        for adapter in adapters:
             d_weight, d_bias = adapter.change(task, weight, bias)
             _note(found, names, users, layer, layer.weight, d_weight)
             weight = weight + d_weight

@@ -27,6 +27,7 @@ from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
 from polytask.adapt.changes import Folded, changes_of
 from polytask.adapt.growing import grow, grow_optimiser
 from polytask.adapt.place import Current, Place
+from polytask.adapt.recompute import Span
 from polytask.adapt.where import Where
 from polytask.errors import RunError, UsageError, unknown
 
@@ -118,7 +119,8 @@ class Adapted(nn.Module):
 
         index_B: int64, one per row of the model's inputs; -1: exactly the base's output. On a CPU
             its range is looked at here, once; on other devices an index out of range is torch's
-            error, as looking would wait for the device.
+            error, as looking would wait for the device (it does so for prompts and prefixes, to
+            which -1 has no meaning).
         given: what methods need of each row beside its task. trace: takes penalties and weights.
         """
         self._check(index_B)
@@ -126,11 +128,11 @@ class Adapted(nn.Module):
 
     def task(self, name: str, trace: Trace | None = None) -> Active:
         """Return the context in which every row, of any batch, has this task."""
-        return self._whole(self._position(name), trace)
+        return Active(self._current, self._whole(self._position(name), trace))
 
     def without(self) -> Active:
-        """Return the context in which the model is the base."""
-        return self._whole(-1, None)
+        """Return the context in which adapters stand aside, and the model is the base."""
+        return Active(self._current, self._whole(-1, None, aside=True))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return what an optimiser should get: the adapters, and what of the base is trained."""
@@ -215,9 +217,9 @@ class Adapted(nn.Module):
                 places.setdefault(layer.path, (layer, []))[1].append(part.at(layer.path))
         return places
 
-    def _whole(self, task: int, trace: Trace | None) -> Active:
+    def _whole(self, task: int, trace: Trace | None, aside: bool = False) -> Rows:
         device = next((p.device for p in self.parts.parameters()), None)
-        return Active(self._current, Rows(torch.tensor([task], device=device), None, trace))
+        return Rows(torch.tensor([task], device=device), None, trace, aside)
 
     def _position(self, name: str) -> int:
         if name not in self._at:
@@ -235,7 +237,9 @@ class Adapted(nn.Module):
                 "tasks: the index is an int64 tensor with one number per row; "
                 f"{what} came. From names: adapted.index(names)."
             )
-        if index_B.device.type != "cpu" or torch.compiler.is_compiling() or not len(index_B):
+        needy = next((a for _, aa in self._places().values() for a in aa if a.needs_task), None)
+        looked = index_B.device.type == "cpu" or needy is not None
+        if not looked or torch.compiler.is_compiling() or not len(index_B):
             return
         least, most = (int(v) for v in index_B.aminmax())
         if least < -1 or most >= len(self._names):
@@ -243,11 +247,10 @@ class Adapted(nn.Module):
                 f"tasks: the index has {least if least < -1 else most}; the {len(self._names)} "
                 f"tasks are 0 to {len(self._names) - 1}, and -1 is none."
             )
-        lengthen = next((a for _, aa in self._places().values() for a in aa if a.lengthens), None)
-        if least < 0 and lengthen is not None:
+        if least < 0 and needy is not None:
             raise UsageError(
-                f"tasks: {type(lengthen).__name__} puts positions before every row's own, so rows "
-                "without a task (-1) need a batch of their own, with adapted.without()."
+                f"tasks: beside {type(needy).__name__} every row needs a task; run rows without "
+                "one (-1) in a batch of their own, with adapted.without()."
             )
 
     def _refuse_folded(self, what: str) -> None:
@@ -262,7 +265,7 @@ class Active:
 
     def __init__(self, current: Current, rows: Rows) -> None:
         self._current, self._rows = current, rows
-        self._before: list[tuple[Rows | None, int | None]] = []
+        self._before: list[tuple[Rows | None, int | None, Span | None]] = []
 
     def __enter__(self) -> None:
         current = self._current
@@ -270,17 +273,20 @@ class Active:
             raise UsageError(
                 f"{current.folded!r} is folded into the base; unfold() before naming tasks."
             )
+        span = None
+        before = current.thread
         if not torch.compiler.is_compiling():
             here = threading.get_ident()
-            if current.thread not in (None, here):
+            if before not in (None, here):
                 raise RunError(
                     "Another thread has named the tasks of this model's rows; give each thread an "
                     "adapted copy (copy.deepcopy), or join their rows in one batch."
                 )
-            self._before.append((current.rows, current.thread))
             current.thread = here
-        else:
-            self._before.append((current.rows, None))
+            if torch.is_grad_enabled():
+                span = Span(self._rows)
+                current.spans.append(span)
+        self._before.append((current.rows, before, span))
         current.rows = self._rows
 
     def __exit__(
@@ -289,7 +295,9 @@ class Active:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._current.rows, self._current.thread = self._before.pop()
+        self._current.rows, self._current.thread, span = self._before.pop()
+        if span is not None:
+            span.close()
 
 
 def adapt(

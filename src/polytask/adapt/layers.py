@@ -138,7 +138,7 @@ def _batch_second(module: nn.Module) -> bool:
 
 
 def _width(path: str, module: nn.Module) -> int:
-    """Return the inputs of a module's first linear layer, where its last one has as many outputs."""
+    """Return the inputs of a module's first linear layer, if its last one has as many outputs."""
     linear = [m for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
     if linear:
         ends = [layer_of("", Found("linear", m), None, None) for m in (linear[0], linear[-1])]

@@ -22,6 +22,7 @@ from torch.nn import functional
 from polytask.adapt.base import Adapter, Layer, Method, Rows
 from polytask.adapt.low_rank import (
     KINDS,
+    check_alpha,
     check_dropout,
     check_rank,
     draw,
@@ -30,7 +31,6 @@ from polytask.adapt.low_rank import (
     reduced,
     refuses,
 )
-from polytask.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class LoRA(Method):
     def __post_init__(self) -> None:
         check_rank("LoRA", self.rank)
         check_dropout("LoRA", self.dropout)
-        if not math.isfinite(self.alpha):
-            raise UsageError(f"LoRA: alpha is {self.alpha}; give a finite number (default 8).")
+        check_alpha("LoRA", self.alpha)
 
     @property
     def scale(self) -> float:

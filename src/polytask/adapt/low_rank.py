@@ -27,6 +27,12 @@ def check_rank(who: str, rank: int) -> None:
         raise UsageError(f"{who}: rank is {rank!r}; give a whole number >= 1 (default 8).")
 
 
+def check_alpha(who: str, alpha: float) -> None:
+    """Raise UsageError where a scale is not finite."""
+    if not math.isfinite(alpha):
+        raise UsageError(f"{who}: alpha is {alpha}; give a finite number (default 8).")
+
+
 def check_dropout(who: str, dropout: float) -> None:
     """Raise UsageError where a dropout is none."""
     if not 0 <= dropout < 1:

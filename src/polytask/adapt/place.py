@@ -6,6 +6,7 @@ multiple of B where windows or tokens are rows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,11 +28,12 @@ class Current:
         self.rows: Rows | None = None
         self.thread: int | None = None
         self.folded: str | None = None
+        self.spans: deque[recompute.Span] = deque(maxlen=recompute.MOST)
 
     def of(self, path: str) -> Rows:
         """Return the rows, those of the pass that is made again inside of backward."""
         if not torch.compiler.is_compiling() and recompute.in_backward():
-            return recompute.rows_before()
+            return recompute.rows_before(self.spans)
         if self.rows is None:
             raise UsageError(
                 f"The adapted layer {path!r} ran without anybody naming tasks: use "
@@ -46,12 +48,13 @@ class Place:
 
     def __init__(self, layer: Layer, adapters: Sequence[Adapter], current: Current) -> None:
         self.layer, self.adapters, self.current = layer, tuple(adapters), current
+        self.lengthens = any(adapter.lengthens for adapter in adapters)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> Any:
         """Return the layer's output with its adapters' changes."""
-        if self.current.folded is not None:
+        if self.aside():
             return None
         x = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(output, Tensor):
@@ -64,6 +67,10 @@ class Place:
             "can be adapted."
         )
 
+    def aside(self) -> bool:
+        """Return whether adapters stand aside: a task is folded in, or the base is asked for."""
+        return self.current.folded is not None or self.current.of(self.layer.path).aside
+
     def change(self, x: Any, y: Tensor) -> Tensor:
         """Return the output y of the layer for the input x with its adapters' changes."""
         rows = self.current.of(self.layer.path)
@@ -72,15 +79,14 @@ class Place:
                 f"{self.layer.path!r} runs on a {type(x).__name__}; adapted layers take plain "
                 "tensors (build nn.TransformerEncoder with enable_nested_tensor=False)."
             )
+        if self.lengthens and y.dim() == 3 and not y.shape[self.layer.axis] % len(rows.index_B):
+            rows = rows.spread(y.shape[self.layer.axis])
         x_rows = self._split(x, rows, self.layer.kind == "embedding")
         y_rows = self._split(y, rows, False)
         changed = y_rows
         for adapter in self.adapters:
             changed = adapter(x_rows, changed, rows)
-        result = self._join(changed, y, y_rows)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            recompute.leave(result, rows)
-        return result
+        return self._join(changed, y, y_rows)
 
     def _split(self, value: Tensor, rows: Rows, plain: bool) -> Tensor:
         """Return (B, N, C), or (B, N, C, H, W) of what has channels first; plain: (B, N)."""

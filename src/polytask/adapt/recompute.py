@@ -1,22 +1,42 @@
 """The rows of a forward pass that is made again during backward, as checkpointing does.
 
-By then another batch may be current, or none. Every adapted layer leaves its rows on the autograd
-node of its output; a pass made again asks the node that backward is at for the last one before it.
+By then another batch may be current, or none. Autograd numbers its nodes in the order they are
+made, so the node that backward is at when a pass is made again tells when the first one was: each
+context of tasks remembers the numbers at its beginning and end.
 """
 
 from __future__ import annotations
 
-import heapq
-from itertools import count
+import math
+import threading
+from collections import deque
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from polytask.adapt.base import Rows
 from polytask.errors import RunError
 
-KEY = "polytask.adapt.rows"
+MOST = 256
+"""Contexts remembered: forward passes that may lie between one and its backward."""
+
+
+REENTRANT = "CheckpointFunctionBackward"
+
+
+class Span:
+    """Which nodes were made while rows were current: numbers [begin, end), of one thread."""
+
+    def __init__(self, rows: Rows) -> None:
+        # A pass made again leaves no trace: penalties and weights are those of the first.
+        self.rows = Rows(rows.index_B, rows.given, None, rows.aside)
+        self.thread = threading.get_ident()
+        self.begin: int = torch._C._autograd._get_sequence_nr()
+        self.end: float = math.inf
+
+    def close(self) -> None:
+        """Note that the context ends here."""
+        self.end = torch._C._autograd._get_sequence_nr()
 
 
 def in_backward() -> bool:
@@ -24,34 +44,20 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def leave(output: Tensor, rows: Rows) -> None:
-    """Leave the rows on the node of an adapted layer's output."""
-    if output.grad_fn is not None:
-        output.grad_fn.metadata[KEY] = rows
-
-
-def rows_before() -> Rows:
-    """Return the rows of the pass that is being made again.
-
-    Raises RunError where they cannot be told: with use_reentrant=True the first pass leaves no
-    nodes.
-    """
-    node: Any = torch._C._current_autograd_node()  # type: ignore[attr-defined]
-    turn, seen = count(), {node}
-    # Nodes are numbered as they were made: the highest number is the last made before.
-    heap = [(-node._sequence_nr(), next(turn), node)] if node is not None else []
-    reentrant = node is not None and node.name() == "CheckpointFunctionBackward"
-    while heap and not reentrant:
-        _, _, node = heapq.heappop(heap)
-        rows = node.metadata.get(KEY)
-        if rows is not None:
-            # A pass made again leaves no trace: penalties and weights are those of the first.
-            return Rows(rows.index_B, rows.given)
-        for after, _ in node.next_functions:
-            if after is not None and after not in seen:
-                seen.add(after)
-                heapq.heappush(heap, (-after._sequence_nr(), next(turn), after))
+def rows_before(spans: deque[Span]) -> Rows:
+    """Return the rows of the pass that is being made again. Raises RunError where unknown."""
+    node: Any = torch._C._current_autograd_node()
+    number = node._sequence_nr()
+    around = [span for span in spans if span.begin <= number < span.end]
+    # Nested contexts: the inner one, which began last.
+    inner = max(around, key=lambda span: span.begin, default=None)
+    # A checkpoint inside of a reentrant one makes its nodes during backward, when a context that is
+    # still open may be another pass's.
+    nested = inner is None or (inner.end == math.inf and node.name() == REENTRANT)
+    if inner is not None and not nested and len({span.thread for span in around}) == 1:
+        return inner.rows
     raise RunError(
         "An adapted layer runs again during backward, and which tasks its rows had cannot be told. "
-        "Checkpoint with use_reentrant=False."
+        "Checkpoint with use_reentrant=False, call backward from the thread of the forward pass, "
+        f"and at most {MOST} passes after it."
     )

@@ -95,7 +95,7 @@ class RouterScores(Scores):
         assert x is not None, "a router scores the layer's input"
         seen = x.mean(1, keepdim=True) if self.level == "row" else x
         scores = nn.functional.linear(seen, self.weight_SC.to(x.dtype), _as(self.bias_S, x))
-        return scores.unflatten(-1, (self.groups, -1))
+        return scores.view(*scores.shape[:-1], self.groups, -1)
 
 
 class PrototypeScores(Scores):
@@ -266,7 +266,7 @@ def spread_over(weights_BNGE: Tensor, made_BNX: Tensor) -> Tensor:
     made_BNX: experts' own R numbers one after another, the first expert's first. One group.
     """
     weights_BNE = weights_BNGE.squeeze(2)
-    parted = made_BNX.unflatten(-1, (weights_BNE.shape[-1], -1))
+    parted = made_BNX.reshape(*made_BNX.shape[:-1], weights_BNE.shape[-1], -1)
     return (parted * weights_BNE.unsqueeze(-1).to(made_BNX.dtype)).flatten(-2)
 
 

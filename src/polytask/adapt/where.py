@@ -76,7 +76,7 @@ class Where:
         named = bool(self.names or self.regex or self.types or self.kinds)
         chosen = []
         for path, one in found.items():
-            if not self._matches(path, one, found):
+            if not self._matches(path, one, found) or (one.kind == "module" and not named):
                 continue
             why = one.why
             if one.kind in method.kinds:
