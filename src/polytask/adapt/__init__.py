@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polytask.adapt.bottleneck import Bottleneck
     from polytask.adapt.dora import DoRA
     from polytask.adapt.engine import Active, Adapted, At, adapt
+    from polytask.adapt.files import fingerprint, load_adapted, save_adapted
     from polytask.adapt.lora import LoRA
     from polytask.adapt.mam import mam
     from polytask.adapt.prefix import PrefixTuning
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from polytask.adapt.where import Where
 
 _WHERE = {
+    "fingerprint": "files",
+    "load_adapted": "files",
+    "save_adapted": "files",
     "mam": "mam",
     "PromptTuning": "prompt",
     "PrefixTuning": "prefix",
@@ -111,5 +115,8 @@ __all__ = [
     "Trace",
     "Where",
     "adapt",
+    "fingerprint",
+    "load_adapted",
     "mam",
+    "save_adapted",
 ]

@@ -19,7 +19,9 @@ How to write a method, in one file (`ssf.py` and `lora.py` are short examples):
    `rows.given_for(name, who)`. Penalties and routing weights are left by `rows.note_penalty` and
    `rows.note_weights`, for whoever hands in a `Trace`.
 5. A row in `catalog.py`, room "adapt". The engine does everything else: finding layers, rows,
-   freezing, growing, folding, files. `tests/adapt/contract.py` tries all of that on the row.
+   freezing, growing, folding, files. `polytask.testing.check_adapter(method)` tries all of that,
+   and `tests/adapt/test_contract.py` does so for every row; beside it belongs a test against a
+   plain loop over rows, written from the equations.
 
 Shapes: B = rows of the batch, N = what a row has at this layer, T = tasks, I, O = inputs and
 outputs of a layer.
@@ -124,10 +126,12 @@ class Rows:
         """
         # Taken whole: one operator for any number of tasks, and of the rows' size, not of T's.
         taken = values_T.index_select(0, self.at_B)
-        if none is not None:
-            here = self.here_B.view(-1, *[1] * (taken.dim() - 1))
-            taken = torch.where(here, taken, none)
-        return taken.to(like.dtype)
+        return (taken if none is None else self.only(taken, none)).to(like.dtype)
+
+    def only(self, values_B: Tensor, none: float) -> Tensor:
+        """Return the same with `none` for rows without a task; (1, ...) stands for all rows."""
+        here = self.here_B.view(-1, *[1] * (values_B.dim() - 1))
+        return torch.where(here, values_B, none)
 
     def spread(self, many: int) -> Rows:
         """Return the rows of a layer with `many` of them, a multiple of these: each repeated."""
@@ -175,6 +179,8 @@ class Adapter(nn.Module):
     are not the base's, and need a batch of their own, `adapted.without()`."""
     reads_weights: ClassVar[bool] = False
     """Whether the change depends on the base's weights; then it comes first at its layer."""
+    penalises: ClassVar[bool] = False
+    """Whether it notes a penalty that training needs."""
     trains_layer: ClassVar[bool] = False
     """Whether the layer's own weights are trained beside it."""
 

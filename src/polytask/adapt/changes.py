@@ -84,6 +84,11 @@ def _note(
     part += change.t() if layer.flipped and change.dim() == 2 else change
 
 
+def changed(parameter: Tensor, change: Tensor) -> Tensor:
+    """Return a parameter with a change added, rounded once."""
+    return (parameter.detach().double() + change).to(parameter.dtype)
+
+
 class Folded:
     """A task's change inside of the base's weights; as a context, until its end."""
 
@@ -96,7 +101,7 @@ class Folded:
             parameter = parameters[name]
             # The old tensor itself is kept: taking the change off again would round.
             self._kept.append((parameter, parameter.data))
-            parameter.data = (parameter.data.double() + change).to(parameter.dtype)
+            parameter.data = changed(parameter, change)
 
     def put_back(self) -> None:
         """Put the tensors from before back."""

@@ -12,6 +12,7 @@ Shapes: B = rows of the batch, N = what a row has at a layer, T = tasks.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.optim import Optimizer
 
 from polytask.adapt.attention import host, unhost
 from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
-from polytask.adapt.changes import Folded, changes_of
+from polytask.adapt.changes import Folded, changed, changes_of
 from polytask.adapt.growing import grow, grow_optimiser
 from polytask.adapt.place import Current, Place
 from polytask.adapt.recompute import Span
@@ -78,8 +79,15 @@ class Adapted(nn.Module):
     base: nn.Module
     parts: nn.ModuleList
 
-    def __init__(self, base: nn.Module, parts: Sequence[Part], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        parts: Sequence[Part],
+        names: Sequence[str],
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.base = base
         self.parts = nn.ModuleList(parts)
         self._names = _checked_names(names)
@@ -104,6 +112,16 @@ class Adapted(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The names of its tasks, in order: axis T."""
         return self._names
+
+    @property
+    def folded(self) -> str | None:
+        """The task that is folded into the base, None where none is."""
+        return self._current.folded
+
+    @property
+    def penalises(self) -> bool:
+        """Whether training needs the penalties that a trace takes."""
+        return any(isinstance(m, Adapter) and m.penalises for m in self.parts.modules())
 
     def index(self, names: Sequence[str | None]) -> Tensor:
         """Return the index of rows whose tasks are named, int64 (B,); None: without adapters."""
@@ -203,6 +221,18 @@ class Adapted(nn.Module):
             if isinstance(attention, nn.MultiheadAttention):
                 unhost(attention)
         return self.base
+
+    def extract(self, task: str) -> nn.Module:
+        """Return a copy of the base with one task's change in its weights, and no adapters.
+
+        Raises UsageError where an adapter is no change of weights.
+        """
+        changes = self.change(task)
+        base = copy.deepcopy(self).detach()
+        parameters = dict(base.named_parameters())
+        for name, change in changes.items():
+            parameters[name].data = changed(parameters[name], change)
+        return base
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers that are adapted, in the order of the parts."""
@@ -319,42 +349,59 @@ def adapt(
     dtype: of the adapters; None: that of each layer's weights.
     Raises UsageError where nothing matches, or a layer cannot be changed in this way.
     """
+    names = _checked_names(tasks)
+    parts = build_parts(model, plans_of(method, where), len(names), seed, train, dtype)
+    return Adapted(model, parts, names, dtype)
+
+
+def plans_of(
+    method: Method | Sequence[At], where: Where | str | Sequence[str] | None
+) -> tuple[At, ...]:
+    """Return methods with their places, of one method or several."""
     if isinstance(method, Method):
-        plans: Sequence[At] = (At(method, where),)
-    else:
-        if where is not None:
-            raise UsageError("adapt: several methods each have a place, At(method, where).")
-        plans = tuple(method)
-        if not plans:
-            raise UsageError("adapt: no method was given.")
+        return (At(method, where),)
+    if where is not None:
+        raise UsageError("adapt: several methods each have a place, At(method, where).")
+    if not method:
+        raise UsageError("adapt: no method was given.")
+    return tuple(method)
+
+
+def build_parts(
+    model: nn.Module,
+    plans: Sequence[At],
+    tasks: int,
+    seed: int,
+    train: Where | str | Sequence[str] | None,
+    dtype: torch.dtype | None,
+) -> list[Part]:
+    """Return the parts for T tasks, where their layers are, and freeze the model; see `adapt`."""
     if any(place_of(module) for module in model.modules()):
         raise UsageError(
             "The model is adapted already; give all methods at once, [At(...), At(...)], or "
             "detach() it first."
         )
-    names = _checked_names(tasks)
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for plan in plans:
         chosen = Where.of(plan.where)
         layers = chosen.layers(model, plan.method)
-        parts.append(Part(plan.method, chosen, layers).build(len(names), generator))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        parts.append(Part(plan.method, chosen, layers).build(tasks, generator))
+    _check_order(parts)
     trained = [] if train is None else Where.of(train).modules(model)
     trained += [la.module for part in parts for la in part.layers if part.at(la.path).trains_layer]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     for module in trained:
         for parameter in module.parameters():
             parameter.requires_grad_(True)
-    _check_order(parts)
+    first = next(model.parameters(), None)
     for part in parts:
-        first = next(model.parameters(), None)
         for layer in part.layers:
-            own = next(layer.module.parameters(), first)
-            _move(part.at(layer.path), own, dtype)
+            _move(part.at(layer.path), next(layer.module.parameters(), first), dtype)
         if part.common is not None:
             _move(part.common, first, dtype)
-    return Adapted(model, parts, names)
+    return parts
 
 
 def place_of(module: nn.Module) -> bool:
