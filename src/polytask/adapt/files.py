@@ -1,8 +1,9 @@
 """One file for all tasks: which base, which methods where, every adapter, and the heads.
 
 A safetensors file. Its tensors are those of `Adapted.adapter_state()`, and of each task's head as
-`heads./TASK.NAME` (with %2E for a dot in the task's name); its metadata says the rest in JSON. It holds nothing of the frozen base but a
-fingerprint: the SHA-256 of its parameters' names, types, shapes and bytes.
+`heads./TASK.NAME` (with %2E for a dot in the task's name); its metadata says the rest in JSON. It
+holds nothing of the frozen base but a fingerprint: the SHA-256 of its parameters' names, types,
+shapes and bytes.
 """
 
 from __future__ import annotations

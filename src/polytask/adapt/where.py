@@ -130,12 +130,11 @@ class Where:
             f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name))
         )
         paths = [path for path, one in found.items() if one.kind != "module"]
+        lasts = [path.rpartition(".")[2] for path in paths]
         near = ""
-        for name in self.names:
-            last = name.rpartition(".")[2].strip("*") or name
-            near = did_you_mean(name, paths) or did_you_mean(
-                last, [path.rpartition(".")[2] for path in paths]
-            )
+        for name in self.names:  # a name without dots is the end of one
+            near = did_you_mean(name, paths if "." in name else lasts)
+            near = near or did_you_mean(name.rpartition(".")[2].strip("*"), lasts)
         some = ", ".join(paths[:6]) + (", ..." if len(paths) > 6 else "")
         return UsageError(
             f"No layer of the model matches Where({given}).{near} Its layers: {some or 'none'}."

@@ -108,7 +108,10 @@ class AdaptedModel(SharedModel):
         return self.hard.task_parameters(task)
 
     def add_task(
-        self, task: Task, head: nn.Module | None = None, optimiser: torch.optim.Optimizer | None = None
+        self,
+        task: Task,
+        head: nn.Module | None = None,
+        optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
         """Add a task with an adapter and a head; see `Adapted.add_task`, `HardSharing.add_task`."""
         if task.name not in self.adapted.names:
@@ -140,9 +143,11 @@ class AdaptedModel(SharedModel):
         outputs: dict[str, Tensor] = {}
         for a, task in enumerate(asked):
             at = slice(a * rows, (a + 1) * rows)
-            own = features[at] if isinstance(features, Tensor) else {
-                name: value[at] for name, value in features.items()
-            }
+            own = (
+                features[at]
+                if isinstance(features, Tensor)
+                else {name: value[at] for name, value in features.items()}
+            )
             outputs |= self.hard.read(own, (task,))
         return outputs
 
@@ -158,9 +163,7 @@ def with_tasks(stream: Stream, task: str, tasks: Sequence[str]) -> Stream:
     if TASK in named:
         raise UsageError(f"Stream {stream.name!r} has an input {TASK!r} already.")
     named[TASK] = torch.full((len(stream),), list(tasks).index(task))
-    return Stream(
-        stream.name, named, stream.targets, stream.ragged, stream.lengths, stream.truth
-    )
+    return Stream(stream.name, named, stream.targets, stream.ragged, stream.lengths, stream.truth)
 
 
 def _without_task(inputs: Mapping[str, Tensor]) -> Inputs:
