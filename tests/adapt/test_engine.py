@@ -397,7 +397,10 @@ def test_a_task_is_added_to_the_same_parameters_and_their_optimiser(model):
         before = model(x)
     untold = torch.optim.AdamW(adapted.trainable_parameters())
     untold.load_state_dict(optimiser.state_dict())
+    with adapted.tasks(index_B):
+        alive = model(x)  # a graph from before keeps parts of autograd at their old shapes
     adapted.add_task("d", optimiser, seed=4)
+    assert alive.requires_grad
     with torch.no_grad(), adapted.tasks(index_B):
         assert torch.equal(model(x), before)
     assert adapted.names == ("a", "b", "c", "d")

@@ -17,7 +17,12 @@ def grow(module: nn.Module, fresh: nn.Module) -> list[nn.Parameter]:
             own, added = getattr(mine, name), getattr(theirs, name)
             # The same object with other data: optimisers and groups of parameters keep it, and an
             # optimiser that was not told stops at its next step instead of training a copy.
-            own.data = torch.cat([own.data, added.detach().to(own)])
+            longer = torch.cat([own.data, added.detach().to(own)])
+            # Another type in between: torch then forgets the node that gathers gradients, which
+            # a graph that is still alive would keep at the old shape.
+            other = torch.float64 if own.dtype != torch.float64 else torch.float32
+            own.data = torch.empty(0, dtype=other, device=own.device)
+            own.data = longer
             if isinstance(own, nn.Parameter):
                 own.grad = None
                 grown.append(own)

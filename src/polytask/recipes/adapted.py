@@ -131,7 +131,7 @@ class AdaptedModel(SharedModel):
         self, inputs: Inputs, asked: tuple[str, ...], seen: LayerTrace | None
     ) -> dict[str, Tensor]:
         """Return every asked task's output on all rows: one pass of A times the rows."""
-        many = len(asked)
+        many, repeated = len(asked), inputs
         if isinstance(inputs, Tensor):
             rows, repeated = len(inputs), _repeated(inputs, many)
         else:
