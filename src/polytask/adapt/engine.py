@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polytask.adapt import hugging_face
 from polytask.adapt.attention import host, unhost
 from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
 from polytask.adapt.changes import Folded, changed, changes_of
@@ -107,6 +108,9 @@ class Adapted(nn.Module):
                 host(attention, place)
             else:
                 self._handles.append(layer.module.register_forward_hook(place, with_kwargs=True))
+            if place.lengthens and hugging_face.embeds(base, layer.module):
+                longer = hugging_face.Longer(place)
+                self._handles.append(base.register_forward_pre_hook(longer, with_kwargs=True))
 
     @property
     def names(self) -> tuple[str, ...]:

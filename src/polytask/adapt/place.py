@@ -53,6 +53,7 @@ class Place:
     def __init__(self, layer: Layer, adapters: Sequence[Adapter], current: Current) -> None:
         self.layer, self.adapters, self.current = layer, tuple(adapters), current
         self.lengthens = any(adapter.lengthens for adapter in adapters)
+        self.guessed = layer.kind == "module" and not self.lengthens
         self.numbers = layer.kind == "embedding"
         self.pictures = channels_first(layer)
 
@@ -95,6 +96,12 @@ class Place:
         many = rows.index_B.shape[0]
         x_rows = self._split(x, many, self.numbers)
         changed = y_rows = self._split(y, many, False)
+        if self.guessed and (y.shape[-1], x.shape[-1]) != (self.layer.outputs, self.layer.inputs):
+            raise UsageError(
+                f"{self.layer.path!r} turned out to take {x.shape[-1]} channels and give "
+                f"{y.shape[-1]}, not {self.layer.inputs} and {self.layer.outputs}; name a layer or "
+                "block whose channels are known, or give Where(..., width=...)."
+            )
         for adapter in self.adapters:
             changed = adapter(x_rows, changed, rows)
         if changed.shape == y.shape and not axis:
