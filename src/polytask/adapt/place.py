@@ -25,11 +25,19 @@ class Current:
     folded: the task whose change is in the base's weights, so that adapters stand aside.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base: nn.Module, parts: nn.Module) -> None:
+        self.modules = (base, parts)
         self.rows: Rows | None = None
         self.thread: int | None = None
         self.folded: str | None = None
         self.spans: deque[recompute.Span] = deque(maxlen=recompute.MOST)
+
+    def follow(self) -> None:
+        """Put the adapters into the base's mode: `model.eval()` reaches them although they are no
+        modules of the model."""
+        base, parts = self.modules
+        if parts.training != base.training:
+            parts.train(base.training)
 
     def of(self, path: str) -> Rows:
         """Return the rows, those of the pass that is made again inside of backward."""
