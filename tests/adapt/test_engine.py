@@ -143,6 +143,12 @@ def test_several_methods_follow_one_another(model):
     with adapted.fold("b"):
         assert torch.allclose(model(x), y, atol=1e-5)
     assert not torch.allclose(plain(x), y, atol=1e-2)
+    assert type(adapted.at("blocks.0.norm")).__name__ == "SSFAdapter"
+    assert adapted.at("blocks.0.q_proj", 1) is adapted.parts[1].at("blocks.0.q_proj")
+    with pytest.raises(UsageError, match="has 2 adapters; say of which part"):
+        adapted.at("blocks.0.q_proj")
+    with pytest.raises(UsageError, match=r"Unknown adapted layer 'blocks\.0\.v_proj'"):
+        adapted.at("blocks.0.v_proj")
     with pytest.raises(UsageError, match=r"DoRA reads the base's weights of 'blocks.0.q_proj', wh"):
         adapt(plain, [At(SSF(), "q_proj"), At(DoRA(), "q_proj")], TASKS)
 

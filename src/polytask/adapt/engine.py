@@ -253,6 +253,20 @@ class Adapted(nn.Module):
         """Return the layers that are adapted, in the order of the parts."""
         return tuple(layer for layer, _ in self._places().values())
 
+    def at(self, path: str, part: int | None = None) -> Adapter:
+        """Return a layer's adapter. part: of which method, where several adapt it.
+
+        Raises UsageError where there is none, or where it is not said which.
+        """
+        chosen = self.parts if part is None else self.parts[part : part + 1]
+        held = [p.at(path) for p in chosen if isinstance(p, Part) and key(path) in p.adapters]
+        if not held:
+            known = [layer.path for layer in self.layers()]
+            raise unknown("adapted layer", path, known, "See `adapted.layers()`.")
+        if len(held) > 1:
+            raise UsageError(f"{path!r} has {len(held)} adapters; say of which part, at(path, 0).")
+        return held[0]
+
     def _places(self) -> dict[str, tuple[Layer, list[Adapter]]]:
         """Return each adapted layer with its adapters, the first part's first."""
         places: dict[str, tuple[Layer, list[Adapter]]] = {}
