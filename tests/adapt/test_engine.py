@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -575,6 +576,23 @@ def test_prompts_and_prefixes_need_a_task_for_every_row():
         assert torch.equal(model(ids), model[0].weight[ids])
     with adapted.task("b"):
         assert model(ids).shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("where", ["q_proj", "linear1"])
+def test_nested_tensors_are_refused_with_what_to_do(where):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that nested tensors are a prototype
+        model = nn.TransformerEncoder(layer, 2).eval()
+        adapted = adapt(model, LoRA(), TASKS, where)
+        hidden = torch.tensor([[False, False, True], [False, False, False]])
+        with (
+            torch.no_grad(),
+            adapted.task("a"),
+            pytest.raises(UsageError, match="with enable_nested_tensor=False"),
+        ):
+            model(torch.randn(2, 3, 8), src_key_padding_mask=hidden)
 
 
 def test_one_attention_has_one_prefix_beside_adapters_of_its_projections():
