@@ -19,7 +19,9 @@ from polytask.adapt import (
     PromptTuning,
     Where,
     adapt,
+    mam,
 )
+from polytask.errors import UsageError
 
 TASKS = ("a", "b", "c")
 INDEX_B = torch.tensor([2, 0, -1, 1, 2])
@@ -274,3 +276,36 @@ def test_dropout_is_of_the_adapters_input_alone_and_ends_in_evaluation():
         assert not torch.equal(model(x), model(x))
         adapted.eval()
         assert torch.equal(model(x), model(x))
+
+
+def test_mam_is_a_prefix_in_attention_and_a_scaled_bottleneck_around_the_feed_forward_block():
+    torch.manual_seed(0)
+    model = Block().double()
+    base = copy.deepcopy(model)
+    adapted = adapt(model, mam("mlp", length=3, width=4, scale=2.0), TASKS)
+    assert [layer.path for layer in adapted.layers()] == ["attention", "mlp"]
+    for at, p in enumerate(adapted.parts.parameters()):
+        p.data += 0.3 * drawn(at + 3, *p.shape)
+    prefix, side = adapted.at("attention"), adapted.at("mlp")
+    x, index_B = drawn(0, 3, 5, 8), torch.tensor([2, 0, 1])
+    with adapted.tasks(index_B):
+        y = model(x)
+    for b, t in enumerate(index_B.tolist()):
+        key, value = prefix.prefix_TPC[t].chunk(2, -1)
+        h = x[b] + attention_by_hand(base.attention, x[b], key, value, None)
+        small = torch.relu(h @ side.down_TRI[t].T + side.down_bias_TR[t])
+        change = small @ side.up_TRO[t] + side.up_bias_TO[t]
+        assert torch.allclose(y[b], h + base.mlp(h) + 2.0 * change, atol=1e-10)
+    with pytest.raises(UsageError, match="PrefixAdapter at 'attention' is no change of weights"):
+        adapted.fold("a")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.mlp(x)
