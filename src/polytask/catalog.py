@@ -567,7 +567,7 @@ METHODS: tuple[Method, ...] = (
         "Houlsby et al., ICML 2019, arXiv:1902.00751; He et al., ICLR 2022, arXiv:2110.04366",
     ),
     Method(
-        "mam", "adapt", "polytask.adapt.mam:mam",
+        "mam", "adapt", "polytask.adapt.mam:MAM",
         "a short prefix in attention and a scaled parallel bottleneck around feed-forward blocks",
         "He et al., ICLR 2022, arXiv:2110.04366",
     ),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytask.adapt import (
+    MAM,
     SSF,
     BitFit,
     Bottleneck,
@@ -19,7 +20,6 @@ from polytask.adapt import (
     PromptTuning,
     Where,
     adapt,
-    mam,
 )
 from polytask.errors import UsageError
 
@@ -282,7 +282,7 @@ def test_mam_is_a_prefix_in_attention_and_a_scaled_bottleneck_around_the_feed_fo
     torch.manual_seed(0)
     model = Block().double()
     base = copy.deepcopy(model)
-    adapted = adapt(model, mam("mlp", length=3, width=4, scale=2.0), TASKS)
+    adapted = adapt(model, MAM("mlp", length=3, width=4, scale=2.0), TASKS)
     assert [layer.path for layer in adapted.layers()] == ["attention", "mlp"]
     for at, p in enumerate(adapted.parts.parameters()):
         p.data += 0.3 * drawn(at + 3, *p.shape)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from polytask.adapt.engine import Active, Adapted, At, adapt
     from polytask.adapt.files import fingerprint, load_adapted, save_adapted
     from polytask.adapt.lora import LoRA
-    from polytask.adapt.mam import mam
+    from polytask.adapt.mam import MAM
     from polytask.adapt.prefix import PrefixTuning
     from polytask.adapt.prompt import PromptTuning
     from polytask.adapt.selection import (
@@ -43,7 +43,7 @@ _WHERE = {
     "fingerprint": "files",
     "load_adapted": "files",
     "save_adapted": "files",
-    "mam": "mam",
+    "MAM": "mam",
     "PromptTuning": "prompt",
     "PrefixTuning": "prefix",
     "DoRA": "dora",
@@ -87,6 +87,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "MAM",
     "SSF",
     "Active",
     "Adapted",
@@ -117,6 +118,5 @@ __all__ = [
     "adapt",
     "fingerprint",
     "load_adapted",
-    "mam",
     "save_adapted",
 ]

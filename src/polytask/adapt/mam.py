@@ -16,7 +16,7 @@ from polytask.adapt.prefix import PrefixTuning
 from polytask.adapt.where import Where
 
 
-def mam(
+def MAM(
     feed_forward: Where | str | Sequence[str],
     attention: Where | str | Sequence[str] = (),
     length: int = 30,
@@ -24,7 +24,7 @@ def mam(
     scale: float = 4.0,
     hidden: int = 0,
 ) -> list[At]:
-    """Return both parts with their places, for `adapt(model, mam("mlp"), tasks)`.
+    """Return both parts with their places, for `adapt(model, MAM("mlp"), tasks)`.
 
     feed_forward: the blocks, as modules: their input and output have one width. attention: which
     of the model's packed attention; () is all of it. length, hidden: see `PrefixTuning`. width,
