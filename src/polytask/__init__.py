@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type checkers read
     from types import ModuleType
 
+    from polytask import adapt as adapt
     from polytask import balance as balance
     from polytask import catalog as catalog
     from polytask import errors as errors
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
+    "adapt", "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
     "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
 )  # fmt: skip
 

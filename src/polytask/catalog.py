@@ -552,6 +552,46 @@ METHODS: tuple[Method, ...] = (
         "Panigrahi et al., ICML 2023, arXiv:2302.06600",
     ),
     Method(
+        "lora", "adapt", "polytask.adapt.lora:LoRA",
+        "a product of two thin matrices added to a layer's weight; rsLoRA with stabilised=true",
+        "Hu et al., ICLR 2022, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732",
+    ),
+    Method(
+        "dora", "adapt", "polytask.adapt.dora:DoRA",
+        "LoRA on the direction of every row of a weight, its length trained apart",
+        "Liu et al., ICML 2024, arXiv:2402.09353",
+    ),
+    Method(
+        "bottleneck", "adapt", "polytask.adapt.bottleneck:Bottleneck",
+        "a narrow network after a layer or beside it, added, scaled or gated",
+        "Houlsby et al., ICML 2019, arXiv:1902.00751; He et al., ICLR 2022, arXiv:2110.04366",
+    ),
+    Method(
+        "mam", "adapt", "polytask.adapt.mam:MAM",
+        "a short prefix in attention and a scaled parallel bottleneck around feed-forward blocks",
+        "He et al., ICLR 2022, arXiv:2110.04366",
+    ),
+    Method(
+        "ssf", "adapt", "polytask.adapt.ssf:SSF",
+        "a scale and a shift of every channel of a layer's output; folds into the weights",
+        "Lian et al., NeurIPS 2022, arXiv:2210.08823",
+    ),
+    Method(
+        "bitfit", "adapt", "polytask.adapt.bitfit:BitFit",
+        "biases alone; folds into them",
+        "Ben Zaken, Ravfogel & Goldberg, ACL 2022, arXiv:2106.10199",
+    ),
+    Method(
+        "prompt-tuning", "adapt", "polytask.adapt.prompt:PromptTuning",
+        "trained embeddings before those of the input",
+        "Lester, Al-Rfou & Constant, EMNLP 2021, arXiv:2104.08691",
+    ),
+    Method(
+        "prefix-tuning", "adapt", "polytask.adapt.prefix:PrefixTuning",
+        "trained keys and values before those of the input, in every attention",
+        "Li & Liang, ACL 2021, arXiv:2101.00190",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

@@ -1,0 +1,122 @@
+"""Adapting: one pretrained model, many tasks, a few parameters each.
+
+    from polytask.adapt import LoRA, adapt
+
+    adapted = adapt(model, LoRA(rank=8), tasks=("a", "b"), where=("q_proj", "v_proj"), seed=0)
+    with adapted.tasks(index_B):
+        output = model(x)
+
+Everything is imported when it is first used (PEP 562).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
+    from polytask.adapt.bitfit import BitFit
+    from polytask.adapt.bottleneck import Bottleneck
+    from polytask.adapt.dora import DoRA
+    from polytask.adapt.engine import Active, Adapted, At, adapt
+    from polytask.adapt.files import fingerprint, load_adapted, save_adapted
+    from polytask.adapt.lora import LoRA
+    from polytask.adapt.mam import MAM
+    from polytask.adapt.prefix import PrefixTuning
+    from polytask.adapt.prompt import PromptTuning
+    from polytask.adapt.selection import (
+        Even,
+        GivenScores,
+        Plain,
+        PrototypeScores,
+        RouterScores,
+        Rule,
+        Scores,
+        Selection,
+        Shares,
+        Softmax,
+        TaskScores,
+    )
+    from polytask.adapt.ssf import SSF
+    from polytask.adapt.where import Where
+
+_WHERE = {
+    "fingerprint": "files",
+    "load_adapted": "files",
+    "save_adapted": "files",
+    "MAM": "mam",
+    "PromptTuning": "prompt",
+    "PrefixTuning": "prefix",
+    "DoRA": "dora",
+    "Bottleneck": "bottleneck",
+    "BitFit": "bitfit",
+    "Active": "engine",
+    "Adapted": "engine",
+    "Adapter": "base",
+    "At": "engine",
+    "Even": "selection",
+    "GivenScores": "selection",
+    "Layer": "base",
+    "LoRA": "lora",
+    "Method": "base",
+    "Plain": "selection",
+    "PrototypeScores": "selection",
+    "RouterScores": "selection",
+    "Rows": "base",
+    "Rule": "selection",
+    "SSF": "ssf",
+    "Scores": "selection",
+    "Selection": "selection",
+    "Shares": "selection",
+    "Softmax": "selection",
+    "TaskScores": "selection",
+    "Trace": "base",
+    "Where": "where",
+    "adapt": "engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is called `name` when it is first used."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'polytask.adapt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"polytask.adapt.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
+
+
+__all__ = [
+    "MAM",
+    "SSF",
+    "Active",
+    "Adapted",
+    "Adapter",
+    "At",
+    "BitFit",
+    "Bottleneck",
+    "DoRA",
+    "Even",
+    "GivenScores",
+    "Layer",
+    "LoRA",
+    "Method",
+    "Plain",
+    "PrefixTuning",
+    "PromptTuning",
+    "PrototypeScores",
+    "RouterScores",
+    "Rows",
+    "Rule",
+    "Scores",
+    "Selection",
+    "Shares",
+    "Softmax",
+    "TaskScores",
+    "Trace",
+    "Where",
+    "adapt",
+    "fingerprint",
+    "load_adapted",
+    "save_adapted",
+]
