@@ -72,9 +72,14 @@ class ArrowAdapter(Adapter):
         self.down_ERI, self.up_ERO = draw(layer, (settings.experts,), settings.rank, generator)
         # Up factors of 0 have no direction of their own; A's own is that of any small one.
         first = directions(self.down_ERI, torch.eye(settings.rank).expand(settings.experts, -1, -1))
-        self.prototypes = PrototypeScores(first.float())
         rule = Softmax(settings.temperature, settings.top)
-        self.selection = Selection(self.prototypes, rule, layer.path)
+        self.selection = Selection(PrototypeScores(first.float()), rule, layer.path)
+
+    @property
+    def prototypes_EI(self) -> Tensor:
+        """The experts' directions, of unit length."""
+        assert isinstance(self.selection.scores, PrototypeScores)
+        return self.selection.scores.prototypes_EC
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         made = reduced_common(self.layer, x, self.down_ERI.flatten(0, 1))
@@ -98,7 +103,7 @@ def point(adapted: Adapted) -> None:
     if not found:
         raise UsageError("point: the model has no Arrow.")
     for adapter in found:
-        adapter.prototypes.prototypes_EC.copy_(directions(adapter.down_ERI, adapter.up_ERO))
+        adapter.prototypes_EI.copy_(directions(adapter.down_ERI, adapter.up_ERO))
 
 
 def arrow_of(

@@ -85,7 +85,8 @@ def mixed_by_group(weights_BNGE: Tensor, values_E: Tensor, axis: int) -> Tensor:
     groups = weights_BNGE.shape[2]
     if groups == 1:
         return mixed(weights_BNGE, values_E)
-    parted = values_E.unflatten(axis, (groups, -1)).movedim(axis, 1)
+    shape = values_E.shape
+    parted = values_E.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :]).movedim(axis, 1)
     return mixed(weights_BNGE, parted).movedim(1, axis).flatten(axis, axis + 1)
 
 

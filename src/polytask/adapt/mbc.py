@@ -18,6 +18,7 @@ Shapes: T = adapters, one of each task, M = adapters of a cluster, K = clusters,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,23 +98,29 @@ def cluster(
     many = len(flat_TP)
     if type(clusters) is not int or not 1 <= clusters <= many:
         raise UsageError(f"mbc: clusters is {clusters!r}; give a whole number from 1 to {many}.")
+    points = embedded(flat_TP, quantile, components).numpy()
+    labels = KMeans(clusters, n_init=10, random_state=seed).fit(points).labels_.tolist()
+    order = {own: k for k, own in enumerate(dict.fromkeys(labels))}
+    return Clusters(tuple(order[own] for own in labels))
+
+
+def embedded(flat_TP: Tensor, quantile: float = 0.5, components: int = 64) -> Tensor:
+    """Return what is clustered of T adapters: (T, C), float64, of unit length; see `cluster`."""
     if not 0 <= quantile < 1:
         raise UsageError(f"mbc: quantile is {quantile}; give a number in [0, 1) (default 0.5).")
     if type(components) is not int or components < 1:
         raise UsageError(f"mbc: components is {components!r}; give a whole number >= 1.")
     kept_TP = flat_TP.detach().double().cpu()
+    many = len(kept_TP)
     size_TP = kept_TP.abs()
     # The value at a rank: torch.quantile takes no more than 2^24 numbers.
-    rank = min(int(quantile * size_TP.shape[1]), size_TP.shape[1] - 1)
+    rank = math.ceil(quantile * (size_TP.shape[1] - 1))
     least_T1 = size_TP.kthvalue(rank + 1, 1, keepdim=True).values
     kept_TP = torch.where(size_TP < least_T1, 0.0, kept_TP)
     # By products of adapters with each other: T x T, however many numbers each has.
     values_T, u_TT = torch.linalg.eigh(kept_TP @ kept_TP.T)
     reduced_TC = (u_TT * values_T.clamp(min=0).sqrt())[:, -min(components, many) :]
-    points = functional.normalize(reduced_TC, dim=1).numpy()
-    labels = KMeans(clusters, n_init=10, random_state=seed).fit(points).labels_.tolist()
-    order = {own: k for k, own in enumerate(dict.fromkeys(labels))}
-    return Clusters(tuple(order[own] for own in labels))
+    return functional.normalize(reduced_TC, dim=1)
 
 
 def merge_clusters(

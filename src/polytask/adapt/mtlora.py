@@ -10,12 +10,11 @@ and values); everything else is the tasks' together.
 Source: Agiza, Neseem & Reda, "MTLoRA: A Low-Rank Adaptation Approach for Efficient Multi-Task
     Learning", CVPR 2024, https://arxiv.org/abs/2403.20320, and the authors' code: ranks 64 and 4,
     scale 4, dropout 0.05
-Differs from the source: a row has one task and one stream here. There, a picture is passed on as
-    W x + scale * B A x, and the streams W x + scale * B_t A_t x_t that part in a stage's last block
-    go to the tasks' decoders alone, so that the next stage is run once for all tasks. One stream
-    cannot be both, and has the sum of both changes; it is what the next layer gets. Where tasks part
-    in the last block of the whole model alone, only W x_t instead of W x, and the global change in
-    a task's stream, differ. Norms and position biases train as well there: `adapt(..., train=...)`.
+Differs from the source: a row has one task and one stream here. There, where tasks part, a picture
+    goes on as W x + scale * B A x, once for all tasks, and the streams W x + scale * B_t A_t x_t,
+    without the global change, go to the tasks' decoders alone. One stream cannot be both: it has
+    both changes, the next layer gets it, and later stages run once for each task. Norms and
+    position biases train as well in the source: `adapt(..., train=...)`.
 Shapes: none of its own; see `global_task.py`.
 """
 

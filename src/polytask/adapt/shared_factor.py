@@ -62,7 +62,7 @@ class SharedFactor(Method):
             raise UsageError(f"SharedFactor: shared is {self.shared!r}; give 'down' or 'up'.")
         if self.freeze and self.shared == "up":
             raise UsageError(
-                "SharedFactor: a shared B starts at 0 and has to be trained; freeze A."
+                "SharedFactor: a shared B starts at 0 and has to be trained; only A can freeze."
             )
 
     def refuses(self, layer: Layer) -> str:

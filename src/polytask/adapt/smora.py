@@ -101,5 +101,7 @@ def follow_load(adapted: Adapted, trace: Trace, speed: float = 1e-3) -> None:
                 f"follow_load: the trace has nothing of {path!r}; hand it to the forward pass: "
                 "adapted.tasks(index, trace=trace)."
             )
-        load_R = (trace.weights[path] > 0).flatten(0, -2).float().mean(0)
-        adapter.steer_R += speed * torch.sign(load_R.mean() - load_R).to(adapter.steer_R.dtype)
+        # In whole numbers, so that a rank used exactly as the mean stays where it is.
+        load_R = (trace.weights[path] > 0).flatten(0, -2).sum(0)
+        below_R = load_R.sum() - load_R * len(load_R)
+        adapter.steer_R += speed * torch.sign(below_R).to(adapter.steer_R.dtype)

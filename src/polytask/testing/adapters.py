@@ -161,6 +161,7 @@ class Case:
 
         names = TASKS + tuple(f"task {t}" for t in range(3, tasks))
         adapted = adapt(copy.deepcopy(self.model), self.method, names, self.where, self.seed)
+        adapted.eval()  # dropout draws anew in every pass
         generator = torch.Generator().manual_seed(self.seed + 1)
         if moved:
             for parameter in adapted.parts.parameters():
