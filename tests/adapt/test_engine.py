@@ -143,6 +143,12 @@ def test_several_methods_follow_one_another(model):
     with adapted.fold("b"):
         assert torch.allclose(model(x), y, atol=1e-5)
     assert not torch.allclose(plain(x), y, atol=1e-2)
+    assert type(adapted.at("blocks.0.norm")).__name__ == "SSFAdapter"
+    assert adapted.at("blocks.0.q_proj", 1) is adapted.parts[1].at("blocks.0.q_proj")
+    with pytest.raises(UsageError, match="has 2 adapters; say of which part"):
+        adapted.at("blocks.0.q_proj")
+    with pytest.raises(UsageError, match=r"Unknown adapted layer 'blocks\.0\.v_proj'"):
+        adapted.at("blocks.0.v_proj")
     with pytest.raises(UsageError, match=r"DoRA reads the base's weights of 'blocks.0.q_proj', wh"):
         adapt(plain, [At(SSF(), "q_proj"), At(DoRA(), "q_proj")], TASKS)
 
@@ -165,6 +171,7 @@ def test_a_layer_that_runs_without_tasks_says_what_to_do(model):
         (torch.tensor([0.0, 1.0]), "an int64 tensor with one number per row; torch.float32"),
         (torch.tensor([[0, 1]]), r"of shape \(1, 2\) came"),
         ([0, 1], "list came"),
+        (torch.tensor([], dtype=torch.int64), "the index names no row"),
     ],
 )
 def test_an_index_that_is_none_is_an_error(model, index, said):
@@ -568,6 +575,21 @@ def test_prompts_and_prefixes_need_a_task_for_every_row():
         assert torch.equal(model(ids), model[0].weight[ids])
     with adapted.task("b"):
         assert model(ids).shape == (2, 4, 4)
+
+
+def test_one_attention_has_one_prefix_beside_adapters_of_its_projections():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    model = nn.ModuleDict({"it": attention})
+    with pytest.raises(UsageError, match="'it' has 2 prefixes; give it one"):
+        adapt(model, [At(PrefixTuning(2)), At(PrefixTuning(3))], TASKS)
+    assert type(attention) is nn.MultiheadAttention, "nothing is left of what failed"
+    assert all(p.requires_grad for p in model.parameters())
+    adapted = moved(adapt(model, [At(PrefixTuning(2)), At(LoRA(), "q_proj")], TASKS))
+    x, index_B = torch.randn(3, 4, 8), torch.tensor([0, 2, 1])
+    with adapted.tasks(index_B):
+        mixed = attention(x, x, x)[0]
+    with adapted.task("c"):
+        assert torch.allclose(attention(x, x, x)[0][1], mixed[1], atol=1e-6)
 
 
 def test_a_thousand_tasks_are_resident(model):

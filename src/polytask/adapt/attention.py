@@ -37,6 +37,10 @@ def host(attention: nn.MultiheadAttention, place: Place) -> None:
             f"{place.layer.path!r} is or belongs to an nn.MultiheadAttention whose keys or values "
             "have another width than its queries (kdim, vdim), which cannot be adapted."
         )
+    if place.layer.kind == "attention" and len(place.adapters) != 1:
+        raise UsageError(
+            f"{place.layer.path!r} has {len(place.adapters)} prefixes; give it one, as long as all."
+        )
     if type(attention) is nn.MultiheadAttention:
         attention.__class__ = AdaptedAttention
         # Not as a module: the base's names stay as they are.
@@ -167,9 +171,9 @@ class AdaptedAttention(nn.MultiheadAttention):
     def _prefix(self, like_BHLD: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return keys and values to come first, (B, H, P, D); None without a prefix."""
         place = self.places.get("itself")
-        if place is None or place.aside():
+        rows = None if place is None else place.rows()
+        if place is None or rows is None:
             return None
-        rows = place.current.of(place.layer.path)
         (adapter,) = place.adapters
         assert isinstance(adapter, PrefixAdapter)
         key_BPE, value_BPE = adapter.prefix(like_BHLD, rows)
@@ -187,9 +191,8 @@ class AdaptedAttention(nn.MultiheadAttention):
 
     def _changed(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         place = self.places.get(name)
-        if place is None or place.aside():
-            return y
-        return place.change(x, y)
+        rows = None if place is None else place.rows()
+        return y if place is None or rows is None else place.change(x, y, rows)
 
 
 def _heads(value_BLE: Tensor, heads: int) -> Tensor:

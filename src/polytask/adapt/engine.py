@@ -13,8 +13,10 @@ Shapes: B = rows of the batch, N = what a row has at a layer, T = tasks.
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polytask.adapt import hugging_face
 from polytask.adapt.attention import host, unhost
 from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
 from polytask.adapt.changes import Folded, changed, changes_of
@@ -92,13 +95,20 @@ class Adapted(nn.Module):
         self.parts = nn.ModuleList(parts)
         self._names = _checked_names(names)
         self._at = {name: t for t, name in enumerate(self._names)}
-        self._current = Current()
+        self._current = Current(self.base, self.parts)
         self._folded: Folded | None = None
         # Taken over and not written out, so that any arguments reach the base.
         self.forward = base.__call__
         self._handles: list[Any] = [
             base.register_forward_pre_hook(_Fits(self._current), with_kwargs=True)
         ]
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _attach(self) -> None:
         for layer, adapters in self._places().values():
             place = Place(layer, adapters, self._current)
             if layer.inside is not None or layer.kind == "attention":
@@ -107,6 +117,10 @@ class Adapted(nn.Module):
                 host(attention, place)
             else:
                 self._handles.append(layer.module.register_forward_hook(place, with_kwargs=True))
+            if place.lengthens and hugging_face.embeds(self.base, layer.module):
+                longer = hugging_face.Longer(place)
+                handle = self.base.register_forward_pre_hook(longer, with_kwargs=True)
+                self._handles.append(handle)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,13 +150,14 @@ class Adapted(nn.Module):
         """Return the context in which the model's rows have these tasks.
 
         index_B: int64, one per row of the model's inputs; -1: exactly the base's output. On a CPU
-            its range is looked at here, once; on other devices an index out of range is torch's
-            error, as looking would wait for the device (it does so for prompts and prefixes, to
-            which -1 has no meaning).
+            its range is looked at here, once, before it goes to the adapters' device. On a device
+            an index out of range is torch's error, as looking would wait for the device; for
+            prompts and prefixes, to which -1 has no meaning, it is looked at all the same.
         given: what methods need of each row beside its task. trace: takes penalties and weights.
         """
-        self._check(index_B)
-        return Active(self._current, Rows(index_B, given, trace))
+        all_here = self._check(index_B)
+        index_B = index_B.to(self._device(), non_blocking=True)
+        return Active(self._current, Rows(index_B, given, trace, all_here=all_here))
 
     def task(self, name: str, trace: Trace | None = None) -> Active:
         """Return the context in which every row, of any batch, has this task."""
@@ -238,6 +253,20 @@ class Adapted(nn.Module):
         """Return the layers that are adapted, in the order of the parts."""
         return tuple(layer for layer, _ in self._places().values())
 
+    def at(self, path: str, part: int | None = None) -> Adapter:
+        """Return a layer's adapter. part: of which method, where several adapt it.
+
+        Raises UsageError where there is none, or where it is not said which.
+        """
+        chosen = self.parts if part is None else self.parts[part : part + 1]
+        held = [p.at(path) for p in chosen if isinstance(p, Part) and key(path) in p.adapters]
+        if not held:
+            known = [layer.path for layer in self.layers()]
+            raise unknown("adapted layer", path, known, "See `adapted.layers()`.")
+        if len(held) > 1:
+            raise UsageError(f"{path!r} has {len(held)} adapters; say of which part, at(path, 0).")
+        return held[0]
+
     def _places(self) -> dict[str, tuple[Layer, list[Adapter]]]:
         """Return each adapted layer with its adapters, the first part's first."""
         places: dict[str, tuple[Layer, list[Adapter]]] = {}
@@ -247,16 +276,22 @@ class Adapted(nn.Module):
                 places.setdefault(layer.path, (layer, []))[1].append(part.at(layer.path))
         return places
 
+    def _device(self) -> torch.device:
+        """Return where the first adapter is; layers on other devices take the index to theirs."""
+        values = itertools.chain(self.parts.parameters(), self.parts.buffers())
+        first = next(values, None)
+        return torch.device("cpu") if first is None else first.device
+
     def _whole(self, task: int, trace: Trace | None, aside: bool = False) -> Rows:
-        device = next((p.device for p in self.parts.parameters()), None)
-        return Rows(torch.tensor([task], device=device), None, trace, aside)
+        return Rows(torch.tensor([task], device=self._device()), None, trace, aside, task >= 0)
 
     def _position(self, name: str) -> int:
         if name not in self._at:
             raise unknown("task", name, self._at, f"The tasks are: {', '.join(self._names)}.")
         return self._at[name]
 
-    def _check(self, index_B: Tensor) -> None:
+    def _check(self, index_B: Tensor) -> bool:
+        """Return whether it is known that every row has a task. Raises UsageError; see `tasks`."""
         if not isinstance(index_B, Tensor) or index_B.dtype != torch.int64 or index_B.dim() != 1:
             what = (
                 f"{index_B.dtype} of shape {tuple(index_B.shape)}"
@@ -267,10 +302,12 @@ class Adapted(nn.Module):
                 "tasks: the index is an int64 tensor with one number per row; "
                 f"{what} came. From names: adapted.index(names)."
             )
+        if not len(index_B):
+            raise UsageError("tasks: the index names no row; leave out batches without rows.")
         needy = next((a for _, aa in self._places().values() for a in aa if a.needs_task), None)
         looked = index_B.device.type == "cpu" or needy is not None
-        if not looked or torch.compiler.is_compiling() or not len(index_B):
-            return
+        if not looked or torch.compiler.is_compiling():
+            return False
         least, most = (int(v) for v in index_B.aminmax())
         if least < -1 or most >= len(self._names):
             raise UsageError(
@@ -282,6 +319,7 @@ class Adapted(nn.Module):
                 f"tasks: beside {type(needy).__name__} every row needs a task; run rows without "
                 "one (-1) in a batch of their own, with adapted.without()."
             )
+        return least >= 0
 
     def _refuse_folded(self, what: str) -> None:
         if self._folded is not None:
@@ -313,6 +351,7 @@ class Active:
                     "adapted copy (copy.deepcopy), or join their rows in one batch."
                 )
             current.thread = here
+            current.follow()
             if torch.is_grad_enabled():
                 span = Span(self._rows)
                 current.spans.append(span)
@@ -350,8 +389,21 @@ def adapt(
     Raises UsageError where nothing matches, or a layer cannot be changed in this way.
     """
     names = _checked_names(tasks)
-    parts = build_parts(model, plans_of(method, where), len(names), seed, train, dtype)
-    return Adapted(model, parts, names, dtype)
+    with left_as_it_was(model):
+        parts = build_parts(model, plans_of(method, where), len(names), seed, train, dtype)
+        return Adapted(model, parts, names, dtype)
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Where adapting a model fails, let its parameters be trained as before."""
+    free = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    except BaseException:
+        for parameter, before in free.items():
+            parameter.requires_grad_(before)
+        raise
 
 
 def plans_of(
@@ -422,6 +474,8 @@ class _Fits:
         self.current = current
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.current.follow()
         rows = self.current.rows
         if rows is None or len(rows.index_B) == 1:
             return
