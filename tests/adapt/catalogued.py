@@ -9,12 +9,12 @@ from polytask.catalog import METHODS
 ROWS = [row for row in METHODS if row.room == "adapt" and inspect.isclass(row.load())]
 """Functions place methods, or work on trained adapters; they have tests of their own."""
 
-ROWS_GIVEN = 6
+MANY = 6
 
 
 def given_for(name: str) -> dict[str, torch.Tensor] | None:
     """Return what a method of its default settings needs of each of 6 rows."""
     if name == "mor1e":
-        embedding = torch.linspace(-1, 1, ROWS_GIVEN * 384, dtype=torch.float64)
-        return {"embedding": embedding.view(ROWS_GIVEN, 384)}
+        embedding = torch.linspace(-1, 1, MANY * 384, dtype=torch.float64)
+        return {"embedding": embedding.view(MANY, 384)}
     return None

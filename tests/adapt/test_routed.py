@@ -623,7 +623,7 @@ def test_the_relaxed_bernoulli_of_polytropon_has_its_mean():
     """At temperature 1 the mean of a draw is close to, and its median exactly, sigmoid's side."""
     torch.manual_seed(0)
     method = Polytropon(1, 1, sampled=True)
-    selection = adapt(nn.Sequential(nn.Linear(1, 1)), method, ("a",)).parts[0].at("0").selection
+    selection = adapt(nn.Sequential(nn.Linear(1, 1)), method, ("a",)).at("0").routing()
     scores = torch.full((20000, 1), math.log(3.0))
     u = torch.rand(20000).clamp(1e-6, 1 - 1e-6)
     wanted = torch.sigmoid(math.log(3.0) + torch.log(u) - torch.log1p(-u))

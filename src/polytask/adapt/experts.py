@@ -3,7 +3,7 @@
 Two ways of routing. Outputs are mixed where weights may differ by token: `plus_spread` puts all
 experts' factors side by side, so that y + scale * sum_e w_e B_e A_e x is exact and two products,
 whatever the number of experts. Parameters are mixed where a row has one weight for each expert:
-`selection.mixed` gives the row factors of its own, and `plus_own` applies them.
+`selection.mixed` gives the row factors of its own, and `OwnFactors` applies them.
 
 Shapes: B = rows of the batch, N = what a row has here, E = experts, R = rank, S = ranks of all
 experts one after another, G = groups, I, O = inputs and outputs of a layer.
@@ -11,13 +11,15 @@ experts one after another, G = groups, I, O = inputs and outputs of a layer.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polytask.adapt.base import Layer, Rows
-from polytask.adapt.low_rank import plus_up, reduced_by
-from polytask.adapt.selection import mixed, spread_over
+from polytask.adapt.base import Adapter, Layer, Rows
+from polytask.adapt.low_rank import plus_up, product, reduced_by
+from polytask.adapt.selection import Selection, mixed, of_task, spread_over
 from polytask.errors import UsageError
 
 
@@ -67,20 +69,6 @@ def plus_spread(
     return plus_common(y, spread_over(weights_BNGE, made), up_SO, scale)
 
 
-def plus_own(
-    layer: Layer,
-    x: Tensor,
-    y: Tensor,
-    down_BRI: Tensor,
-    up_BRO: Tensor,
-    rows: Rows,
-    scale: float = 1.0,
-) -> Tensor:
-    """Return y + scale * up down x with factors of each row's own, as `mixed` gives them."""
-    small = reduced_by(layer, x, down_BRI.to(x.dtype))
-    return plus_up(y, small, rows.only(up_BRO, 0.0).to(y.dtype), scale)
-
-
 def mixed_by_group(weights_BNGE: Tensor, values_E: Tensor, axis: int) -> Tensor:
     """Return `mixed` values whose `axis` is cut into G parts, each with weights of its own.
 
@@ -92,6 +80,32 @@ def mixed_by_group(weights_BNGE: Tensor, values_E: Tensor, axis: int) -> Tensor:
     shape = values_E.shape
     parted = values_E.reshape(*shape[:axis], groups, -1, *shape[axis + 1 :]).movedim(axis, 1)
     return mixed(weights_BNGE, parted).movedim(1, axis).flatten(axis, axis + 1)
+
+
+class OwnFactors(Adapter):
+    """Factors that each row mixes of experts by its task: what their adapters have together."""
+
+    folds = True
+    scale: float
+
+    @abstractmethod
+    def routing(self) -> Selection:
+        """Return the selection, of `TaskScores`."""
+
+    @abstractmethod
+    def factors_by(self, weights_BNGE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return down and up factors of each row, (B, R, I) or (B, R, I, k, ...), and (B, R, O)."""
+
+    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        down_BRI, up_BRO = self.factors_by(self.routing()(rows))
+        small = reduced_by(self.layer, x, down_BRI.to(x.dtype))
+        return plus_up(y, small, rows.only(up_BRO, 0.0).to(y.dtype), self.scale)
+
+    def change(
+        self, task: int, weight_OI: Tensor, bias_O: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        down_1RI, up_1RO = self.factors_by(of_task(self.routing(), task)[None, None])
+        return self.scale * product(self.layer, down_1RI[0], up_1RO[0]), None
 
 
 def thin_svd(down_ERI: Tensor, up_ERO: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows, uniform
-from polytask.adapt.experts import check_many, mixed_by_group, plus_own
-from polytask.adapt.low_rank import check_alpha, check_rank, draw, product, refuses
-from polytask.adapt.selection import Selection, Shares, TaskScores, of_task
+from polytask.adapt.base import Adapter, Layer, Method, uniform
+from polytask.adapt.experts import OwnFactors, check_many, mixed_by_group
+from polytask.adapt.low_rank import check_alpha, check_rank, draw, refuses
+from polytask.adapt.selection import Selection, Shares, TaskScores
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,12 @@ class Polytropon(Method):
         return Selection(skill_scores(tasks, self.skills, 1, generator), rule, path)
 
 
-class SkillsAdapter(Adapter):
+class SkillsAdapter(OwnFactors):
     """down_ERI and up_ERO of E skills, and a selection of tasks and heads over them.
 
     With heads, parts of the inputs and of the outputs are mixed with shares of their own.
     own: the layer's selection; None: `common` is that of all layers.
     """
-
-    folds = True
 
     def __init__(
         self,
@@ -96,24 +94,13 @@ class SkillsAdapter(Adapter):
         self.down_ERI, self.up_ERO = draw(layer, (skills,), rank, generator)
         self.own = own
 
-    @property
-    def selection(self) -> Selection:
+    def routing(self) -> Selection:
         """The layer's selection, or that of all layers."""
         selection = self.own or self.common
         assert isinstance(selection, Selection)
         return selection
 
-    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        down_BRI, up_BRO = self._mixed(self.selection(rows))
-        return plus_own(self.layer, x, y, down_BRI, up_BRO, rows, self.scale)
-
-    def change(
-        self, task: int, weight_OI: Tensor, bias_O: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        down_1RI, up_1RO = self._mixed(of_task(self.selection, task)[None, None])
-        return self.scale * product(self.layer, down_1RI[0], up_1RO[0]), None
-
-    def _mixed(self, weights_BNGE: Tensor) -> tuple[Tensor, Tensor]:
+    def factors_by(self, weights_BNGE: Tensor) -> tuple[Tensor, Tensor]:
         return (
             mixed_by_group(weights_BNGE, self.down_ERI, 2),
             mixed_by_group(weights_BNGE, self.up_ERO, 2),

@@ -26,11 +26,11 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows, uniform
-from polytask.adapt.experts import check_many, plus_own
-from polytask.adapt.low_rank import check_alpha, check_rank, product
+from polytask.adapt.base import Adapter, Layer, Method, uniform
+from polytask.adapt.experts import OwnFactors, check_many
+from polytask.adapt.low_rank import check_alpha, check_rank
 from polytask.adapt.polytropon import skill_scores
-from polytask.adapt.selection import Selection, Shares, mixed, of_task
+from polytask.adapt.selection import Selection, Shares, mixed
 from polytask.errors import UsageError
 
 
@@ -66,10 +66,8 @@ class TensorPoly(Method):
         return TensorPolyAdapter(layer, self, tasks, generator)
 
 
-class TensorPolyAdapter(Adapter):
+class TensorPolyAdapter(OwnFactors):
     """The leaves of A and of B, and the routing."""
-
-    folds = True
 
     def __init__(
         self, layer: Layer, settings: TensorPoly, tasks: int, generator: Generator
@@ -85,17 +83,11 @@ class TensorPolyAdapter(Adapter):
         scores = skill_scores(tasks, settings.skills, groups, generator)
         self.selection = Selection(scores, Shares(), layer.path)
 
-    def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        down_BRI, up_BRO = self._mixed(self.selection(rows))
-        return plus_own(self.layer, x, y, down_BRI, up_BRO, rows, self.scale)
+    def routing(self) -> Selection:
+        """Return the layer's selection."""
+        return self.selection
 
-    def change(
-        self, task: int, weight_OI: Tensor, bias_O: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        down_1RI, up_1RO = self._mixed(of_task(self.selection, task)[None, None])
-        return self.scale * product(self.layer, down_1RI[0], up_1RO[0]), None
-
-    def _mixed(self, weights_BNGE: Tensor) -> tuple[Tensor, Tensor]:
+    def factors_by(self, weights_BNGE: Tensor) -> tuple[Tensor, Tensor]:
         def one(leaves: Leaves) -> Tensor:
             if self.leaves_first:
                 return leaves.grown(mixed(weights_BNGE, leaves.leaves_EDRL))
