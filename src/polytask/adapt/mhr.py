@@ -7,8 +7,9 @@ A new task trains little: `freeze_skills` (MHR-z) leaves nothing but routing, an
 
 Source: Caccia et al., "Multi-Head Adapter Routing for Cross-Task Generalization", NeurIPS 2023,
     https://arxiv.org/abs/2211.03831, and the authors' code
-Differs from the source: MHR-mu's even routing is scores of 0, whose shares are 1 / K each, and not
-    another rule: so a file of the model holds it.
+Differs from the source: A is drawn by all of a layer's inputs, whatever the heads. MHR-mu's even
+    routing is scores of 0, whose shares are 1 / K each, and not another rule: so a file of the
+    model holds it.
 Shapes: B = rows of the batch, N = what a row has here, T = tasks, E = skills, R = rank,
     G = heads, I, O = inputs and outputs.
 """

@@ -9,9 +9,9 @@ Source: Ponti, Sordoni, Bengio & Reddy, "Combining Parameter-efficient Modules f
     Generalisation", EACL 2023, https://arxiv.org/abs/2202.13914, and the code of its successor,
     https://arxiv.org/abs/2211.03831
 Differs from the source: the Indian buffet process prior, one of the paper's options, is left out.
-    The paper draws from the relaxed Bernoulli distribution in training, the successor's code by
-    default does not; `sampled` does. z are of each layer, as in that code; `common_routing`
-    is the paper's one z for the whole model.
+    Shares are drawn from the relaxed Bernoulli distribution in training only where `sampled` says
+    so; PEFT's form always does. z are of each layer, as in that code; `common_routing` is one z for
+    the whole model.
 Shapes: B = rows of the batch, N = what a row has here, T = tasks, E = skills, R = rank,
     G = heads, 1 here, I, O = inputs and outputs.
 """
