@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -493,6 +494,23 @@ def test_one_compilation_serves_all_patterns_of_tasks_in_training_too(model, bac
     torch._dynamo.reset()
 
 
+def test_the_context_may_be_compiled_with_the_model(model):
+    adapted = moved(adapt(model, LoRA(), TASKS, "q_proj"))
+    torch._dynamo.reset()
+    counted = CompileCounterWithBackend("eager")
+
+    def run(x: Tensor, index_B: Tensor) -> Tensor:
+        with adapted.tasks(index_B):
+            return adapted.base(x)
+
+    compiled, x = torch.compile(run, backend=counted, fullgraph=True), torch.randn(4, 4)
+    for pattern in ([0, 1, 2, 0], [1, -1, 1, 1], [2, 2, 2, 2]):
+        index_B = torch.tensor(pattern)
+        assert torch.allclose(compiled(x, index_B), run(x, index_B), atol=1e-6)
+    assert counted.frame_count == 1
+    torch._dynamo.reset()
+
+
 def test_mixed_precision_and_accumulation(model):
     adapted = moved(adapt(model, [At(LoRA(), "q_proj"), At(SSF(), "v_proj")], TASKS))
     x, index_B = torch.randn(6, 3, 4), torch.tensor([0, 1, 2, 0, -1, 1])
@@ -526,10 +544,10 @@ def test_adapters_of_another_precision_than_the_base(model):
 
 def test_a_copy_is_whole_and_apart(model):
     adapted = moved(adapt(model, LoRA(), TASKS, "q_proj"))
-    twin = copy.deepcopy(adapted)
     x = torch.randn(3, 4)
-    with adapted.task("a"):
-        before = adapted(x)
+    with adapted.tasks(torch.tensor([0, 0, 0]), given={"graph": model.embed(x)}):
+        before = adapted(x)  # not even a batch that is current, with parts of its graph
+        twin = copy.deepcopy(adapted)
     for p in twin.parts.parameters():
         p.data.zero_()
     with adapted.task("a"):
@@ -575,6 +593,23 @@ def test_prompts_and_prefixes_need_a_task_for_every_row():
         assert torch.equal(model(ids), model[0].weight[ids])
     with adapted.task("b"):
         assert model(ids).shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("where", ["q_proj", "linear1"])
+def test_nested_tensors_are_refused_with_what_to_do(where):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that nested tensors are a prototype
+        model = nn.TransformerEncoder(layer, 2).eval()
+        adapted = adapt(model, LoRA(), TASKS, where)
+        hidden = torch.tensor([[False, False, True], [False, False, False]])
+        with (
+            torch.no_grad(),
+            adapted.task("a"),
+            pytest.raises(UsageError, match="with enable_nested_tensor=False"),
+        ):
+            model(torch.randn(2, 3, 8), src_key_padding_mask=hidden)
 
 
 def test_one_attention_has_one_prefix_beside_adapters_of_its_projections():

@@ -99,6 +99,8 @@ class Adapted(nn.Module):
         self._folded: Folded | None = None
         # Taken over and not written out, so that any arguments reach the base.
         self.forward = base.__call__
+        needy = (m for m in self.parts.modules() if isinstance(m, Adapter) and m.needs_task)
+        self._needy = next((type(m).__name__ for m in needy), None)
         self._handles: list[Any] = [
             base.register_forward_pre_hook(_Fits(self._current), with_kwargs=True)
         ]
@@ -304,7 +306,7 @@ class Adapted(nn.Module):
             )
         if not len(index_B):
             raise UsageError("tasks: the index names no row; leave out batches without rows.")
-        needy = next((a for _, aa in self._places().values() for a in aa if a.needs_task), None)
+        needy = self._needy
         looked = index_B.device.type == "cpu" or needy is not None
         if not looked or torch.compiler.is_compiling():
             return False
@@ -316,7 +318,7 @@ class Adapted(nn.Module):
             )
         if least < 0 and needy is not None:
             raise UsageError(
-                f"tasks: beside {type(needy).__name__} every row needs a task; run rows without "
+                f"tasks: beside {needy} every row needs a task; run rows without "
                 "one (-1) in a batch of their own, with adapted.without()."
             )
         return least >= 0

@@ -6,6 +6,7 @@ multiple of B where windows or tokens are rows.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,13 @@ class Current:
         self.thread: int | None = None
         self.folded: str | None = None
         self.spans: deque[recompute.Span] = deque(maxlen=recompute.MOST)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Current:
+        """Return that of a copied model: no batch is current there, no pass is made again."""
+        made = memo[id(self)] = Current.__new__(Current)
+        made.__init__(*copy.deepcopy(self.modules, memo))  # type: ignore[misc]
+        made.folded = self.folded
+        return made
 
     def follow(self) -> None:
         """Put the adapters into the base's mode: `model.eval()` reaches them although they are no
