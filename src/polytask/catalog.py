@@ -592,6 +592,71 @@ METHODS: tuple[Method, ...] = (
         "Li & Liang, ACL 2021, arXiv:2101.00190",
     ),
     Method(
+        "mtl-lora", "adapt", "polytask.adapt.mtl_lora:MTLLoRA",
+        "one A, a small matrix of each task, several B that each task mixes its way",
+        "Yang et al., AAAI 2025, arXiv:2410.09437",
+    ),
+    Method(
+        "mtlora", "adapt", "polytask.adapt.mtlora:mtlora_at",
+        "low-rank changes of all tasks everywhere, and of each task where tasks part",
+        "Agiza, Neseem & Reda, CVPR 2024, arXiv:2403.20320",
+    ),
+    Method(
+        "global-task", "adapt", "polytask.adapt.global_task:GlobalTask",
+        "one LoRA of all tasks and one of each, added",
+        "Agiza, Neseem & Reda, CVPR 2024, arXiv:2403.20320",
+    ),
+    Method(
+        "shared-factor", "adapt", "polytask.adapt.shared_factor:SharedFactor",
+        "LoRA whose A, or B, is one for all tasks",
+        "Zhu et al., ICML 2024, arXiv:2402.16842; Guo et al., ICLR 2025, arXiv:2410.01463",
+    ),
+    Method(
+        "polytropon", "adapt", "polytask.adapt.polytropon:Polytropon",
+        "a few LoRA are skills, every task takes its own shares of them",
+        "Ponti et al., EACL 2023, arXiv:2202.13914",
+    ),
+    Method(
+        "mhr", "adapt", "polytask.adapt.mhr:MHR",
+        "Polytropon with shares of every part of a skill; MHR-z and MHR-mu for a new task",
+        "Caccia et al., NeurIPS 2023, arXiv:2211.03831",
+    ),
+    Method(
+        "tensorpoly", "adapt", "polytask.adapt.tensorpoly:TensorPoly",
+        "skills that are Kronecker products of short vectors; form II with mixes=leaves",
+        "Su et al. 2024, arXiv:2405.16671",
+    ),
+    Method(
+        "smora", "adapt", "polytask.adapt.smora:SMoRA",
+        "one LoRA whose ranks are experts, the best few for every token",
+        "Zhao et al. 2025, arXiv:2501.15103",
+    ),
+    Method(
+        "loramoe", "adapt", "polytask.adapt.loramoe:LoRAMoE",
+        "a softmax over LoRA for every token, halves of them kept for types of samples",
+        "Dou et al., ACL 2024, arXiv:2312.09979",
+    ),
+    Method(
+        "mosld", "adapt", "polytask.adapt.mosld:MoSLD",
+        "experts with one A together and B of their own, the best few for every token",
+        "Zhao et al., COLING 2025, arXiv:2412.08946",
+    ),
+    Method(
+        "mor1e", "adapt", "polytask.adapt.mor1e:MoR1E",
+        "experts of rank 1, weighed by a router and by what an instance resembles",
+        "Liu et al. 2024, arXiv:2404.08985",
+    ),
+    Method(
+        "arrow", "adapt", "polytask.adapt.arrow:Arrow",
+        "a library of trained LoRA, chosen for every token by the directions they act along",
+        "Ostapenko et al., ICML 2024, arXiv:2405.11157",
+    ),
+    Method(
+        "mbc", "adapt", "polytask.adapt.mbc:clusters_of",
+        "LoRA with like weights put together, one for each cluster",
+        "Ostapenko et al., ICML 2024, arXiv:2405.11157",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from polytask.adapt import LoRA, adapt
-from polytask.catalog import METHODS
 from polytask.errors import UsageError
 from polytask.testing.adapters import models
 
+from .catalogued import ROWS, given_for
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-ROWS = [row for row in METHODS if row.room == "adapt" and row.name != "mam"]
 INDEX_B = torch.tensor([0, 2, 1, 1, 2, 0])
 
 
@@ -28,7 +28,8 @@ def test_a_mixed_batch_is_that_of_the_cpu(row):
         there = copy.deepcopy(here).cuda()
         outputs = []
         for adapted, x in ((here, inputs), (there, inputs.cuda())):
-            with adapted.tasks(INDEX_B):  # on the CPU, as indices come from loaders
+            given = {n: v.to(x.device) for n, v in (given_for(row.name) or {}).items()}
+            with adapted.tasks(INDEX_B, given=given):  # on the CPU, as indices come from loaders
                 outputs.append(adapted.base(x))
             outputs[-1].square().sum().backward()
         assert torch.allclose(outputs[1].cpu(), outputs[0], atol=1e-9)
