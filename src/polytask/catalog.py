@@ -592,6 +592,21 @@ METHODS: tuple[Method, ...] = (
         "Li & Liang, ACL 2021, arXiv:2101.00190",
     ),
     Method(
+        "scalearn", "adapt", "polytask.adapt.scalearn:ScaLearn",
+        "a trained share of what each source task's adapter changes; Uniform and ++ as settings",
+        "Frohmann et al., Findings of ACL 2024, arXiv:2310.01217",
+    ),
+    Method(
+        "adapter-fusion", "adapt", "polytask.adapt.fusion:AdapterFusion",
+        "attention over what source tasks' adapters change, token by token",
+        "Pfeiffer et al., EACL 2021, arXiv:2005.00247",
+    ),
+    Method(
+        "alter", "adapt", "polytask.adapt.alter:ALTER",
+        "every task mixes the adapters of all tasks, trained before, by a gate of its own",
+        "Xie et al. 2023, arXiv:2309.11042",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

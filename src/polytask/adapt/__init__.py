@@ -13,16 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polytask.adapt.alter import ALTER
     from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
     from polytask.adapt.bitfit import BitFit
     from polytask.adapt.bottleneck import Bottleneck
     from polytask.adapt.dora import DoRA
     from polytask.adapt.engine import Active, Adapted, At, adapt
     from polytask.adapt.files import fingerprint, load_adapted, save_adapted
+    from polytask.adapt.fusion import AdapterFusion
     from polytask.adapt.lora import LoRA
     from polytask.adapt.mam import mam
     from polytask.adapt.prefix import PrefixTuning
     from polytask.adapt.prompt import PromptTuning
+    from polytask.adapt.scalearn import ScaLearn
     from polytask.adapt.selection import (
         Even,
         GivenScores,
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
     from polytask.adapt.where import Where
 
 _WHERE = {
+    "ALTER": "alter",
+    "AdapterFusion": "fusion",
+    "ScaLearn": "scalearn",
     "fingerprint": "files",
     "load_adapted": "files",
     "save_adapted": "files",
@@ -87,10 +93,12 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "ALTER",
     "SSF",
     "Active",
     "Adapted",
     "Adapter",
+    "AdapterFusion",
     "At",
     "BitFit",
     "Bottleneck",
@@ -107,6 +115,7 @@ __all__ = [
     "RouterScores",
     "Rows",
     "Rule",
+    "ScaLearn",
     "Scores",
     "Selection",
     "Shares",
