@@ -607,6 +607,31 @@ METHODS: tuple[Method, ...] = (
         "Xie et al. 2023, arXiv:2309.11042",
     ),
     Method(
+        "hyperformer", "adapt", "polytask.adapt.hyperformer:HyperFormer",
+        "one network makes every task's and layer's adapter from embeddings; ++ with plus=true",
+        "Karimi Mahabadi et al., ACL 2021, arXiv:2106.04489",
+    ),
+    Method(
+        "polyhistor", "adapt", "polytask.adapt.polyhistor:Polyhistor",
+        "adapters from small factors around a matrix of the task; Lite with lite=true",
+        "Liu et al., NeurIPS 2022, arXiv:2210.03265",
+    ),
+    Method(
+        "mpt", "adapt", "polytask.adapt.mpt:MPT",
+        "a prompt shared by all tasks, times a matrix of rank one for each",
+        "Wang et al., ICLR 2023, arXiv:2303.02861",
+    ),
+    Method(
+        "spt", "adapt", "polytask.adapt.spt:SPT",
+        "prompts retrieved from a memory bank by a task's discrete prompt",
+        "Bari et al. 2022, arXiv:2212.10929",
+    ),
+    Method(
+        "incremental-rank", "adapt", "polytask.adapt.incremental:IncrementalRank",
+        "a new task adds a factor of rank one and rescales the frozen ones before it",
+        "Hyder et al., ECCV 2022, arXiv:2207.09074",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from polytask.adapt.engine import Active, Adapted, At, adapt
     from polytask.adapt.files import fingerprint, load_adapted, save_adapted
     from polytask.adapt.fusion import AdapterFusion
+    from polytask.adapt.hyperformer import HyperFormer
+    from polytask.adapt.incremental import IncrementalRank
     from polytask.adapt.lora import LoRA
     from polytask.adapt.mam import mam
+    from polytask.adapt.mpt import MPT, PromptDistillation
+    from polytask.adapt.polyhistor import Polyhistor
     from polytask.adapt.prefix import PrefixTuning
     from polytask.adapt.prompt import PromptTuning
     from polytask.adapt.scalearn import ScaLearn
@@ -39,10 +43,18 @@ if TYPE_CHECKING:
         Softmax,
         TaskScores,
     )
+    from polytask.adapt.spt import SPT, describe
     from polytask.adapt.ssf import SSF
     from polytask.adapt.where import Where
 
 _WHERE = {
+    "IncrementalRank": "incremental",
+    "describe": "spt",
+    "SPT": "spt",
+    "PromptDistillation": "mpt",
+    "MPT": "mpt",
+    "Polyhistor": "polyhistor",
+    "HyperFormer": "hyperformer",
     "ALTER": "alter",
     "AdapterFusion": "fusion",
     "ScaLearn": "scalearn",
@@ -94,6 +106,8 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "ALTER",
+    "MPT",
+    "SPT",
     "SSF",
     "Active",
     "Adapted",
@@ -105,11 +119,15 @@ __all__ = [
     "DoRA",
     "Even",
     "GivenScores",
+    "HyperFormer",
+    "IncrementalRank",
     "Layer",
     "LoRA",
     "Method",
     "Plain",
+    "Polyhistor",
     "PrefixTuning",
+    "PromptDistillation",
     "PromptTuning",
     "PrototypeScores",
     "RouterScores",
@@ -124,6 +142,7 @@ __all__ = [
     "Trace",
     "Where",
     "adapt",
+    "describe",
     "fingerprint",
     "load_adapted",
     "mam",

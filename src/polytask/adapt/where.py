@@ -118,11 +118,11 @@ class Where:
         return not any(_glob(path, name) for name in self.without)
 
     def _in_block(self, path: str, found: Mapping[str, Found]) -> bool:
-        outer = _block(path)
+        outer = block_of(path)
         if outer is None:
             return False
         prefix, at = outer
-        many = 1 + max(b[1] for p in found if (b := _block(p)) is not None and b[0] == prefix)
+        many = 1 + max(b[1] for p in found if (b := block_of(p)) is not None and b[0] == prefix)
         return any(at == (block if block >= 0 else many + block) for block in self.blocks)
 
     def _nothing(self, found: Mapping[str, Found]) -> UsageError:
@@ -145,7 +145,7 @@ def _glob(path: str, name: str) -> bool:
     return fnmatchcase(path, name) or fnmatchcase(path, f"*.{name}")
 
 
-def _block(path: str) -> tuple[str, int] | None:
+def block_of(path: str) -> tuple[str, int] | None:
     """Return the list and the position of the outermost numbered part of a name."""
     parts = path.split(".")
     for i, part in enumerate(parts):
