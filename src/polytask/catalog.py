@@ -632,6 +632,21 @@ METHODS: tuple[Method, ...] = (
         "Hyder et al., ECCV 2022, arXiv:2207.09074",
     ),
     Method(
+        "sparse-tuning", "adapt", "polytask.adapt.sparse:SparseTuning",
+        "trains the base's few numbers that move farthest; changes of tasks add up",
+        "Ansell et al., ACL 2022, arXiv:2110.07560",
+    ),
+    Method(
+        "half-fine-tuning", "adapt", "polytask.adapt.half:HalfFineTuning",
+        "each stage trains a random half of the base's layers",
+        "Hui et al. 2024, arXiv:2404.18466",
+    ),
+    Method(
+        "subtuning", "adapt", "polytask.adapt.subtuning:SubTuning",
+        "a greedy choice of the blocks to tune; tasks share the rest in inference",
+        "Kaplun et al. 2023, arXiv:2302.06354",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

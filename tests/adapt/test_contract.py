@@ -6,8 +6,11 @@ from polytask.adapt import Method
 from polytask.catalog import METHODS
 from polytask.testing import check_adapter
 
-# Two methods in one; and those that read what was trained before (test_sources.py).
-ELSEWHERE = ("mam", "scalearn", "adapter-fusion", "alter")
+# Two methods in one, those that read what was trained before (test_sources.py), and those that are
+# none of the engine's (test_own_weights.py).
+ELSEWHERE = (
+    "mam", "scalearn", "adapter-fusion", "alter", "sparse-tuning", "half-fine-tuning", "subtuning",
+)  # fmt: skip
 ROWS = [row for row in METHODS if row.room == "adapt" and row.name not in ELSEWHERE]
 
 

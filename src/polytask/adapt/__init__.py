@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from polytask.adapt.engine import Active, Adapted, At, adapt
     from polytask.adapt.files import fingerprint, load_adapted, save_adapted
     from polytask.adapt.fusion import AdapterFusion
+    from polytask.adapt.half import HalfFineTuning
+    from polytask.adapt.held import Held
     from polytask.adapt.hyperformer import HyperFormer
     from polytask.adapt.incremental import IncrementalRank
     from polytask.adapt.lora import LoRA
@@ -43,11 +45,24 @@ if TYPE_CHECKING:
         Softmax,
         TaskScores,
     )
+    from polytask.adapt.sparse import SparseChange, SparseTuning, compose, load_sparse, save_sparse
     from polytask.adapt.spt import SPT, describe
     from polytask.adapt.ssf import SSF
+    from polytask.adapt.subtuning import Branched, Choice, SubTuning, only
     from polytask.adapt.where import Where
 
 _WHERE = {
+    "Choice": "subtuning",
+    "only": "subtuning",
+    "Branched": "subtuning",
+    "SubTuning": "subtuning",
+    "HalfFineTuning": "half",
+    "load_sparse": "sparse",
+    "save_sparse": "sparse",
+    "compose": "sparse",
+    "SparseChange": "sparse",
+    "SparseTuning": "sparse",
+    "Held": "held",
     "IncrementalRank": "incremental",
     "describe": "spt",
     "SPT": "spt",
@@ -116,9 +131,13 @@ __all__ = [
     "At",
     "BitFit",
     "Bottleneck",
+    "Branched",
+    "Choice",
     "DoRA",
     "Even",
     "GivenScores",
+    "HalfFineTuning",
+    "Held",
     "HyperFormer",
     "IncrementalRank",
     "Layer",
@@ -138,13 +157,20 @@ __all__ = [
     "Selection",
     "Shares",
     "Softmax",
+    "SparseChange",
+    "SparseTuning",
+    "SubTuning",
     "TaskScores",
     "Trace",
     "Where",
     "adapt",
+    "compose",
     "describe",
     "fingerprint",
     "load_adapted",
+    "load_sparse",
     "mam",
+    "only",
     "save_adapted",
+    "save_sparse",
 ]
