@@ -167,9 +167,9 @@ class AdaptedAttention(nn.MultiheadAttention):
     def _prefix(self, like_BHLD: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return keys and values to come first, (B, H, P, D); None without a prefix."""
         place = self.places.get("itself")
-        if place is None or place.aside():
+        rows = None if place is None else place.rows()
+        if place is None or rows is None:
             return None
-        rows = place.current.of(place.layer.path)
         (adapter,) = place.adapters
         assert isinstance(adapter, PrefixAdapter)
         key_BPE, value_BPE = adapter.prefix(like_BHLD, rows)
@@ -187,9 +187,8 @@ class AdaptedAttention(nn.MultiheadAttention):
 
     def _changed(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         place = self.places.get(name)
-        if place is None or place.aside():
-            return y
-        return place.change(x, y)
+        rows = None if place is None else place.rows()
+        return y if place is None or rows is None else place.change(x, y, rows)
 
 
 def _heads(value_BLE: Tensor, heads: int) -> Tensor:

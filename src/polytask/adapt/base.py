@@ -102,7 +102,8 @@ class Rows:
     """Which task each row of the batch has, for the layers that run now.
 
     index_B: int64, -1 where a row has none. at_B: the same with 0 in place of -1. here_B: bool.
-    One row stands for a whole batch of one task. aside: adapters do not run at all.
+    One row stands for a whole batch of one task. aside: adapters do not run at all. all_here: it is
+    known that every row has a task, so that nothing has to be put in for those without.
     """
 
     def __init__(
@@ -111,8 +112,9 @@ class Rows:
         given: Mapping[str, Tensor] | None = None,
         trace: Trace | None = None,
         aside: bool = False,
+        all_here: bool = False,
     ) -> None:
-        self.aside = aside
+        self.aside, self.all_here = aside, all_here
         self.index_B = index_B
         self.at_B = index_B.clamp(min=0)
         self.here_B = index_B >= 0
@@ -126,10 +128,15 @@ class Rows:
         """
         # Taken whole: one operator for any number of tasks, and of the rows' size, not of T's.
         taken = values_T.index_select(0, self.at_B)
-        return (taken if none is None else self.only(taken, none)).to(like.dtype)
+        if none is not None:
+            taken = self.only(taken, none)
+        return taken if taken.dtype == like.dtype else taken.to(like.dtype)
 
     def only(self, values_B: Tensor, none: float) -> Tensor:
         """Return the same with `none` for rows without a task; (1, ...) stands for all rows."""
+        # Compiled code serves all patterns of tasks, so it does not ask for this one.
+        if not torch.compiler.is_compiling() and self.all_here:
+            return values_B
         here = self.here_B.view(-1, *[1] * (values_B.dim() - 1))
         return torch.where(here, values_B, none)
 
@@ -139,7 +146,7 @@ class Rows:
         if each == 1:
             return self
         repeated = self.index_B.repeat_interleave(each)
-        return Rows(repeated, self.given, self.trace, self.aside)
+        return Rows(repeated, self.given, self.trace, self.aside, self.all_here)
 
     def given_for(self, name: str, who: str) -> Tensor:
         """Return what was handed in under this name, or raise UsageError naming who needs it."""

@@ -85,9 +85,9 @@ class DoRAAdapter(Adapter):
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        small = reduced(self.layer, dropped, self.down_TRI, rows)
+        small = rows.only(reduced(self.layer, dropped, self.down_TRI, rows), 0.0)
         more_BO = self._more(y, rows)
-        up_BRO = rows.take(self.up_TRO, y, none=0.0)
+        up_BRO = rows.take(self.up_TRO, y)
         up_BRO = up_BRO + up_BRO * more_BO.unsqueeze(1)
         bias_O = self.layer.bias_O()
         plain = y if bias_O is None else y - along_channels(bias_O.to(y.dtype)[None], y)
@@ -112,7 +112,7 @@ class DoRAAdapter(Adapter):
         taken = (v.index_select(0, rows.at_B) for v in (self.down_TRI, self.up_TRO, self.length_TO))
         down_BRI, up_BRO, length_BO = taken
         more_BO = length_BO / self._norms_of(down_BRI, up_BRO) - 1
-        return torch.where(rows.here_B[:, None], more_BO, 0.0).to(y.dtype)
+        return rows.only(more_BO, 0.0).to(y.dtype)
 
     def _norms_of(self, down_KRI: Tensor, up_KRO: Tensor) -> Tensor:
         """Return the norms of the changed weight's rows, (K, O), without a gradient."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from polytask.adapt import hugging_face
 from polytask.adapt.attention import host, unhost
 from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
 from polytask.adapt.changes import Folded, changed, changes_of
@@ -107,6 +108,9 @@ class Adapted(nn.Module):
                 host(attention, place)
             else:
                 self._handles.append(layer.module.register_forward_hook(place, with_kwargs=True))
+            if place.lengthens and hugging_face.embeds(base, layer.module):
+                longer = hugging_face.Longer(place)
+                self._handles.append(base.register_forward_pre_hook(longer, with_kwargs=True))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,8 +145,8 @@ class Adapted(nn.Module):
             which -1 has no meaning).
         given: what methods need of each row beside its task. trace: takes penalties and weights.
         """
-        self._check(index_B)
-        return Active(self._current, Rows(index_B, given, trace))
+        all_here = self._check(index_B)
+        return Active(self._current, Rows(index_B, given, trace, all_here=all_here))
 
     def task(self, name: str, trace: Trace | None = None) -> Active:
         """Return the context in which every row, of any batch, has this task."""
@@ -249,14 +253,15 @@ class Adapted(nn.Module):
 
     def _whole(self, task: int, trace: Trace | None, aside: bool = False) -> Rows:
         device = next((p.device for p in self.parts.parameters()), None)
-        return Rows(torch.tensor([task], device=device), None, trace, aside)
+        return Rows(torch.tensor([task], device=device), None, trace, aside, task >= 0)
 
     def _position(self, name: str) -> int:
         if name not in self._at:
             raise unknown("task", name, self._at, f"The tasks are: {', '.join(self._names)}.")
         return self._at[name]
 
-    def _check(self, index_B: Tensor) -> None:
+    def _check(self, index_B: Tensor) -> bool:
+        """Return whether it is known that every row has a task. Raises UsageError; see `tasks`."""
         if not isinstance(index_B, Tensor) or index_B.dtype != torch.int64 or index_B.dim() != 1:
             what = (
                 f"{index_B.dtype} of shape {tuple(index_B.shape)}"
@@ -270,7 +275,7 @@ class Adapted(nn.Module):
         needy = next((a for _, aa in self._places().values() for a in aa if a.needs_task), None)
         looked = index_B.device.type == "cpu" or needy is not None
         if not looked or torch.compiler.is_compiling() or not len(index_B):
-            return
+            return False
         least, most = (int(v) for v in index_B.aminmax())
         if least < -1 or most >= len(self._names):
             raise UsageError(
@@ -282,6 +287,7 @@ class Adapted(nn.Module):
                 f"tasks: beside {type(needy).__name__} every row needs a task; run rows without "
                 "one (-1) in a batch of their own, with adapted.without()."
             )
+        return least >= 0
 
     def _refuse_folded(self, what: str) -> None:
         if self._folded is not None:

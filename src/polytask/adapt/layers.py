@@ -63,8 +63,8 @@ def layer_of(path: str, one: Found, axis: int | None, width: int | None) -> Laye
     if isinstance(module, nn.MultiheadAttention) and one.kind == "linear":
         return _projection(path, module, at)
     if one.kind == "module":
-        width = _width(path, module) if width is None else width
-        return Layer(path, "module", module, width, width, axis=at)
+        inputs, outputs = _ends(path, module) if width is None else (width, width)
+        return Layer(path, "module", module, inputs, outputs, axis=at)
     if one.kind == "attention":
         assert isinstance(module, nn.MultiheadAttention)
         return Layer(path, "attention", module, module.embed_dim, module.embed_dim, axis=at)
@@ -137,13 +137,14 @@ def _batch_second(module: nn.Module) -> bool:
     return isinstance(module, layers) and not module.self_attn.batch_first
 
 
-def _width(path: str, module: nn.Module) -> int:
-    """Return the inputs of a module's first linear layer, if its last one has as many outputs."""
+def _ends(path: str, module: nn.Module) -> tuple[int, int]:
+    """Return the inputs of a module's first linear layer, and the outputs of its last one."""
     linear = [m for m in module.modules() if isinstance(m, nn.Linear) or _is_conv1d(m)]
     if linear:
-        ends = [layer_of("", Found("linear", m), None, None) for m in (linear[0], linear[-1])]
-        if ends[0].inputs == ends[1].outputs:
-            return ends[0].inputs
+        first, last = (
+            layer_of("", Found("linear", m), None, None) for m in (linear[0], linear[-1])
+        )
+        return first.inputs, last.outputs
     raise UsageError(
         f"The channels of {path!r}, a {type(module).__name__}, cannot be told; give them: "
         "Where(..., width=...)."

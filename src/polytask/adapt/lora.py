@@ -86,8 +86,9 @@ class LoRAAdapter(Adapter):
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         if self.dropout:
             x = functional.dropout(x, self.dropout, self.training)
-        small = reduced(self.layer, x, self.down_TRI, rows)
-        return plus_up(y, small, rows.take(self.up_TRO, y, none=0.0), self.scale)
+        # Rows without a task get 0 where there are fewest numbers: between the factors.
+        small = rows.only(reduced(self.layer, x, self.down_TRI, rows), 0.0)
+        return plus_up(y, small, rows.take(self.up_TRO, y), self.scale)
 
     def factors(self, task: int) -> tuple[Tensor, Tensor]:
         """Return one task's down factor and its up factor times the scale, as it stands in a

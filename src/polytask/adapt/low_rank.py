@@ -109,7 +109,8 @@ def plus_up(y: Tensor, small: Tensor, up_BRO: Tensor, scale: float = 1.0) -> Ten
     if y.dim() == 3:
         # Mixed precision asks for one dtype, which autocast sees to by itself.
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return y.baddbmm_(small.to(y.dtype), up_BRO, alpha=scale)
+            small = small if small.dtype == y.dtype else small.to(y.dtype)
+            return y.baddbmm_(small, up_BRO, alpha=scale)
         return torch.baddbmm(y, small, up_BRO, alpha=scale)
     grown = torch.matmul(up_BRO.mT.unsqueeze(1), small)  # (B, n, O, P)
     return y + scale * grown.view(y.shape)

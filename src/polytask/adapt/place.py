@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polytask.adapt import recompute
 from polytask.adapt.base import Adapter, Layer, Rows
+from polytask.adapt.layers import CHANNELS_FIRST
 from polytask.errors import UsageError
 
 
@@ -44,65 +45,86 @@ class Current:
 
 
 class Place:
-    """A layer with its adapters: a forward hook, and what packed attention calls itself."""
+    """A layer with its adapters: a forward hook, and what packed attention calls itself.
+
+    What it asks is asked once per layer and pass: with one token per row a microsecond counts.
+    """
 
     def __init__(self, layer: Layer, adapters: Sequence[Adapter], current: Current) -> None:
         self.layer, self.adapters, self.current = layer, tuple(adapters), current
         self.lengthens = any(adapter.lengthens for adapter in adapters)
+        self.guessed = layer.kind == "module" and not self.lengthens
+        self.numbers = layer.kind == "embedding"
+        self.pictures = channels_first(layer)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> Any:
         """Return the layer's output with its adapters' changes."""
-        if self.aside():
+        rows = self.rows()
+        if rows is None:
             return None
         x = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(output, Tensor):
-            return self.change(x, output)
+            return self.change(x, output, rows)
         # Hugging Face's blocks return tuples whose first is the hidden state.
         if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-            return (self.change(x, output[0]), *output[1:])
+            return (self.change(x, output[0], rows), *output[1:])
         raise UsageError(
             f"{self.layer.path!r} returns a {type(output).__name__}; a layer that returns a tensor "
             "can be adapted."
         )
 
-    def aside(self) -> bool:
-        """Return whether adapters stand aside: a task is folded in, or the base is asked for."""
-        return self.current.folded is not None or self.current.of(self.layer.path).aside
-
-    def change(self, x: Any, y: Tensor) -> Tensor:
-        """Return the output y of the layer for the input x with its adapters' changes."""
+    def rows(self) -> Rows | None:
+        """Return the rows that run now; None where adapters stand aside: a task is folded into the
+        base, or the base alone is asked for."""
+        if self.current.folded is not None:
+            return None
         rows = self.current.of(self.layer.path)
+        return None if rows.aside else rows
+
+    def change(self, x: Any, y: Tensor, rows: Rows) -> Tensor:
+        """Return the output y of the layer for the input x with its adapters' changes."""
         if not isinstance(x, Tensor) or x.is_nested or y.is_nested:
             raise UsageError(
                 f"{self.layer.path!r} runs on a {type(x).__name__}; adapted layers take plain "
                 "tensors (build nn.TransformerEncoder with enable_nested_tensor=False)."
             )
-        if self.lengthens and y.dim() == 3 and not y.shape[self.layer.axis] % len(rows.index_B):
-            rows = rows.spread(y.shape[self.layer.axis])
-        x_rows = self._split(x, rows, self.layer.kind == "embedding")
-        y_rows = self._split(y, rows, False)
-        changed = y_rows
+        axis = self.layer.axis
+        if self.lengthens and y.dim() == 3 and not y.shape[axis] % rows.index_B.shape[0]:
+            rows = rows.spread(y.shape[axis])
+        many = rows.index_B.shape[0]
+        x_rows = self._split(x, many, self.numbers)
+        changed = y_rows = self._split(y, many, False)
+        if self.guessed and (y.shape[-1], x.shape[-1]) != (self.layer.outputs, self.layer.inputs):
+            raise UsageError(
+                f"{self.layer.path!r} turned out to take {x.shape[-1]} channels and give "
+                f"{y.shape[-1]}, not {self.layer.inputs} and {self.layer.outputs}; name a layer or "
+                "block whose channels are known, or give Where(..., width=...)."
+            )
         for adapter in self.adapters:
             changed = adapter(x_rows, changed, rows)
+        if changed.shape == y.shape and not axis:
+            return changed
         return self._join(changed, y, y_rows)
 
-    def _split(self, value: Tensor, rows: Rows, plain: bool) -> Tensor:
+    def _split(self, value: Tensor, many: int, plain: bool) -> Tensor:
         """Return (B, N, C), or (B, N, C, H, W) of what has channels first; plain: (B, N)."""
-        many, layer = rows.index_B.shape[0], self.layer
-        if value.dim() <= layer.axis + (not plain) or value.shape[layer.axis] % many:
+        axis, shape = self.layer.axis, value.shape
+        if value.dim() <= axis + (not plain) or shape[axis] % many:
             raise UsageError(
-                f"{layer.path!r} has an input or output of shape {tuple(value.shape)}, whose "
-                f"dimension {layer.axis} should be the batch: {many} rows, or a multiple of them. "
+                f"{self.layer.path!r} has an input or output of shape {tuple(shape)}, whose "
+                f"dimension {axis} should be the batch: {many} rows, or a multiple of them. "
                 "Say where the batch is: Where(..., axis=1)."
             )
-        if layer.axis:
-            value = value.movedim(layer.axis, 0)
+        if axis:
+            value = value.movedim(axis, 0)
         if plain:
             return value.reshape(many, -1)
-        if channels_first(layer):
+        if self.pictures:
             return value.reshape(many, value.shape[0] // many, *value.shape[1:])
+        if value.dim() == 3 and value.shape[0] == many:
+            return value
         return value.reshape(many, -1, value.shape[-1])
 
     def _join(self, changed: Tensor, y: Tensor, y_rows: Tensor) -> Tensor:
@@ -121,6 +143,4 @@ class Place:
 
 def channels_first(layer: Layer) -> bool:
     """Return whether a layer's channels are axis 1."""
-    from polytask.adapt.layers import CHANNELS_FIRST
-
     return layer.kind == "conv" or isinstance(layer.module, CHANNELS_FIRST)

@@ -29,7 +29,7 @@ class Span:
 
     def __init__(self, rows: Rows) -> None:
         # A pass made again leaves no trace: penalties and weights are those of the first.
-        self.rows = Rows(rows.index_B, rows.given, None, rows.aside)
+        self.rows = Rows(rows.index_B, rows.given, None, rows.aside, rows.all_here)
         self.thread = threading.get_ident()
         self.begin: int = torch._C._autograd._get_sequence_nr()
         self.end: float = math.inf

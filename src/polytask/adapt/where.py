@@ -26,7 +26,8 @@ class Where:
     without: globs of layers left out all the same.
     axis: the dimension of the inputs that holds the batch; None: 1 inside torch's transformer
         layers and attention with batch_first=False, else 0.
-    width: channels of a whole module's inputs and outputs; None: those of its linear layers.
+    width: channels of a whole module's inputs and outputs; None: the inputs of its first linear
+        layer and the outputs of its last.
     """
 
     names: tuple[str, ...] = ()
