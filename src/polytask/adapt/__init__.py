@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from polytask.adapt.lora import LoRA
     from polytask.adapt.mam import mam
     from polytask.adapt.mpt import MPT, PromptDistillation
+    from polytask.adapt.peft_files import load_peft, save_peft
     from polytask.adapt.polyhistor import Polyhistor
     from polytask.adapt.prefix import PrefixTuning
     from polytask.adapt.prompt import PromptTuning
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from polytask.adapt.where import Where
 
 _WHERE = {
+    "save_peft": "peft_files",
+    "load_peft": "peft_files",
     "Choice": "subtuning",
     "only": "subtuning",
     "Branched": "subtuning",
@@ -168,9 +171,11 @@ __all__ = [
     "describe",
     "fingerprint",
     "load_adapted",
+    "load_peft",
     "load_sparse",
     "mam",
     "only",
     "save_adapted",
+    "save_peft",
     "save_sparse",
 ]

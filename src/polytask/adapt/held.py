@@ -80,7 +80,10 @@ class Held:
         if parameter.grad is not None:
             parameter.grad = torch.where(mask, parameter.grad, 0.0)
         self._kept.append((parameter, mask, parameter.detach().clone()))
-        self._handles.append(parameter.register_hook(lambda grad: torch.where(mask, grad, 0.0)))
+        hook = parameter.register_hook(  # type: ignore[no-untyped-call]
+            lambda grad: torch.where(mask, grad, 0.0)
+        )
+        self._handles.append(hook)
 
     def _put_back(self, optimiser: Optimizer, args: Any, kwargs: Any) -> None:
         self.restore()

@@ -125,7 +125,7 @@ class HyperNetwork(nn.Module):
         for layer in layers:
             at = 0 if settings.plus else self.at[layer.path][0]
             widths.setdefault(at, {})[layer.outputs] = layer.path
-        sizes = []
+        sizes: list[tuple[int, ...]] = []
         for at in sorted(widths):
             if len(widths[at]) > 1:
                 some = ", ".join(f"{path!r} of {wide}" for wide, path in widths[at].items())

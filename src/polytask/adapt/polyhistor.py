@@ -136,8 +136,8 @@ class PolyhistorAdapter(Adapter):
             self.scale_2SV = normal(shape, 0.0, shape[1] ** -0.5, generator)
             self.scale_2SV.data[1] = 0.0
         else:
-            shape = (settings.width, layer.outputs)
-            self.factors = Factors(shape, settings.rank, generator, zero=True)
+            whole = (settings.width, layer.outputs)
+            self.factors = Factors(whole, settings.rank, generator, zero=True)
         self.bias_R = nn.Parameter(torch.zeros(settings.width))
         self.bias_O = nn.Parameter(torch.zeros(layer.outputs))
 

@@ -125,7 +125,8 @@ class Sources(nn.Module):
 
     def each(self, y: Tensor) -> Tensor:
         """Return the change that every bottleneck would make: (B, N, E, O)."""
-        small_BNER = self.small(y).unflatten(-1, self.down_bias_ER.shape)
+        small_BNS = self.small(y)
+        small_BNER = small_BNS.view(*small_BNS.shape[:2], *self.down_bias_ER.shape)
         changes = torch.einsum("bner,ero->bneo", small_BNER, self.up_ERO.to(y.dtype))
         return changes + self.up_bias_EO.to(y.dtype)
 

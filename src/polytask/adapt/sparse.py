@@ -143,7 +143,7 @@ class SparseTuning:
             )
         order = moved_P.masked_fill(before_P, -1.0).sort(descending=True, stable=True).indices
         before_P[order[:more]] = True
-        parts = before_P.split([p.numel() for _, p in sparse])
+        parts = torch.split(before_P, [p.numel() for _, p in sparse])
         return {n: part.view(p.shape) for (n, p), part in zip(sparse, parts, strict=True)}
 
     def held(self, model: nn.Module, masks: Masks, optimiser: Optimizer | None = None) -> Held:
