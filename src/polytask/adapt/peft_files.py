@@ -179,7 +179,7 @@ def save_peft(path: str | Path, adapted: Adapted, task: str, base: str = "") -> 
             changed = bias_O.double()
             if layer.path in biases:
                 changed = changed + biases[layer.path].bias_TO[at].detach().double()
-            tensors[f"{PREFIX}{layer.path}.bias"] = changed.to(bias_O.dtype)
+            tensors[f"{PREFIX}{layer.path}.base_layer.bias"] = changed.to(bias_O.dtype)
     config = _config(layers, base, bool(biases))
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_folder(out, config, safetensors.torch.save(held, {"format": "pt"}))
@@ -320,7 +320,7 @@ def _fill(adapter: Adapter, at: int, folder: Folder) -> None:
     down, up_RO = adapter.down_TRI.data[at], adapter.up_TRO.data[at]
     if own is None:  # its factors stay those drawn, whose product is 0
         return
-    along = 1 if adapter.layer.kind == "embedding" else 0
+    along = 1 if _embeds(adapter) else 0
     shape = list(down.shape)
     shape[along] = own.rank
     down.zero_()
@@ -353,7 +353,7 @@ def _factors_of(adapter: LoRAAdapter | DoRAAdapter, at: int) -> dict[str, Tensor
     """Return a task's factors at a layer, as PEFT names and shapes them."""
     name = f"{PREFIX}{adapter.layer.path}"
     down, up_OR = adapter.down_TRI.detach()[at], adapter.up_TRO.detach()[at].t()
-    if adapter.layer.kind == "embedding":
+    if _embeds(adapter):
         return {f"{name}.lora_embedding_A": down.t(), f"{name}.lora_embedding_B": up_OR}
     ones = [1] * (down.dim() - 2)
     tensors = {
@@ -372,9 +372,7 @@ def _config(
 ) -> dict[str, Any]:
     """Return the configuration: one layer's rank and alpha, and patterns for those that differ."""
     methods = {path: method for path, (method, _) in layers.items()}
-    dropouts = {
-        method.dropout for method, adapter in layers.values() if adapter.layer.kind != "embedding"
-    }
+    dropouts = {method.dropout for method, adapter in layers.values() if not _embeds(adapter)}
     if len(dropouts) > 1 or len({type(method) for method in methods.values()}) > 1:
         raise UsageError(
             "save_peft: layers differ in their dropout, or some have LoRA and some DoRA; PEFT's "
@@ -394,9 +392,11 @@ def _config(
         "rank_pattern": {p: m.rank for p, m in methods.items() if m.rank != method.rank},
         "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != alphas[first]},
         "use_rslora": stabilised, "use_dora": isinstance(method, DoRA),
-        "fan_in_fan_out": any(
-            adapter.layer.flipped and adapter.layer.kind == "linear" for _, adapter in layers.values()
-        ),
+        "fan_in_fan_out": any(a.layer.flipped and not _embeds(a) for _, a in layers.values()),
         "bias": "lora_only" if biased else "none", "lora_bias": False,
         "init_lora_weights": True, "modules_to_save": None,
     }  # fmt: skip
+
+
+def _embeds(adapter: Adapter) -> bool:
+    return adapter.layer.kind == "embedding"
