@@ -7,11 +7,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from polytask.adapt import HyperFormer, IncrementalRank, Polyhistor, Where, adapt
+from polytask.adapt import (
+    HyperFormer,
+    IncrementalRank,
+    Polyhistor,
+    Where,
+    adapt,
+    load_adapted,
+    save_adapted,
+)
 from polytask.errors import UsageError
 from polytask.testing import check_adapter
 
-from .rowwise import TASKS, check_rowwise, model, moved
+from .rowwise import INDEX_B, TASKS, check_rowwise, model, moved
 
 
 def hyperformer(plus):
@@ -188,3 +196,19 @@ def test_more_tasks_than_scales_are_refused():
 def test_wrong_settings_are_answered(build, said):
     with pytest.raises(UsageError, match=said):
         build()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        HyperFormer(reduction=4), HyperFormer(plus=True, reduction=4), Polyhistor(rank=2, width=4),
+        Polyhistor(lite=True, rank=2, width=4), IncrementalRank(most=5),
+    ],
+)  # fmt: skip
+def test_one_file_brings_back_all_of_it(tmp_path, method):
+    adapted = moved(adapt(model(), method, TASKS))
+    save_adapted(tmp_path / "a", adapted)
+    loaded = load_adapted(tmp_path / "a", model())
+    x = torch.randn(5, 4, 6, dtype=torch.float64)
+    with torch.no_grad(), adapted.tasks(INDEX_B), loaded.tasks(INDEX_B):
+        torch.testing.assert_close(adapted(x), loaded(x), rtol=1e-12, atol=1e-13)

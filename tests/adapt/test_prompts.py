@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from polytask.adapt import MPT, SPT, PromptDistillation, PromptTuning, adapt, describe
+from polytask.adapt import (
+    MPT,
+    SPT,
+    PromptDistillation,
+    PromptTuning,
+    adapt,
+    describe,
+    load_adapted,
+    save_adapted,
+)
 from polytask.errors import UsageError
 
 from .rowwise import TASKS, moved
@@ -176,3 +185,14 @@ def test_a_query_of_the_wrong_shape_is_answered():
         adapted.tasks(INDEX_B, given={"query": torch.ones(4, 5)}),
     ):
         adapted(TOKENS)
+
+
+def test_one_file_brings_back_prompts_and_queries(tmp_path):
+    for method in (MPT(3), SPT(3, 7)):
+        adapted = moved(adapt(words(), method, TASKS))
+        if isinstance(method, SPT):
+            describe(adapted, {"b": torch.tensor([3, 5])})
+        save_adapted(tmp_path / "a", adapted)
+        loaded = load_adapted(tmp_path / "a", words())
+        with torch.no_grad(), adapted.tasks(INDEX_B), loaded.tasks(INDEX_B):
+            assert torch.equal(adapted(TOKENS), loaded(TOKENS))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from polytask.adapt.lora import LoRA
     from polytask.adapt.mam import mam
     from polytask.adapt.mpt import MPT, PromptDistillation
-    from polytask.adapt.peft_files import load_peft, save_peft
+    from polytask.adapt.peft_files import Stored, load_peft, peft_of_file, save_peft
     from polytask.adapt.polyhistor import Polyhistor
     from polytask.adapt.prefix import PrefixTuning
     from polytask.adapt.prompt import PromptTuning
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from polytask.adapt.where import Where
 
 _WHERE = {
+    "peft_of_file": "peft_files",
+    "Stored": "peft_files",
     "save_peft": "peft_files",
     "load_peft": "peft_files",
     "Choice": "subtuning",
@@ -162,6 +164,7 @@ __all__ = [
     "Softmax",
     "SparseChange",
     "SparseTuning",
+    "Stored",
     "SubTuning",
     "TaskScores",
     "Trace",
@@ -175,6 +178,7 @@ __all__ = [
     "load_sparse",
     "mam",
     "only",
+    "peft_of_file",
     "save_adapted",
     "save_peft",
     "save_sparse",

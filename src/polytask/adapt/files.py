@@ -88,7 +88,7 @@ def load_adapted(
     methods need; UsageError where something given does not fit.
     """
     path = Path(path)
-    about, tensors = _read(path)
+    about, tensors = read_file(path)
     trained = about["trained"]
     own = fingerprint(model, trained)
     if own != about["base"]:
@@ -173,7 +173,11 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a file says of its adapters, and its tensors.
+
+    Raises DataError where it is missing, damaged, or none that `save_adapted` wrote.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from polytask.adapt.base import Adapter, Method
 from polytask.adapt.bitfit import BitFit, BitFitAdapter
 from polytask.adapt.dora import DoRA, DoRAAdapter
 from polytask.adapt.engine import Adapted, At, Part, adapt
+from polytask.adapt.files import read_file
 from polytask.adapt.layers import find
 from polytask.adapt.lora import LoRA, LoRAAdapter
 from polytask.adapt.where import Where
@@ -180,9 +181,69 @@ def save_peft(path: str | Path, adapted: Adapted, task: str, base: str = "") -> 
             if layer.path in biases:
                 changed = changed + biases[layer.path].bias_TO[at].detach().double()
             tensors[f"{PREFIX}{layer.path}.base_layer.bias"] = changed.to(bias_O.dtype)
-    config = _config(layers, base, bool(biases))
+    config = _config(
+        {p: method for p, (method, _) in layers.items()},
+        {p for p, (_, adapter) in layers.items() if _embeds(adapter)},
+        any(a.layer.flipped and not _embeds(a) for _, a in layers.values()),
+        base,
+        bool(biases),
+    )
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_folder(out, config, safetensors.torch.save(held, {"format": "pt"}))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """LoRA adapters of a file that `save_adapted` wrote, in PEFT's form, without any model.
+
+    base: the fingerprint of their base. adapters: task -> configuration, and tensors by PEFT's
+    names. heads: tasks whose heads the file holds beside them.
+    """
+
+    base: str
+    adapters: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]]
+    heads: tuple[str, ...]
+
+
+def peft_of_file(path: str | Path) -> Stored:
+    """Return the LoRA adapters of a file. Raises UsageError where it holds others as well."""
+    about, tensors = read_file(Path(path))
+    others = sorted({part["name"] for part in about["parts"] if part["method"] != "lora"})
+    if others or about["trained"]:
+        what = ", ".join(others) or "trained weights of the base"
+        raise UsageError(
+            f"{path} holds {what}; adapters that are LoRA alone (rsLoRA too) can be taken from a "
+            "file without its model."
+        )
+    methods: dict[str, LoRA | DoRA] = {}
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for i, part in enumerate(about["parts"]):
+        start, end = f"parts.{i}.adapters./", ".down_TRI"
+        for name, down_TRI in tensors.items():
+            if not (name.startswith(start) and name.endswith(end)):
+                continue
+            # The engine writes "/" for the dots of a layer's name.
+            layer = name.removeprefix(start).removesuffix(end).replace("/", ".")
+            up_TRO = tensors[name.removesuffix(end) + ".up_TRO"]
+            if down_TRI.shape[1] != up_TRO.shape[1] or layer in methods:
+                raise UsageError(
+                    f"{path}: {layer!r} is an embedding or has two adapters; load it with its "
+                    "model, and write the task with save_peft."
+                )
+            methods[layer] = LoRA(**part["settings"])
+            factors[layer] = down_TRI, up_TRO
+    if not methods:
+        raise DataError(f"{path} lacks the tensors of its LoRA adapters; it is damaged.")
+    config = _config(methods, set(), False, "", False)
+    adapters = {}
+    for at, task in enumerate(about["tasks"]):
+        own: dict[str, Tensor] = {}
+        for layer, (down_TRI, up_TRO) in factors.items():
+            own |= _named(layer, down_TRI[at], up_TRO[at], False)
+        adapters[task] = (config, {name: value.contiguous() for name, value in own.items()})
+    heads = {name.split(".")[1].removeprefix("/") for name in tensors if name[:7] == "heads./"}
+    heads = {name.replace("%2E", ".").replace("%25", "%") for name in heads}
+    return Stored(about["base"], adapters, tuple(sorted(heads)))
 
 
 def _read(folder: Path) -> Folder:
@@ -351,28 +412,32 @@ def _fitting(folder: Folder, path: str, value: Tensor, shape: Any) -> Tensor:
 
 def _factors_of(adapter: LoRAAdapter | DoRAAdapter, at: int) -> dict[str, Tensor]:
     """Return a task's factors at a layer, as PEFT names and shapes them."""
-    name = f"{PREFIX}{adapter.layer.path}"
-    down, up_OR = adapter.down_TRI.detach()[at], adapter.up_TRO.detach()[at].t()
-    if _embeds(adapter):
-        return {f"{name}.lora_embedding_A": down.t(), f"{name}.lora_embedding_B": up_OR}
-    ones = [1] * (down.dim() - 2)
-    tensors = {
-        f"{name}.lora_A.weight": down,
-        f"{name}.lora_B.weight": up_OR.reshape(*up_OR.shape, *ones),
-    }
+    down, up_RO = adapter.down_TRI.detach()[at], adapter.up_TRO.detach()[at]
+    tensors = _named(adapter.layer.path, down, up_RO, _embeds(adapter))
     if isinstance(adapter, DoRAAdapter):
-        length_O = adapter.length_TO.detach()[at]
+        length_O, ones = adapter.length_TO.detach()[at], [1] * (down.dim() - 2)
         whole = (1, -1, *ones) if ones else (-1,)
-        tensors[f"{name}.lora_magnitude_vector"] = length_O.reshape(whole)
+        tensors[f"{PREFIX}{adapter.layer.path}.lora_magnitude_vector"] = length_O.reshape(whole)
     return tensors
 
 
+def _named(path: str, down: Tensor, up_RO: Tensor, embeds: bool) -> dict[str, Tensor]:
+    """Return factors by PEFT's names, in its shapes."""
+    name, up_OR = f"{PREFIX}{path}", up_RO.t()
+    if embeds:
+        return {f"{name}.lora_embedding_A": down.t(), f"{name}.lora_embedding_B": up_OR}
+    up = up_OR.reshape(*up_OR.shape, *[1] * (down.dim() - 2))
+    return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+
+
 def _config(
-    layers: Mapping[str, tuple[LoRA | DoRA, LoRAAdapter | DoRAAdapter]], base: str, biased: bool
+    methods: Mapping[str, LoRA | DoRA], embeddings: Set[str], turned: bool, base: str, biased: bool
 ) -> dict[str, Any]:
-    """Return the configuration: one layer's rank and alpha, and patterns for those that differ."""
-    methods = {path: method for path, (method, _) in layers.items()}
-    dropouts = {method.dropout for method, adapter in layers.values() if not _embeds(adapter)}
+    """Return the configuration: one layer's rank and alpha, and patterns for those that differ.
+
+    methods: by layer. embeddings: layers that are. turned: whether layers store W transposed.
+    """
+    dropouts = {method.dropout for path, method in methods.items() if path not in embeddings}
     if len(dropouts) > 1 or len({type(method) for method in methods.values()}) > 1:
         raise UsageError(
             "save_peft: layers differ in their dropout, or some have LoRA and some DoRA; PEFT's "
@@ -388,11 +453,10 @@ def _config(
     return {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base or None,
         "inference_mode": True, "r": method.rank, "lora_alpha": alphas[first],
-        "lora_dropout": max(dropouts, default=0.0), "target_modules": sorted(layers),
+        "lora_dropout": max(dropouts, default=0.0), "target_modules": sorted(methods),
         "rank_pattern": {p: m.rank for p, m in methods.items() if m.rank != method.rank},
         "alpha_pattern": {p: alpha for p, alpha in alphas.items() if alpha != alphas[first]},
-        "use_rslora": stabilised, "use_dora": isinstance(method, DoRA),
-        "fan_in_fan_out": any(a.layer.flipped and not _embeds(a) for _, a in layers.values()),
+        "use_rslora": stabilised, "use_dora": isinstance(method, DoRA), "fan_in_fan_out": turned,
         "bias": "lora_only" if biased else "none", "lora_bias": False,
         "init_lora_weights": True, "modules_to_save": None,
     }  # fmt: skip

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from polytask import __version__, catalog, parsing
+from polytask.cli.adapters import adapters
 from polytask.cli.merge import merge
 from polytask.cli.options import (
     command_line,
@@ -296,6 +297,7 @@ def fit(
 
 commands.add_command(relate)
 commands.add_command(merge)
+commands.add_command(adapters)
 
 
 @commands.command(
