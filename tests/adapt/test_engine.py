@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -143,6 +144,12 @@ def test_several_methods_follow_one_another(model):
     with adapted.fold("b"):
         assert torch.allclose(model(x), y, atol=1e-5)
     assert not torch.allclose(plain(x), y, atol=1e-2)
+    assert type(adapted.at("blocks.0.norm")).__name__ == "SSFAdapter"
+    assert adapted.at("blocks.0.q_proj", 1) is adapted.parts[1].at("blocks.0.q_proj")
+    with pytest.raises(UsageError, match="has 2 adapters; say of which part"):
+        adapted.at("blocks.0.q_proj")
+    with pytest.raises(UsageError, match=r"Unknown adapted layer 'blocks\.0\.v_proj'"):
+        adapted.at("blocks.0.v_proj")
     with pytest.raises(UsageError, match=r"DoRA reads the base's weights of 'blocks.0.q_proj', wh"):
         adapt(plain, [At(SSF(), "q_proj"), At(DoRA(), "q_proj")], TASKS)
 
@@ -165,6 +172,7 @@ def test_a_layer_that_runs_without_tasks_says_what_to_do(model):
         (torch.tensor([0.0, 1.0]), "an int64 tensor with one number per row; torch.float32"),
         (torch.tensor([[0, 1]]), r"of shape \(1, 2\) came"),
         ([0, 1], "list came"),
+        (torch.tensor([], dtype=torch.int64), "the index names no row"),
     ],
 )
 def test_an_index_that_is_none_is_an_error(model, index, said):
@@ -486,6 +494,23 @@ def test_one_compilation_serves_all_patterns_of_tasks_in_training_too(model, bac
     torch._dynamo.reset()
 
 
+def test_the_context_may_be_compiled_with_the_model(model):
+    adapted = moved(adapt(model, LoRA(), TASKS, "q_proj"))
+    torch._dynamo.reset()
+    counted = CompileCounterWithBackend("eager")
+
+    def run(x: Tensor, index_B: Tensor) -> Tensor:
+        with adapted.tasks(index_B):
+            return adapted.base(x)
+
+    compiled, x = torch.compile(run, backend=counted, fullgraph=True), torch.randn(4, 4)
+    for pattern in ([0, 1, 2, 0], [1, -1, 1, 1], [2, 2, 2, 2]):
+        index_B = torch.tensor(pattern)
+        assert torch.allclose(compiled(x, index_B), run(x, index_B), atol=1e-6)
+    assert counted.frame_count == 1
+    torch._dynamo.reset()
+
+
 def test_mixed_precision_and_accumulation(model):
     adapted = moved(adapt(model, [At(LoRA(), "q_proj"), At(SSF(), "v_proj")], TASKS))
     x, index_B = torch.randn(6, 3, 4), torch.tensor([0, 1, 2, 0, -1, 1])
@@ -519,10 +544,10 @@ def test_adapters_of_another_precision_than_the_base(model):
 
 def test_a_copy_is_whole_and_apart(model):
     adapted = moved(adapt(model, LoRA(), TASKS, "q_proj"))
-    twin = copy.deepcopy(adapted)
     x = torch.randn(3, 4)
-    with adapted.task("a"):
-        before = adapted(x)
+    with adapted.tasks(torch.tensor([0, 0, 0]), given={"graph": model.embed(x)}):
+        before = adapted(x)  # not even a batch that is current, with parts of its graph
+        twin = copy.deepcopy(adapted)
     for p in twin.parts.parameters():
         p.data.zero_()
     with adapted.task("a"):
@@ -568,6 +593,38 @@ def test_prompts_and_prefixes_need_a_task_for_every_row():
         assert torch.equal(model(ids), model[0].weight[ids])
     with adapted.task("b"):
         assert model(ids).shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("where", ["q_proj", "linear1"])
+def test_nested_tensors_are_refused_with_what_to_do(where):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that nested tensors are a prototype
+        model = nn.TransformerEncoder(layer, 2).eval()
+        adapted = adapt(model, LoRA(), TASKS, where)
+        hidden = torch.tensor([[False, False, True], [False, False, False]])
+        with (
+            torch.no_grad(),
+            adapted.task("a"),
+            pytest.raises(UsageError, match="with enable_nested_tensor=False"),
+        ):
+            model(torch.randn(2, 3, 8), src_key_padding_mask=hidden)
+
+
+def test_one_attention_has_one_prefix_beside_adapters_of_its_projections():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    model = nn.ModuleDict({"it": attention})
+    with pytest.raises(UsageError, match="'it' has 2 prefixes; give it one"):
+        adapt(model, [At(PrefixTuning(2)), At(PrefixTuning(3))], TASKS)
+    assert type(attention) is nn.MultiheadAttention, "nothing is left of what failed"
+    assert all(p.requires_grad for p in model.parameters())
+    adapted = moved(adapt(model, [At(PrefixTuning(2)), At(LoRA(), "q_proj")], TASKS))
+    x, index_B = torch.randn(3, 4, 8), torch.tensor([0, 2, 1])
+    with adapted.tasks(index_B):
+        mixed = attention(x, x, x)[0]
+    with adapted.task("c"):
+        assert torch.allclose(attention(x, x, x)[0][1], mixed[1], atol=1e-6)
 
 
 def test_a_thousand_tasks_are_resident(model):

@@ -268,5 +268,9 @@ def test_dropout_is_of_the_adapters_input_alone_and_ends_in_evaluation():
     x = torch.randn(3, 6)
     with adapted.task("a"):
         assert not torch.equal(model(x), model(x))
+        model.eval()  # the model's own mode, although adapters are no modules of it
+        assert torch.equal(model(x), model(x))
+        model.train()
+        assert not torch.equal(model(x), model(x))
         adapted.eval()
         assert torch.equal(model(x), model(x))

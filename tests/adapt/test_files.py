@@ -162,6 +162,7 @@ def test_what_does_not_fit_is_named(tmp_path, change, said):
     with pytest.raises(DataError, match=said):
         load_adapted(path, model)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_head_that_is_another_is_named(tmp_path):

@@ -37,6 +37,10 @@ def host(attention: nn.MultiheadAttention, place: Place) -> None:
             f"{place.layer.path!r} is or belongs to an nn.MultiheadAttention whose keys or values "
             "have another width than its queries (kdim, vdim), which cannot be adapted."
         )
+    if place.layer.kind == "attention" and len(place.adapters) != 1:
+        raise UsageError(
+            f"{place.layer.path!r} has {len(place.adapters)} prefixes; give it one, as long as all."
+        )
     if type(attention) is nn.MultiheadAttention:
         attention.__class__ = AdaptedAttention
         # Not as a module: the base's names stay as they are.

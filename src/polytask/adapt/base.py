@@ -127,7 +127,10 @@ class Rows:
         none: what rows without a task get; None: they get the first task's, which must not matter.
         """
         # Taken whole: one operator for any number of tasks, and of the rows' size, not of T's.
-        taken = values_T.index_select(0, self.at_B)
+        at_B = self.at_B
+        if at_B.device != values_T.device:  # a model on several devices
+            at_B = at_B.to(values_T.device)
+        taken = values_T.index_select(0, at_B)
         if none is not None:
             taken = self.only(taken, none)
         return taken if taken.dtype == like.dtype else taken.to(like.dtype)
@@ -137,8 +140,10 @@ class Rows:
         # Compiled code serves all patterns of tasks, so it does not ask for this one.
         if not torch.compiler.is_compiling() and self.all_here:
             return values_B
-        here = self.here_B.view(-1, *[1] * (values_B.dim() - 1))
-        return torch.where(here, values_B, none)
+        here_B = self.here_B
+        if here_B.device != values_B.device:
+            here_B = here_B.to(values_B.device)
+        return torch.where(here_B.view(-1, *[1] * (values_B.dim() - 1)), values_B, none)
 
     def spread(self, many: int) -> Rows:
         """Return the rows of a layer with `many` of them, a multiple of these: each repeated."""

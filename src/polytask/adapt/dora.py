@@ -13,54 +13,30 @@ Shapes: B = rows of the batch, N = what a row has here, T = tasks, K = tasks or 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows, along_channels
+from polytask.adapt.base import Adapter, Layer, Rows, along_channels
 from polytask.adapt.low_rank import (
-    check_alpha,
-    check_dropout,
-    check_rank,
+    LowRank,
     draw,
     plus_up,
     product,
     reduced,
-    refuses,
 )
 
 
 @dataclass(frozen=True)
-class DoRA(Method):
+class DoRA(LowRank):
     """Adapts linear layers and convolutions without groups; zero change at the start.
 
-    alpha: the scale of B A is alpha / rank; with `stabilised`, alpha / sqrt(rank).
-    dropout: of the input of B A, in training.
+    Its settings are those of `LowRank`, of B A.
     """
 
     kinds = ("linear", "conv")
-
-    rank: int = 8
-    alpha: float = 8.0
-    stabilised: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_rank("DoRA", self.rank)
-        check_alpha("DoRA", self.alpha)
-        check_dropout("DoRA", self.dropout)
-
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.stabilised else self.rank)
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

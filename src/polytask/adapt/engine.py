@@ -13,8 +13,10 @@ Shapes: B = rows of the batch, N = what a row has at a layer, T = tasks.
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -93,13 +95,22 @@ class Adapted(nn.Module):
         self.parts = nn.ModuleList(parts)
         self._names = _checked_names(names)
         self._at = {name: t for t, name in enumerate(self._names)}
-        self._current = Current()
+        self._current = Current(self.base, self.parts)
         self._folded: Folded | None = None
         # Taken over and not written out, so that any arguments reach the base.
         self.forward = base.__call__
+        needy = (m for m in self.parts.modules() if isinstance(m, Adapter) and m.needs_task)
+        self._needy = next((type(m).__name__ for m in needy), None)
         self._handles: list[Any] = [
             base.register_forward_pre_hook(_Fits(self._current), with_kwargs=True)
         ]
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _attach(self) -> None:
         for layer, adapters in self._places().values():
             place = Place(layer, adapters, self._current)
             if layer.inside is not None or layer.kind == "attention":
@@ -108,9 +119,10 @@ class Adapted(nn.Module):
                 host(attention, place)
             else:
                 self._handles.append(layer.module.register_forward_hook(place, with_kwargs=True))
-            if place.lengthens and hugging_face.embeds(base, layer.module):
+            if place.lengthens and hugging_face.embeds(self.base, layer.module):
                 longer = hugging_face.Longer(place)
-                self._handles.append(base.register_forward_pre_hook(longer, with_kwargs=True))
+                handle = self.base.register_forward_pre_hook(longer, with_kwargs=True)
+                self._handles.append(handle)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,12 +152,13 @@ class Adapted(nn.Module):
         """Return the context in which the model's rows have these tasks.
 
         index_B: int64, one per row of the model's inputs; -1: exactly the base's output. On a CPU
-            its range is looked at here, once; on other devices an index out of range is torch's
-            error, as looking would wait for the device (it does so for prompts and prefixes, to
-            which -1 has no meaning).
+            its range is looked at here, once, before it goes to the adapters' device. On a device
+            an index out of range is torch's error, as looking would wait for the device; for
+            prompts and prefixes, to which -1 has no meaning, it is looked at all the same.
         given: what methods need of each row beside its task. trace: takes penalties and weights.
         """
         all_here = self._check(index_B)
+        index_B = index_B.to(self._device(), non_blocking=True)
         return Active(self._current, Rows(index_B, given, trace, all_here=all_here))
 
     def task(self, name: str, trace: Trace | None = None) -> Active:
@@ -242,6 +255,20 @@ class Adapted(nn.Module):
         """Return the layers that are adapted, in the order of the parts."""
         return tuple(layer for layer, _ in self._places().values())
 
+    def at(self, path: str, part: int | None = None) -> Adapter:
+        """Return a layer's adapter. part: of which method, where several adapt it.
+
+        Raises UsageError where there is none, or where it is not said which.
+        """
+        chosen = self.parts if part is None else self.parts[part : part + 1]
+        held = [p.at(path) for p in chosen if isinstance(p, Part) and key(path) in p.adapters]
+        if not held:
+            known = [layer.path for layer in self.layers()]
+            raise unknown("adapted layer", path, known, "See `adapted.layers()`.")
+        if len(held) > 1:
+            raise UsageError(f"{path!r} has {len(held)} adapters; say of which part, at(path, 0).")
+        return held[0]
+
     def _places(self) -> dict[str, tuple[Layer, list[Adapter]]]:
         """Return each adapted layer with its adapters, the first part's first."""
         places: dict[str, tuple[Layer, list[Adapter]]] = {}
@@ -251,9 +278,14 @@ class Adapted(nn.Module):
                 places.setdefault(layer.path, (layer, []))[1].append(part.at(layer.path))
         return places
 
+    def _device(self) -> torch.device:
+        """Return where the first adapter is; layers on other devices take the index to theirs."""
+        values = itertools.chain(self.parts.parameters(), self.parts.buffers())
+        first = next(values, None)
+        return torch.device("cpu") if first is None else first.device
+
     def _whole(self, task: int, trace: Trace | None, aside: bool = False) -> Rows:
-        device = next((p.device for p in self.parts.parameters()), None)
-        return Rows(torch.tensor([task], device=device), None, trace, aside, task >= 0)
+        return Rows(torch.tensor([task], device=self._device()), None, trace, aside, task >= 0)
 
     def _position(self, name: str) -> int:
         if name not in self._at:
@@ -272,9 +304,11 @@ class Adapted(nn.Module):
                 "tasks: the index is an int64 tensor with one number per row; "
                 f"{what} came. From names: adapted.index(names)."
             )
-        needy = next((a for _, aa in self._places().values() for a in aa if a.needs_task), None)
+        if not len(index_B):
+            raise UsageError("tasks: the index names no row; leave out batches without rows.")
+        needy = self._needy
         looked = index_B.device.type == "cpu" or needy is not None
-        if not looked or torch.compiler.is_compiling() or not len(index_B):
+        if not looked or torch.compiler.is_compiling():
             return False
         least, most = (int(v) for v in index_B.aminmax())
         if least < -1 or most >= len(self._names):
@@ -284,7 +318,7 @@ class Adapted(nn.Module):
             )
         if least < 0 and needy is not None:
             raise UsageError(
-                f"tasks: beside {type(needy).__name__} every row needs a task; run rows without "
+                f"tasks: beside {needy} every row needs a task; run rows without "
                 "one (-1) in a batch of their own, with adapted.without()."
             )
         return least >= 0
@@ -319,6 +353,7 @@ class Active:
                     "adapted copy (copy.deepcopy), or join their rows in one batch."
                 )
             current.thread = here
+            current.follow()
             if torch.is_grad_enabled():
                 span = Span(self._rows)
                 current.spans.append(span)
@@ -356,8 +391,21 @@ def adapt(
     Raises UsageError where nothing matches, or a layer cannot be changed in this way.
     """
     names = _checked_names(tasks)
-    parts = build_parts(model, plans_of(method, where), len(names), seed, train, dtype)
-    return Adapted(model, parts, names, dtype)
+    with left_as_it_was(model):
+        parts = build_parts(model, plans_of(method, where), len(names), seed, train, dtype)
+        return Adapted(model, parts, names, dtype)
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Where adapting a model fails, let its parameters be trained as before."""
+    free = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        yield
+    except BaseException:
+        for parameter, before in free.items():
+            parameter.requires_grad_(before)
+        raise
 
 
 def plans_of(
@@ -428,6 +476,8 @@ class _Fits:
         self.current = current
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.current.follow()
         rows = self.current.rows
         if rows is None or len(rows.index_B) == 1:
             return

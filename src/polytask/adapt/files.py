@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.adapt.base import Method
-from polytask.adapt.engine import Adapted, At, Part, build_parts, plans_of
+from polytask.adapt.engine import Adapted, At, Part, build_parts, left_as_it_was, plans_of
 from polytask.adapt.where import Where
 from polytask.catalog import METHODS, load
 from polytask.errors import DataError, UsageError
@@ -105,17 +105,18 @@ def load_adapted(
         At(plan.method, where if plan.where is None else plan.where)
         for plan, where in zip(plans, wheres, strict=True)
     )
-    # Built for one task, as the values drawn are replaced: a thousand tasks load in no more time
-    # than reading takes.
-    parts = build_parts(model, plans, 1, 0, None, getattr(torch, dtype) if dtype else None)
-    adapted = Adapted(model, parts, names, getattr(torch, dtype) if dtype else None)
-    try:
-        _fill(path, adapted, tensors, trained)
-        for task, head in (heads or {}).items():
-            _fill_head(path, task, head, tensors)
-    except BaseException:
-        adapted.detach()
-        raise
+    kept = getattr(torch, dtype) if dtype else None
+    with left_as_it_was(model):
+        # Built for one task, as the values drawn are replaced: a thousand tasks load in no more
+        # time than reading takes.
+        adapted = Adapted(model, build_parts(model, plans, 1, 0, None, kept), names, kept)
+        try:
+            _fill(path, adapted, tensors, trained)
+            for task, head in (heads or {}).items():
+                _fill_head(path, task, head, tensors)
+        except BaseException:
+            adapted.detach()
+            raise
     return adapted
 
 
@@ -156,7 +157,10 @@ def _plans(path: Path, parts: Sequence[Mapping[str, Any]]) -> tuple[At, ...]:
                 "load_adapted(path, model, method=...)."
             )
         try:
-            plans.append(At(load(known[name].target)(**settings)))
+            method = load(known[name].target)(**settings)
+            if not isinstance(method, Method):
+                raise TypeError(f"it makes a {type(method).__name__}")
+            plans.append(At(method))
         except TypeError as error:
             raise DataError(
                 f"{path} was written by another version of polytask: {name} does not take its "

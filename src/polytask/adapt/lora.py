@@ -13,54 +13,30 @@ Shapes: B = rows of the batch, N = what a row has here, T = tasks, R = rank, I, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows
+from polytask.adapt.base import Adapter, Layer, Rows
 from polytask.adapt.low_rank import (
     KINDS,
-    check_alpha,
-    check_dropout,
-    check_rank,
+    LowRank,
     draw,
     plus_up,
     product,
     reduced,
-    refuses,
 )
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(LowRank):
     """Adapts linear layers, convolutions without groups, and embeddings; zero change at the start.
 
-    alpha: the scale is alpha / rank. stabilised: alpha / sqrt(rank) instead (rsLoRA).
-    dropout: of the adapter's input, in training.
+    Its settings are those of `LowRank`; with stabilised=True it is rsLoRA.
     """
 
     kinds = KINDS
-
-    rank: int = 8
-    alpha: float = 8.0
-    stabilised: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_rank("LoRA", self.rank)
-        check_dropout("LoRA", self.dropout)
-        check_alpha("LoRA", self.alpha)
-
-    @property
-    def scale(self) -> float:
-        """What B A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.stabilised else self.rank)
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer, self.dropout)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

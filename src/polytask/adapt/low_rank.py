@@ -8,17 +8,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Kind, Layer, Rows, normal, uniform
+from polytask.adapt.base import Kind, Layer, Method, Rows, normal, uniform
 from polytask.errors import UsageError
 
 KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding")
 """The layers whose weight is a matrix, and so has changes of low rank."""
+
+
+@dataclass(frozen=True)
+class LowRank(Method):
+    """Settings of one pair of factors per task.
+
+    alpha: the scale is alpha / rank; with `stabilised` (rsLoRA), alpha / sqrt(rank).
+    dropout: of the factors' input, in training.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    stabilised: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        who = type(self).__name__
+        check_rank(who, self.rank)
+        check_alpha(who, self.alpha)
+        check_dropout(who, self.dropout)
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.stabilised else self.rank)
+
+    def refuses(self, layer: Layer) -> str:
+        """Return why a layer has no change of low rank, "" where it has."""
+        return refuses(layer, self.dropout)
 
 
 def check_rank(who: str, rank: int) -> None:

@@ -6,6 +6,7 @@ multiple of B where windows or tokens are rows.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,11 +26,26 @@ class Current:
     folded: the task whose change is in the base's weights, so that adapters stand aside.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, base: nn.Module, parts: nn.Module) -> None:
+        self.modules = (base, parts)
         self.rows: Rows | None = None
         self.thread: int | None = None
         self.folded: str | None = None
         self.spans: deque[recompute.Span] = deque(maxlen=recompute.MOST)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Current:
+        """Return that of a copied model: no batch is current there, no pass is made again."""
+        made = memo[id(self)] = Current.__new__(Current)
+        made.__init__(*copy.deepcopy(self.modules, memo))  # type: ignore[misc]
+        made.folded = self.folded
+        return made
+
+    def follow(self) -> None:
+        """Put the adapters into the base's mode: `model.eval()` reaches them although they are no
+        modules of the model."""
+        base, parts = self.modules
+        if parts.training != base.training:
+            parts.train(base.training)
 
     def of(self, path: str) -> Rows:
         """Return the rows, those of the pass that is made again inside of backward."""
