@@ -157,13 +157,13 @@ def test_a_folder_written_again_is_the_same_folder(tmp_path, case):
         assert alphas[0] == alphas[1]
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [(False,) * 3, (True,) * 3, (False, True, False)])
 def test_folders_of_several_tasks_run_in_one_batch(tmp_path, dora):
     """Of other ranks, scales and layers: each row is its own folder's model."""
     sets = [(["blocks.0", "conv"], {"rank": 2}), (["blocks.0", "blocks.1"], {"rank": 4}),
             (["conv"], {"rank": 1, "use_rslora": True, "lora_alpha": 5})]  # fmt: skip
     written = [
-        folder(tmp_path / str(i), layers, seed=i, use_dora=dora, **changed)
+        folder(tmp_path / str(i), layers, seed=i, use_dora=dora[i], **changed)
         for i, (layers, changed) in enumerate(sets)
     ]
     adapted = load_peft(base(), {f"t{i}": tmp_path / str(i) for i in range(3)})
@@ -244,15 +244,14 @@ def test_nothing_is_unpickled(tmp_path):
 
 def test_what_does_not_fit_is_answered(tmp_path):
     folder(tmp_path / "a", ["blocks.0", "conv"])
-    folder(tmp_path / "dora", ["blocks.0"], use_dora=True)
     folder(tmp_path / "drops", ["blocks.0"], lora_dropout=0.1)
     other = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(5, 6)]), "conv": nn.Conv1d(6, 4, 3)})
     with pytest.raises(UsageError, match=r"at 'blocks.0' it has a tensor of shape \(2, 6\)"):
         load_peft(other, {"it": tmp_path / "a"})
+    assert not any(m._forward_hooks for m in other.modules())
+    assert all(p.requires_grad for p in other.parameters())
     with pytest.raises(UsageError, match=r"adapts 'blocks.0', which the model does not have"):
         load_peft(nn.ModuleDict({"block": nn.Linear(6, 6)}), {"it": tmp_path / "a"})
-    with pytest.raises(UsageError, match="is a DoRA adapter and"):
-        load_peft(base(), {"a": tmp_path / "a", "b": tmp_path / "dora"})
     with pytest.raises(UsageError, match=r"have lora_dropout \[0.0, 0.1\]"):
         load_peft(base(), {"a": tmp_path / "a", "b": tmp_path / "drops"})
     with pytest.raises(UsageError, match="no folder was given"):

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from polytask.adapt.base import Adapter, Method
 from polytask.adapt.bitfit import BitFit, BitFitAdapter
 from polytask.adapt.dora import DoRA, DoRAAdapter
-from polytask.adapt.engine import Adapted, At, Part, adapt
+from polytask.adapt.engine import Adapted, At, Part, adapt, left_as_it_was
 from polytask.adapt.files import read_file
 from polytask.adapt.layers import find
 from polytask.adapt.lora import LoRA, LoRAAdapter
+from polytask.adapt.low_rank import product
 from polytask.adapt.where import Where
 from polytask.errors import DataError, UsageError, did_you_mean
 from polytask.peft_folders import (
@@ -99,8 +100,9 @@ def load_peft(
     values; without it such folders are refused. dtype: as in `adapt`.
 
     Tasks whose ranks differ at a layer get the largest, with zeros, which is the same change; where
-    scales differ too, they are in the factors. Raises UsageError for what a folder asks for that is
-    not here, or a model without its layers; DataError for damaged files.
+    scales differ too, they are in the factors. Where any folder is DoRA, all become DoRA, of the
+    same change. Raises UsageError for what a folder asks for that is not here, or a model without
+    its layers, which is left as it was; DataError for damaged files.
     """
     if not folders:
         raise UsageError("load_peft: no folder was given.")
@@ -111,20 +113,19 @@ def load_peft(
                 f"{folder.label} holds modules saved as a whole ({', '.join(sorted(folder.saved))}"
                 "); give load_peft(..., saved={}) to get them by task, and put them into heads."
             )
-    dora = {f.label: any(x.length_O is not None for x in f.layers.values()) for f in read.values()}
-    if len(set(dora.values())) > 1:
-        raise UsageError(
-            f"{next(name for name, is_dora in dora.items() if is_dora)} is a DoRA adapter and "
-            f"{next(name for name, is_dora in dora.items() if not is_dora)} is none; load them "
-            "into two models, or save one as the other."
-        )
-    plans = _plans(model, read, any(dora.values()))
-    adapted = adapt(model, plans, tuple(folders), dtype=dtype)
-    for part in adapted.parts:
-        assert isinstance(part, Part)
-        for layer in part.layers:
-            for at, folder in enumerate(read.values()):
-                _fill(part.at(layer.path), at, folder)
+    dora = any(x.length_O is not None for f in read.values() for x in f.layers.values())
+    plans = _plans(model, read, dora)
+    with left_as_it_was(model):
+        adapted = adapt(model, plans, tuple(folders), dtype=dtype)
+        try:
+            for part in adapted.parts:
+                assert isinstance(part, Part)
+                for layer in part.layers:
+                    for at, folder in enumerate(read.values()):
+                        _fill(part.at(layer.path), at, folder)
+        except BaseException:
+            adapted.detach()
+            raise
     if saved is not None:
         saved.update({task: dict(folder.saved) for task, folder in read.items()})
     return adapted
@@ -391,10 +392,14 @@ def _fill(adapter: Adapter, at: int, folder: Folder) -> None:
     # Exactly 1 where the method has the folder's own scale.
     share = 1.0 if _kept(adapter, own) else own.scale / adapter.scale
     up_RO[: own.rank].copy_(wanted.double() * share)
-    if own.length_O is not None:
-        assert isinstance(adapter, DoRAAdapter)
+    if isinstance(adapter, DoRAAdapter):
         length_O = adapter.length_TO.data[at]
-        length_O.copy_(_fitting(folder, path, own.length_O, length_O.shape))
+        if own.length_O is None:  # LoRA beside DoRA: of the length that its change has
+            weight_OI = adapter.layer.weight_OI().double()
+            moved_OI = weight_OI + adapter.scale * product(adapter.layer, down, up_RO)
+            length_O.copy_(moved_OI.flatten(1).norm(dim=1))
+        else:
+            length_O.copy_(_fitting(folder, path, own.length_O, length_O.shape))
 
 
 def _kept(adapter: LoRAAdapter | DoRAAdapter, own: Factors) -> bool:
