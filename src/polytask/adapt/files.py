@@ -225,7 +225,10 @@ def _fill(
             if value is None or full not in tensors:
                 continue
             shape = (many, *value.shape[1:]) if name in stacked else tuple(value.shape)
-            value.data = _fitting(path, full, tensors[full], shape, value.dtype).to(value.device)
+            loaded = _fitting(path, full, tensors[full], shape, value.dtype)
+            # Copied: a file's tensors are not aligned in memory, and products of such round in
+            # another way than those of the model that was saved.
+            value.data = loaded.to(value.device, copy=True)
     parameters = dict(adapted.base.named_parameters())
     for name in trained:
         value = parameters[name]
