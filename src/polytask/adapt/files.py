@@ -177,21 +177,26 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return what a file says of its adapters, and its tensors.
-
-    Raises DataError where it is missing, damaged, or none that `save_adapted` wrote.
-    """
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return a safetensors file's metadata and tensors. Raises DataError where it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise DataError(f"{path} is missing.") from None
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged or no safetensors file: {error}.") from None
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a file says of its adapters, and its tensors.
+
+    Raises DataError where it is missing, damaged, or none that `save_adapted` wrote.
+    """
+    metadata, tensors = read_tensors(path)
     try:
         about = json.loads(metadata["polytask"])
         wanted = {"format", "tasks", "base", "trained", "dtype", "parts"}

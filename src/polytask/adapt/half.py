@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 
 from polytask.adapt.held import Held
 from polytask.adapt.layers import Found, find
-from polytask.adapt.where import block_of
+from polytask.adapt.where import block_of, glob
 from polytask.errors import UsageError
 
 ATTENTION = ("attn", "attention")
@@ -106,7 +105,7 @@ class HalfFineTuning:
         """Return the category of a layer of a block, "" for none."""
         if self.categories:
             for number, globs in enumerate(self.categories):
-                if any(fnmatchcase(path, g) or fnmatchcase(path, f"*.{g}") for g in globs):
+                if any(glob(path, name) for name in globs):
                     return str(number)
             return ""
         if one.kind in ("norm", "module", "attention"):

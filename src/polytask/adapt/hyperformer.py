@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from polytask.adapt.base import Adapter, Layer, Method, Rows, normal
-from polytask.adapt.place import channels_first
+from polytask.adapt.place import takes_channels_last
 from polytask.adapt.where import block_of
 from polytask.errors import UsageError
 
@@ -59,7 +59,7 @@ class HyperFormer(Method):
 
     def refuses(self, layer: Layer) -> str:
         """Return why a layer has no such adapter, "" where it has."""
-        return "its channels are not its last axis" if channels_first(layer) else ""
+        return takes_channels_last(layer)
 
     def common(self, layers: Sequence[Layer], tasks: int, generator: Generator) -> nn.Module:
         """Return the network that makes all adapters.

@@ -26,7 +26,7 @@ from polytask.adapt.base import Adapter, Method
 from polytask.adapt.bitfit import BitFit, BitFitAdapter
 from polytask.adapt.dora import DoRA, DoRAAdapter
 from polytask.adapt.engine import Adapted, At, Part, adapt, left_as_it_was
-from polytask.adapt.files import read_file
+from polytask.adapt.files import read_file, read_tensors
 from polytask.adapt.layers import find
 from polytask.adapt.lora import LoRA, LoRAAdapter
 from polytask.adapt.low_rank import product
@@ -248,16 +248,10 @@ def peft_of_file(path: str | Path) -> Stored:
 
 
 def _read(folder: Path) -> Folder:
-    from safetensors import SafetensorError, safe_open
-
     check_folder(folder)
     config, label = read_json(folder / CONFIG), str(folder)
     check_config(config, label, "loaded")
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{folder / WEIGHTS} is damaged: {error}.") from None
+    _, tensors = read_tensors(folder / WEIGHTS)
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise DataError(f"{label}: tensor {name!r} holds values that are NaN or infinite.")

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from polytask.adapt.base import Adapter, Layer, Method, Rows, normal
 from polytask.adapt.low_rank import check_rank
-from polytask.adapt.place import channels_first
+from polytask.adapt.place import takes_channels_last
 from polytask.errors import UsageError
 
 
@@ -68,7 +68,7 @@ class Polyhistor(Method):
 
     def refuses(self, layer: Layer) -> str:
         """Return why a layer has no such adapter, "" where it has."""
-        return "its channels are not its last axis" if channels_first(layer) else ""
+        return takes_channels_last(layer)
 
     def common(self, layers: Sequence[Layer], tasks: int, generator: Generator) -> nn.Module:
         """Return the tasks' matrices and, in Lite, the factors of the template kernels."""

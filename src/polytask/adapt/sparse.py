@@ -22,15 +22,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polytask.adapt.files import fingerprint
+from polytask.adapt.files import fingerprint, read_tensors
 from polytask.adapt.held import Held
+from polytask.adapt.where import glob
 from polytask.errors import DataError, UsageError
 from polytask.records import write_atomic
 
@@ -171,7 +171,7 @@ class SparseTuning:
         return SparseChange(at, by, whole, shapes, start.base, self)
 
     def _dense(self, name: str) -> bool:
-        return any(fnmatchcase(name, g) or fnmatchcase(name, f"*.{g}") for g in self.dense)
+        return any(glob(name, dense) for dense in self.dense)
 
 
 def compose(
@@ -234,19 +234,11 @@ def save_sparse(path: str | Path, change: SparseChange) -> None:
 
 def load_sparse(path: str | Path) -> SparseChange:
     """Return the change that `save_sparse` wrote. Raises DataError where the file holds none."""
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
+    metadata, tensors = read_tensors(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["polytask"])
         form, base, shapes, raw = (about[k] for k in ("format", "base", "shapes", "settings"))
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing.") from None
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged or no safetensors file: {error}.") from None
     except (KeyError, ValueError, TypeError):
         raise DataError(f"{path} holds no change that `save_sparse` wrote.") from None
     if form != FORMAT:

@@ -106,7 +106,7 @@ class Where:
         return chosen
 
     def _matches(self, path: str, one: Found, found: Mapping[str, Found]) -> bool:
-        if self.names and not any(_glob(path, name) for name in self.names):
+        if self.names and not any(glob(path, name) for name in self.names):
             return False
         if self.regex and not re.fullmatch(self.regex, path):
             return False
@@ -116,7 +116,7 @@ class Where:
             return False
         if self.blocks and not self._in_block(path, found):
             return False
-        return not any(_glob(path, name) for name in self.without)
+        return not any(glob(path, name) for name in self.without)
 
     def _in_block(self, path: str, found: Mapping[str, Found]) -> bool:
         outer = block_of(path)
@@ -142,7 +142,8 @@ class Where:
         )
 
 
-def _glob(path: str, name: str) -> bool:
+def glob(path: str, name: str) -> bool:
+    """Return whether a name is a glob of a whole path or of its last parts."""
     return fnmatchcase(path, name) or fnmatchcase(path, f"*.{name}")
 
 
