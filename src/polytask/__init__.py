@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import merge as merge
     from polytask import mix as mix
     from polytask import parsing as parsing
+    from polytask import peft_folders as peft_folders
     from polytask import recipes as recipes
     from polytask import records as records
     from polytask import relate as relate
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 
 _ROOMS = (
     "adapt", "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
-    "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
+    "peft_folders", "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 

@@ -657,6 +657,61 @@ METHODS: tuple[Method, ...] = (
         "Ostapenko et al., ICML 2024, arXiv:2405.11157",
     ),
     Method(
+        "scalearn", "adapt", "polytask.adapt.scalearn:ScaLearn",
+        "a trained share of what each source task's adapter changes; Uniform and ++ as settings",
+        "Frohmann et al., Findings of ACL 2024, arXiv:2310.01217",
+    ),
+    Method(
+        "adapter-fusion", "adapt", "polytask.adapt.fusion:AdapterFusion",
+        "attention over what source tasks' adapters change, token by token",
+        "Pfeiffer et al., EACL 2021, arXiv:2005.00247",
+    ),
+    Method(
+        "alter", "adapt", "polytask.adapt.alter:ALTER",
+        "every task mixes the adapters of all tasks, trained before, by a gate of its own",
+        "Xie et al. 2023, arXiv:2309.11042",
+    ),
+    Method(
+        "hyperformer", "adapt", "polytask.adapt.hyperformer:HyperFormer",
+        "one network makes every task's and layer's adapter from embeddings; ++ with plus=true",
+        "Karimi Mahabadi et al., ACL 2021, arXiv:2106.04489",
+    ),
+    Method(
+        "polyhistor", "adapt", "polytask.adapt.polyhistor:Polyhistor",
+        "adapters from small factors around a matrix of the task; Lite with lite=true",
+        "Liu et al., NeurIPS 2022, arXiv:2210.03265",
+    ),
+    Method(
+        "mpt", "adapt", "polytask.adapt.mpt:MPT",
+        "a prompt shared by all tasks, times a matrix of rank one for each",
+        "Wang et al., ICLR 2023, arXiv:2303.02861",
+    ),
+    Method(
+        "spt", "adapt", "polytask.adapt.spt:SPT",
+        "prompts retrieved from a memory bank by a task's discrete prompt",
+        "Bari et al. 2022, arXiv:2212.10929",
+    ),
+    Method(
+        "incremental-rank", "adapt", "polytask.adapt.incremental:IncrementalRank",
+        "a new task adds a factor of rank one and rescales the frozen ones before it",
+        "Hyder et al., ECCV 2022, arXiv:2207.09074",
+    ),
+    Method(
+        "sparse-tuning", "adapt", "polytask.adapt.sparse:SparseTuning",
+        "trains the base's few numbers that move farthest; changes of tasks add up",
+        "Ansell et al., ACL 2022, arXiv:2110.07560",
+    ),
+    Method(
+        "half-fine-tuning", "adapt", "polytask.adapt.half:HalfFineTuning",
+        "each stage trains a random half of the base's layers",
+        "Hui et al. 2024, arXiv:2404.18466",
+    ),
+    Method(
+        "subtuning", "adapt", "polytask.adapt.subtuning:SubTuning",
+        "a greedy choice of the blocks to tune; tasks share the rest in inference",
+        "Kaplun et al. 2023, arXiv:2302.06354",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

@@ -31,6 +31,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from polytask.adapt.base import Adapter, Layer, Method, Rows, normal, uniform
+from polytask.adapt.place import takes_channels_last
 from polytask.errors import UsageError
 
 Form = Literal["relu", "gelu", "silu", "tanh", "identity"]
@@ -84,9 +85,7 @@ class Bottleneck(Method):
 
     def refuses(self, layer: Layer) -> str:
         """Return why a layer has no such adapter, "" where it has."""
-        from polytask.adapt.place import channels_first
-
-        return "its channels are not its last axis" if channels_first(layer) else ""
+        return takes_channels_last(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

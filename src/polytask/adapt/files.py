@@ -88,7 +88,7 @@ def load_adapted(
     methods need; UsageError where something given does not fit.
     """
     path = Path(path)
-    about, tensors = _read(path)
+    about, tensors = read_file(path)
     trained = about["trained"]
     own = fingerprint(model, trained)
     if own != about["base"]:
@@ -177,17 +177,26 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return a safetensors file's metadata and tensors. Raises DataError where it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise DataError(f"{path} is missing.") from None
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged or no safetensors file: {error}.") from None
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what a file says of its adapters, and its tensors.
+
+    Raises DataError where it is missing, damaged, or none that `save_adapted` wrote.
+    """
+    metadata, tensors = read_tensors(path)
     try:
         about = json.loads(metadata["polytask"])
         wanted = {"format", "tasks", "base", "trained", "dtype", "parts"}
@@ -221,7 +230,10 @@ def _fill(
             if value is None or full not in tensors:
                 continue
             shape = (many, *value.shape[1:]) if name in stacked else tuple(value.shape)
-            value.data = _fitting(path, full, tensors[full], shape, value.dtype).to(value.device)
+            loaded = _fitting(path, full, tensors[full], shape, value.dtype)
+            # Copied: a file's tensors are not aligned in memory, and products of such round in
+            # another way than those of the model that was saved.
+            value.data = loaded.to(value.device, copy=True)
     parameters = dict(adapted.base.named_parameters())
     for name in trained:
         value = parameters[name]

@@ -157,6 +157,12 @@ class Place:
         return changed.reshape(y.movedim(axis, 0).shape).movedim(0, axis)
 
 
+def takes_channels_last(layer: Layer) -> str:
+    """Return why a method of channels that are the last axis refuses a layer, "" where it does
+    not."""
+    return "its channels are not its last axis" if channels_first(layer) else ""
+
+
 def channels_first(layer: Layer) -> bool:
     """Return whether a layer's channels are axis 1."""
     return layer.kind == "conv" or isinstance(layer.module, CHANNELS_FIRST)

@@ -106,7 +106,7 @@ class Where:
         return chosen
 
     def _matches(self, path: str, one: Found, found: Mapping[str, Found]) -> bool:
-        if self.names and not any(_glob(path, name) for name in self.names):
+        if self.names and not any(glob(path, name) for name in self.names):
             return False
         if self.regex and not re.fullmatch(self.regex, path):
             return False
@@ -116,14 +116,14 @@ class Where:
             return False
         if self.blocks and not self._in_block(path, found):
             return False
-        return not any(_glob(path, name) for name in self.without)
+        return not any(glob(path, name) for name in self.without)
 
     def _in_block(self, path: str, found: Mapping[str, Found]) -> bool:
-        outer = _block(path)
+        outer = block_of(path)
         if outer is None:
             return False
         prefix, at = outer
-        many = 1 + max(b[1] for p in found if (b := _block(p)) is not None and b[0] == prefix)
+        many = 1 + max(b[1] for p in found if (b := block_of(p)) is not None and b[0] == prefix)
         return any(at == (block if block >= 0 else many + block) for block in self.blocks)
 
     def _nothing(self, found: Mapping[str, Found]) -> UsageError:
@@ -142,11 +142,12 @@ class Where:
         )
 
 
-def _glob(path: str, name: str) -> bool:
+def glob(path: str, name: str) -> bool:
+    """Return whether a name is a glob of a whole path or of its last parts."""
     return fnmatchcase(path, name) or fnmatchcase(path, f"*.{name}")
 
 
-def _block(path: str) -> tuple[str, int] | None:
+def block_of(path: str) -> tuple[str, int] | None:
     """Return the list and the position of the outermost numbered part of a name."""
     parts = path.split(".")
     for i, part in enumerate(parts):
