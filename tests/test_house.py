@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "polytask"
 
 FLOOR = {
-    "errors": 0, "catalog": 0, "lock": 0, "parsing": 0, "records": 0,
+    "errors": 0, "catalog": 0, "lock": 0, "parsing": 0, "peft_folders": 0, "records": 0,
     "tasks": 1,
     # suites name their tasks, so they stand above them
     "suites": 2, "share": 2, "balance": 2, "mix": 2,
@@ -37,9 +37,10 @@ FLOOR = {
 }  # fmt: skip
 
 INSIDE = {
-    # five files of one ground floor, not five rooms
+    # six files of one ground floor, not six rooms
     ("catalog", "errors"), ("lock", "errors"), ("parsing", "errors"), ("parsing", "catalog"),
-    ("records", "errors"), ("records", "catalog"),
+    ("peft_folders", "errors"), ("peft_folders", "records"), ("records", "errors"),
+    ("records", "catalog"),
 }  # fmt: skip
 
 EXTRAS = ("pyarrow", "PIL", "selenium", "seqeval", "pandas", "lightning", "transformers")

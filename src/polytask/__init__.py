@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type checkers read
     from types import ModuleType
 
+    from polytask import adapt as adapt
     from polytask import balance as balance
     from polytask import catalog as catalog
     from polytask import errors as errors
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import merge as merge
     from polytask import mix as mix
     from polytask import parsing as parsing
+    from polytask import peft_folders as peft_folders
     from polytask import recipes as recipes
     from polytask import records as records
     from polytask import relate as relate
@@ -34,8 +36,8 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
-    "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
+    "adapt", "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
+    "peft_folders", "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 

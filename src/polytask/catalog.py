@@ -552,6 +552,166 @@ METHODS: tuple[Method, ...] = (
         "Panigrahi et al., ICML 2023, arXiv:2302.06600",
     ),
     Method(
+        "lora", "adapt", "polytask.adapt.lora:LoRA",
+        "a product of two thin matrices added to a layer's weight; rsLoRA with stabilised=true",
+        "Hu et al., ICLR 2022, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732",
+    ),
+    Method(
+        "dora", "adapt", "polytask.adapt.dora:DoRA",
+        "LoRA on the direction of every row of a weight, its length trained apart",
+        "Liu et al., ICML 2024, arXiv:2402.09353",
+    ),
+    Method(
+        "bottleneck", "adapt", "polytask.adapt.bottleneck:Bottleneck",
+        "a narrow network after a layer or beside it, added, scaled or gated",
+        "Houlsby et al., ICML 2019, arXiv:1902.00751; He et al., ICLR 2022, arXiv:2110.04366",
+    ),
+    Method(
+        "mam", "adapt", "polytask.adapt.mam:MAM",
+        "a short prefix in attention and a scaled parallel bottleneck around feed-forward blocks",
+        "He et al., ICLR 2022, arXiv:2110.04366",
+    ),
+    Method(
+        "ssf", "adapt", "polytask.adapt.ssf:SSF",
+        "a scale and a shift of every channel of a layer's output; folds into the weights",
+        "Lian et al., NeurIPS 2022, arXiv:2210.08823",
+    ),
+    Method(
+        "bitfit", "adapt", "polytask.adapt.bitfit:BitFit",
+        "biases alone; folds into them",
+        "Ben Zaken, Ravfogel & Goldberg, ACL 2022, arXiv:2106.10199",
+    ),
+    Method(
+        "prompt-tuning", "adapt", "polytask.adapt.prompt:PromptTuning",
+        "trained embeddings before those of the input",
+        "Lester, Al-Rfou & Constant, EMNLP 2021, arXiv:2104.08691",
+    ),
+    Method(
+        "prefix-tuning", "adapt", "polytask.adapt.prefix:PrefixTuning",
+        "trained keys and values before those of the input, in every attention",
+        "Li & Liang, ACL 2021, arXiv:2101.00190",
+    ),
+    Method(
+        "mtl-lora", "adapt", "polytask.adapt.mtl_lora:MTLLoRA",
+        "one A, a small matrix of each task, several B that each task mixes its way",
+        "Yang et al., AAAI 2025, arXiv:2410.09437",
+    ),
+    Method(
+        "mtlora", "adapt", "polytask.adapt.mtlora:mtlora_at",
+        "low-rank changes of all tasks everywhere, and of each task where tasks part",
+        "Agiza, Neseem & Reda, CVPR 2024, arXiv:2403.20320",
+    ),
+    Method(
+        "global-task", "adapt", "polytask.adapt.global_task:GlobalTask",
+        "one LoRA of all tasks and one of each, added",
+        "Agiza, Neseem & Reda, CVPR 2024, arXiv:2403.20320",
+    ),
+    Method(
+        "shared-factor", "adapt", "polytask.adapt.shared_factor:SharedFactor",
+        "LoRA whose A, or B, is one for all tasks",
+        "Zhu et al., ICML 2024, arXiv:2402.16842; Guo et al., ICLR 2025, arXiv:2410.01463",
+    ),
+    Method(
+        "polytropon", "adapt", "polytask.adapt.polytropon:Polytropon",
+        "a few LoRA are skills, every task takes its own shares of them",
+        "Ponti et al., EACL 2023, arXiv:2202.13914",
+    ),
+    Method(
+        "mhr", "adapt", "polytask.adapt.mhr:MHR",
+        "Polytropon with shares of every part of a skill; MHR-z and MHR-mu for a new task",
+        "Caccia et al., NeurIPS 2023, arXiv:2211.03831",
+    ),
+    Method(
+        "tensorpoly", "adapt", "polytask.adapt.tensorpoly:TensorPoly",
+        "skills that are Kronecker products of short vectors; form II with mixes=leaves",
+        "Su et al. 2024, arXiv:2405.16671",
+    ),
+    Method(
+        "smora", "adapt", "polytask.adapt.smora:SMoRA",
+        "one LoRA whose ranks are experts, the best few for every token",
+        "Zhao et al. 2025, arXiv:2501.15103",
+    ),
+    Method(
+        "loramoe", "adapt", "polytask.adapt.loramoe:LoRAMoE",
+        "a softmax over LoRA for every token, halves of them kept for types of samples",
+        "Dou et al., ACL 2024, arXiv:2312.09979",
+    ),
+    Method(
+        "mosld", "adapt", "polytask.adapt.mosld:MoSLD",
+        "experts with one A together and B of their own, the best few for every token",
+        "Zhao et al., COLING 2025, arXiv:2412.08946",
+    ),
+    Method(
+        "mor1e", "adapt", "polytask.adapt.mor1e:MoR1E",
+        "experts of rank 1, weighed by a router and by what an instance resembles",
+        "Liu et al. 2024, arXiv:2404.08985",
+    ),
+    Method(
+        "arrow", "adapt", "polytask.adapt.arrow:Arrow",
+        "a library of trained LoRA, chosen for every token by the directions they act along",
+        "Ostapenko et al., ICML 2024, arXiv:2405.11157",
+    ),
+    Method(
+        "mbc", "adapt", "polytask.adapt.mbc:clusters_of",
+        "LoRA with like weights put together, one for each cluster",
+        "Ostapenko et al., ICML 2024, arXiv:2405.11157",
+    ),
+    Method(
+        "scalearn", "adapt", "polytask.adapt.scalearn:ScaLearn",
+        "a trained share of what each source task's adapter changes; Uniform and ++ as settings",
+        "Frohmann et al., Findings of ACL 2024, arXiv:2310.01217",
+    ),
+    Method(
+        "adapter-fusion", "adapt", "polytask.adapt.fusion:AdapterFusion",
+        "attention over what source tasks' adapters change, token by token",
+        "Pfeiffer et al., EACL 2021, arXiv:2005.00247",
+    ),
+    Method(
+        "alter", "adapt", "polytask.adapt.alter:ALTER",
+        "every task mixes the adapters of all tasks, trained before, by a gate of its own",
+        "Xie et al. 2023, arXiv:2309.11042",
+    ),
+    Method(
+        "hyperformer", "adapt", "polytask.adapt.hyperformer:HyperFormer",
+        "one network makes every task's and layer's adapter from embeddings; ++ with plus=true",
+        "Karimi Mahabadi et al., ACL 2021, arXiv:2106.04489",
+    ),
+    Method(
+        "polyhistor", "adapt", "polytask.adapt.polyhistor:Polyhistor",
+        "adapters from small factors around a matrix of the task; Lite with lite=true",
+        "Liu et al., NeurIPS 2022, arXiv:2210.03265",
+    ),
+    Method(
+        "mpt", "adapt", "polytask.adapt.mpt:MPT",
+        "a prompt shared by all tasks, times a matrix of rank one for each",
+        "Wang et al., ICLR 2023, arXiv:2303.02861",
+    ),
+    Method(
+        "spt", "adapt", "polytask.adapt.spt:SPT",
+        "prompts retrieved from a memory bank by a task's discrete prompt",
+        "Bari et al. 2022, arXiv:2212.10929",
+    ),
+    Method(
+        "incremental-rank", "adapt", "polytask.adapt.incremental:IncrementalRank",
+        "a new task adds a factor of rank one and rescales the frozen ones before it",
+        "Hyder et al., ECCV 2022, arXiv:2207.09074",
+    ),
+    Method(
+        "sparse-tuning", "adapt", "polytask.adapt.sparse:SparseTuning",
+        "trains the base's few numbers that move farthest; changes of tasks add up",
+        "Ansell et al., ACL 2022, arXiv:2110.07560",
+    ),
+    Method(
+        "half-fine-tuning", "adapt", "polytask.adapt.half:HalfFineTuning",
+        "each stage trains a random half of the base's layers",
+        "Hui et al. 2024, arXiv:2404.18466",
+    ),
+    Method(
+        "subtuning", "adapt", "polytask.adapt.subtuning:SubTuning",
+        "a greedy choice of the blocks to tune; tasks share the rest in inference",
+        "Kaplun et al. 2023, arXiv:2302.06354",
+    ),
+    Method(
         "tag", "relate", "polytask.relate.tag:TAG",
         "watches training: how far a step on one task lowers each other task's loss",
         "Fifty et al., NeurIPS 2021, arXiv:2109.04617",

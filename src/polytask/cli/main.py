@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from polytask import __version__, catalog, parsing
+from polytask.cli.adapters import adapters
 from polytask.cli.auto import auto
 from polytask.cli.merge import merge
 from polytask.cli.options import (
@@ -298,6 +299,7 @@ def fit(
 commands.add_command(auto)
 commands.add_command(relate)
 commands.add_command(merge)
+commands.add_command(adapters)
 
 
 @commands.command(

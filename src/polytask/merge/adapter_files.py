@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polytask.errors import DataError, RunError, UsageError
+from polytask.errors import DataError, UsageError
 from polytask.merge.adapters import AdapterMerge
 from polytask.merge.checksums import check_sums
 from polytask.merge.companions import RECIPE
@@ -24,9 +22,8 @@ from polytask.merge.output import check_free
 from polytask.merge.peft_adapters import Adapter, merge_adapters, read_adapter, write_adapter
 from polytask.merge.progress import Progress, Silent
 from polytask.merge.window import window
-from polytask.records import read_json, write_atomic, write_json
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from polytask.peft_folders import CONFIG, WEIGHTS, check_folder, write_folder
+from polytask.records import read_json
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -65,12 +62,7 @@ def load_adapter(folder: Path, base: Mapping[str, Tensor] | None = None) -> Adap
 
 
 def _weights(folder: Path) -> FileModel:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UsageError(
-                f"{folder} has no {name}; give the folder that PEFT's save_pretrained wrote, with "
-                "safetensors."
-            )
+    check_folder(folder)
     return FileModel(str(folder), folder, {folder / WEIGHTS: read_header(folder / WEIGHTS)[0]})
 
 
@@ -152,17 +144,7 @@ class AdapterJob:
         import safetensors.torch  # not every merge needs it
 
         content = safetensors.torch.save(dict(values), metadata={"format": "pt"})
-        part = out.with_name(f".{out.name}.part-{secrets.token_hex(8)}")
-        try:
-            write_atomic(part / WEIGHTS, content)
-            write_json(part / CONFIG, config)
-            if self.recipe:
-                write_atomic(part / RECIPE, self.recipe.encode())
-            part.rename(out)
-        except OSError as error:
-            raise RunError(f"Cannot write {out}: {error.strerror or error}.") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)  # what Ctrl-C or a full disk left; else gone
+        write_folder(out, config, content, {RECIPE: self.recipe.encode()} if self.recipe else None)
 
 
 def merge_adapter_folders(

@@ -7,7 +7,6 @@ Shapes: O, I = outputs and inputs of a layer, R = rank.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +18,12 @@ from polytask.errors import DataError, UsageError
 from polytask.merge.adapters import AdapterMerge, Change, as_dora, dora, lora
 from polytask.merge.progress import Progress, Silent
 from polytask.merge.rounding import rounded
-
-PREFIX = "base_model.model."
+from polytask.peft_folders import PREFIX, alpha_of, check_config, plain_name, split
 
 Tensors = Mapping[str, Tensor]
 
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that move a part of the base into the adapter: it means nothing without it."""
-
-NOT_READ = (
-    "layer_replication", "alora_invocation_tokens", "use_qalora", "arrow_config", "use_bdlora",
-    "megatron_config", "target_parameters", "trainable_token_indices",
-)  # fmt: skip
+PARTS = ("A", "B", "bias", "magnitude_vector")
+"""What a layer of an adapter that can be merged may have."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +47,21 @@ def read_adapter(
     config: of `adapter_config.json`. tensors: of `adapter_model.safetensors`. base: the base
     model's tensors by name, which DoRA needs. label: names the adapter in errors.
     """
-    _check(config, label)
-    found: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        layer, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
-        if not layer:
-            whole[name] = tensor
-            continue
-        part = part.removesuffix(".weight").replace("B.bias", "bias")
-        if part not in ("A", "B", "bias", "magnitude_vector"):
-            raise DataError(
-                f"{label}: tensor {name!r} is no factor of a linear or convolution layer; other "
-                "adapters cannot be merged here. Merge each into its base first."
-            )
-        found.setdefault(layer, {})[part] = tensor
+    check_config(config, label, "merged")
+    if config.get("fan_in_fan_out"):
+        raise UsageError(
+            f"{label} has fan_in_fan_out: its layers store W transposed, and norms would be taken "
+            "of the wrong side. Merge each adapter into its base first."
+        )
+    layers, others = split(
+        tensors, label, PARTS,
+        "is no factor of a linear or convolution layer; other adapters cannot be merged here. "
+        "Merge each into its base first.",
+    )  # fmt: skip
+    whole = {name: tensors[name] for name in others}
     changes, spatial = {}, {}
-    for layer, parts in found.items():
-        if not {"A", "B"} <= parts.keys():
-            raise DataError(f"{label}: layer {layer!r} has only one of lora_A and lora_B.")
+    for layer, names in layers.items():
+        parts = {part: tensors[name] for part, name in names.items()}
         changes[layer] = _change(config, layer, parts, base, label)
         spatial[layer] = tuple(parts["A"].shape[1:]) if parts["A"].dim() > 2 else ()
     return Adapter(config, changes, whole, spatial)
@@ -153,28 +142,6 @@ def write_adapter(
     return config, tensors
 
 
-def _check(config: Mapping[str, Any], label: str) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UsageError(
-            f"{label} is of peft_type {kind!r}; adapters of type 'LORA' can be merged."
-        )
-    for key in NOT_READ:
-        if config.get(key):
-            raise UsageError(f"{label} uses {key!r}, which cannot be merged here.")
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.startswith(CHANGES_BASE):
-        raise UsageError(
-            f"{label} began with init_lora_weights={start!r}, which changes the base as well. Save "
-            "it converted to plain LoRA first."
-        )
-    if config.get("fan_in_fan_out"):
-        raise UsageError(
-            f"{label} has fan_in_fan_out: its layers store W transposed, and norms would be taken "
-            "of the wrong side. Merge each adapter into its base first."
-        )
-
-
 def _joined(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the first configuration, with what any of them trains as a whole."""
     saved = sorted({name for config in configs for name in config.get("modules_to_save") or ()})
@@ -191,21 +158,14 @@ def _change(
     label: str,
 ) -> Change:
     down, up = parts["A"].flatten(1), parts["B"].flatten(1)
-    alpha = _of_pattern(config.get("alpha_pattern") or {}, layer, config.get("lora_alpha", 8))
-    change = lora(down, up, float(alpha), bool(config.get("use_rslora")), parts.get("bias"))
+    change = lora(
+        down, up, alpha_of(config, layer), bool(config.get("use_rslora")), parts.get("bias")
+    )
     if "magnitude_vector" not in parts:
         if config.get("use_dora"):
             raise DataError(f"{label}: layer {layer!r} has no lora_magnitude_vector.")
         return change
     return dora(change, parts["magnitude_vector"], _base_of(layer, base, change))
-
-
-def _of_pattern(pattern: Mapping[str, Any], layer: str, otherwise: Any) -> Any:
-    """Return the value of the first key that matches the layer's name or the end of it."""
-    for key, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({key})", layer):
-            return value
-    return otherwise
 
 
 def _base_of(layer: str, base: Tensors | None, change: Change) -> Tensor:
@@ -229,7 +189,7 @@ def _whole(
     name: str, tensors: Sequence[Tensor | None], weights: Sequence[float], base: Tensors | None
 ) -> Tensor:
     """Return a tensor that adapters trained as a whole, merged."""
-    plain = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+    plain = plain_name(name)
     start = None if base is None else base.get(plain)
     if start is None:
         if any(tensor is None for tensor in tensors) or abs(sum(weights) - 1) > 1e-12:

@@ -7,6 +7,7 @@ Each returns nothing where the contract holds, and raises AssertionError with th
 it does not.
 """
 
+from polytask.testing.adapters import check_adapter
 from polytask.testing.balances import check_balance, check_wrapper
 from polytask.testing.kinds import check_kind
 from polytask.testing.merges import check_merge
@@ -14,6 +15,7 @@ from polytask.testing.mixes import check_mix
 from polytask.testing.relations import check_grouping, check_watch
 
 __all__ = [
+    "check_adapter",
     "check_balance",
     "check_grouping",
     "check_kind",
