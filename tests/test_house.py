@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "polytask"
 
 FLOOR = {
-    "errors": 0, "catalog": 0, "lock": 0, "parsing": 0, "peft_folders": 0, "records": 0,
+    "errors": 0, "catalog": 0, "lazily": 0, "lock": 0, "parsing": 0, "peft_folders": 0, "records": 0,
     "tasks": 1,
     # suites name their tasks, so they stand above them
     "suites": 2, "share": 2, "balance": 2, "mix": 2,

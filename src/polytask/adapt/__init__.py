@@ -9,8 +9,9 @@
 Everything is imported when it is first used (PEP 562).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polytask.lazily import importer
 
 if TYPE_CHECKING:
     from polytask.adapt.alter import ALTER
@@ -147,12 +148,7 @@ _WHERE = {
     "Where": "where",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is called `name` when it is first used."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'polytask.adapt' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"polytask.adapt.{_WHERE[name]}"), name)
+__getattr__ = importer(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

@@ -1,18 +1,18 @@
 """Sharing: which parameters the tasks share. Inputs -> one output per asked task.
 
 An architecture is imported when it is first used (PEP 562).
+
+Everything is imported when it is first used (PEP 562).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace
-from polytask.share.hard import HardSharing
-from polytask.share.loads import Loads
+from polytask.lazily import importer
 
 if TYPE_CHECKING:
     from polytask.share.aitm import AITM
     from polytask.share.apem import APEM
+    from polytask.share.base import Features, Gate, Inputs, SharedModel, Trace
     from polytask.share.cgc import CGC
     from polytask.share.cross_stitch import CrossStitch
     from polytask.share.dselect_k import DSelectK
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from polytask.share.dtrn import DTRN
     from polytask.share.esmm import ESMM
     from polytask.share.experts import Experts, Gates
+    from polytask.share.hard import HardSharing
     from polytask.share.home import HoME
     from polytask.share.learning_to_branch import Branched, LearningToBranch
+    from polytask.share.loads import Loads
     from polytask.share.m3vit import M3ViT
     from polytask.share.medusa import Medusa
     from polytask.share.mmoe import MMoE
@@ -41,44 +43,46 @@ if TYPE_CHECKING:
 _WHERE = {
     "AITM": "aitm",
     "APEM": "apem",
+    "Features": "base",
+    "Gate": "base",
+    "Inputs": "base",
+    "SharedModel": "base",
+    "Trace": "base",
     "CGC": "cgc",
-    "Branched": "learning_to_branch",
     "CrossStitch": "cross_stitch",
-    "DSMTL": "dsmtl",
     "DSelectK": "dselect_k",
+    "DSMTL": "dsmtl",
     "DTRN": "dtrn",
     "ESMM": "esmm",
-    "ExpertUse": "use",
     "Experts": "experts",
-    "GateUse": "use",
     "Gates": "experts",
+    "HardSharing": "hard",
     "HoME": "home",
+    "Branched": "learning_to_branch",
     "LearningToBranch": "learning_to_branch",
-    "MMoE": "mmoe",
-    "MultiModN": "multimodn",
+    "Loads": "loads",
     "M3ViT": "m3vit",
     "Medusa": "medusa",
+    "MMoE": "mmoe",
     "MMoEEx": "mmoeex",
     "MTAN": "mtan",
+    "MultiModN": "multimodn",
     "PLE": "ple",
-    "STEM": "stem",
     "SkillNet": "skillnet",
     "Sluice": "sluice",
     "SparseMoE": "sparse_moe",
-    "TaskGating": "task_gating",
+    "STEM": "stem",
     "TaskExpert": "task_expert",
+    "TaskGating": "task_gating",
     "Trunk": "trunk",
     "TrunkModel": "trunk",
+    "ExpertUse": "use",
+    "GateUse": "use",
     "UseMeter": "use",
     "expert_use": "use",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import the architecture called `name` when it is first used."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'polytask.share' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"polytask.share.{_WHERE[name]}"), name)
+__getattr__ = importer(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:
