@@ -14,6 +14,12 @@ from polytask.errors import UsageError
 
 Justify = Literal["left", "right"]
 
+same_base_option = click.option(
+    "--same-base",
+    is_flag=True,
+    help="Your word that its base is the library's, where the files do not show it.",
+)
+
 
 @click.group(
     short_help="A library of adapters of one base: add, list, compose, cluster, route.",
@@ -54,11 +60,7 @@ class _Chosen:
 )
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.option("--name", default="", help="Of the adapter. Default: the folder's, or the tasks'.")
-@click.option(
-    "--same-base",
-    is_flag=True,
-    help="Your word that its base is the library's, where the files do not show it.",
-)
+@same_base_option
 @json_option
 @click.pass_obj
 def add(chosen: _Chosen, source: Path, name: str, same_base: bool, as_json: bool) -> None:
@@ -230,11 +232,7 @@ def cluster(chosen: _Chosen, clusters: int, out: Path | None, seed: int, as_json
     "--temperature", type=float, default=1.0, show_default=True, help="Of the softmax over scores."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder, for their sum, exact.")
-@click.option(
-    "--same-base",
-    is_flag=True,
-    help="Your word that its base is the library's, where the files do not show it.",
-)
+@same_base_option
 @json_option
 @click.pass_obj
 def route(
@@ -249,8 +247,9 @@ def route(
 ) -> None:
     """Rank the library's adapters for a new task, of which SOURCE is a LoRA trained a little.
 
-    The score is the mean |cosine| over layers of the inputs that both change most (Arrow's
-    prototypes); weights are a softmax over the best. With --out their weighted sum is written.
+    The score is the mean over layers of |cosine| between the inputs that the two lengthen most
+    (Arrow's prototypes); weights are a softmax over the best. With --out their weighted sum is
+    written.
     """
     from polytask.cli.merge import Shown
     from polytask.recipes.adapter_library import Library
