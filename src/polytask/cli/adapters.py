@@ -47,7 +47,7 @@ def adapters(ctx: click.Context, library: Path, as_json: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-    library: Path
+    folder: Path
     as_json: bool
 
 
@@ -71,13 +71,13 @@ def add(chosen: _Chosen, source: Path, name: str, same_base: bool, as_json: bool
     """
     from polytask.recipes.adapter_library import Library
 
-    added = Library(chosen.library).add(source, name, same_base)
+    added = Library(chosen.folder).add(source, name, same_base)
     if as_json or chosen.as_json:
         print_json([dataclasses.asdict(entry) for entry in added])
         return
     names = ", ".join(entry.name for entry in added)
     heads = ", ".join(entry.name for entry in added if entry.head)
-    click.echo(f"Added {names} to {chosen.library}.")
+    click.echo(f"Added {names} to {chosen.folder}.")
     if heads:
         click.echo(f"Heads of {heads} stay in {source}: a library holds adapters alone.", err=True)
 
@@ -89,7 +89,7 @@ def list_(chosen: _Chosen, as_json: bool) -> None:
     """List the adapters of the library."""
     from polytask.recipes.adapter_library import Library
 
-    shelf = Library(chosen.library)
+    shelf = Library(chosen.folder)
     base, entries = shelf.base(), shelf.entries()
     if as_json or chosen.as_json:
         print_json(
@@ -146,7 +146,7 @@ def compose(
 
     weights = _weights(parts)
     with Shown("compose") as shown:
-        done = Library(chosen.library).compose(weights, out, rank, shown)
+        done = Library(chosen.folder).compose(weights, out, rank, shown)
     if as_json or chosen.as_json:
         layers = {name: dataclasses.asdict(layer) for name, layer in done.layers.items()}
         print_json({"out": str(out), "weights": weights, "layers": layers})
@@ -186,7 +186,7 @@ def cluster(chosen: _Chosen, clusters: int, out: Path | None, seed: int, as_json
     from polytask.recipes.adapter_likeness import cluster_library
 
     with Shown("cluster") as shown:
-        groups = cluster_library(Library(chosen.library), clusters, out, seed, shown)
+        groups = cluster_library(Library(chosen.folder), clusters, out, seed, shown)
     if as_json or chosen.as_json:
         print_json(
             {
@@ -255,7 +255,7 @@ def route(
     from polytask.recipes.adapter_library import Library
     from polytask.recipes.adapter_likeness import route as routed_by
 
-    library = Library(chosen.library)
+    library = Library(chosen.folder)
     with Shown("route") as shown:
         routed = routed_by(library, source, task, top, temperature, same_base, out, shown)
     if as_json or chosen.as_json:
