@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,22 @@ def write_folder(
     content: of the safetensors file. others: of more files, by name. Raises RunError where it
     cannot be written, or something is there.
     """
-    part = out.with_name(f".{out.name}.part-{secrets.token_hex(8)}")
-    try:
+    with whole_folder(out) as part:
         write_atomic(part / WEIGHTS, content)
         write_json(part / CONFIG, config)
         for name, text in (others or {}).items():
             write_atomic(part / name, text)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder to be made and filled; at the end it becomes `out`, or nothing stays of it.
+
+    Raises RunError where it cannot be written, or something is at `out`.
+    """
+    part = out.with_name(f".{out.name}.part-{secrets.token_hex(8)}")
+    try:
+        yield part
         part.rename(out)
     except OSError as error:
         raise RunError(f"Cannot write {out}: {error.strerror or error}.") from error

@@ -1,4 +1,4 @@
-"""`polytask adapters`: a library of adapters of one base, added, listed, composed exactly."""
+"""`polytask adapters`: a library of adapters of one base, composed exactly, clustered, routed."""
 
 import json
 from pathlib import Path
@@ -129,6 +129,86 @@ def test_a_dora_folder_is_not_taken(tmp_path):
     save_peft(tmp_path / "a", trained(("x",), method=DoRA(2)), "x")
     with pytest.raises(UsageError, match="or is a DoRA adapter; what such an"):
         Library(tmp_path / "lib").add(tmp_path / "a")
+
+
+def test_a_base_that_nothing_is_known_of_is_vouched_for_too(polytask: Call, shelf: Path):
+    save_peft(shelf / "silent", trained(("x",)), "x")
+    assert on(polytask, "lib", "add", "silent").code == 0
+    assert "say so: --same-base" in on(polytask, "lib", "add", "silent", "--name", "y").line
+    assert on(polytask, "lib", "add", "silent", "--name", "y", "--same-base").code == 0
+    said = on(polytask, "lib", "list", "--json")
+    assert [e["vouched"] for e in json.loads(said.out)["adapters"]] == [False, True]
+
+
+@pytest.fixture
+def grouped(polytask: Call, tmp_path: Path) -> Path:
+    """A library of two centres, "a" and "b", and a new adapter beside it, made of b's."""
+    many = adapt(base(), LoRA(2, 3.0), ("a0", "a1", "b0", "b1"))
+    new = adapt(base(), LoRA(2, 3.0), ("new",))
+    generator = torch.Generator().manual_seed(5)
+    for value, other in zip(many.parts.parameters(), new.parts.parameters(), strict=True):
+        centres = torch.randn(2, *value.shape[1:], generator=generator)
+        noise = 0.05 * torch.randn(5, *value.shape[1:], generator=generator)
+        value.data.copy_(centres.repeat_interleave(2, 0) + noise[:4])
+        other.data.copy_(centres[1:] + noise[4:])
+    save_adapted(tmp_path / "many", many)
+    save_adapted(tmp_path / "new", new)
+    assert on(polytask, "lib", "add", "many").code == 0
+    return tmp_path
+
+
+def test_clusters_are_printed_and_merged(polytask: Call, grouped: Path):
+    said = on(polytask, "lib", "cluster", "--clusters", 2)
+    assert (said.code, said.err) == (0, "")
+    title, *rows = [line.split() for line in said.out.splitlines()]
+    assert title == ["cluster", "adapters", "within", "next", "to", "it"]
+    assert [row[:3] for row in rows] == [["cluster-0", "a0,", "a1"], ["cluster-1", "b0,", "b1"]]
+    said = on(polytask, "lib", "cluster", "--clusters", 2, "--out", "fewer", "--json")
+    told = json.loads(said.out)
+    assert told["out"] == "fewer"
+    assert [c["members"] for c in told["clusters"]] == [["a0", "a1"], ["b0", "b1"]]
+    assert [c["next"] for c in told["clusters"]] == ["cluster-1", "cluster-0"]
+    assert [f"{c['within']:.3f}" for c in told["clusters"]] == [row[3] for row in rows]
+    assert [f"{c['beside']:.3f}" for c in told["clusters"]] == [row[5] for row in rows]
+    merged = load_peft(base(), {"it": grouped / "fewer" / "cluster-1"}).change("it")
+    apart = load_peft(base(), {n: grouped / "lib" / n for n in ("b0", "b1")})
+    for name, found in merged.items():
+        wanted = (apart.change("b0")[name] + apart.change("b1")[name]) / 2
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    said = on(polytask, "lib", "cluster", "--clusters", 2, "--out", "more")
+    assert said.out.endswith("Wrote more: 2 adapters, the exact averages of their clusters.\n")
+    assert on(polytask, "lib", "cluster", "--clusters", 2, "--out", "more").code == 2
+    assert "fewer than 10 clusters" in on(polytask, "lib", "cluster").line
+
+
+def test_a_new_task_is_routed_and_served(polytask: Call, grouped: Path):
+    said = on(polytask, "lib", "route", "new", "--top", 2)
+    assert (said.code, said.err) == (0, "")
+    title, *rows = [line.split() for line in said.out.splitlines()]
+    assert title == ["adapter", "score", "layers", "weight"]
+    assert {row[0] for row in rows[:2]} == {"b0", "b1"}
+    assert [len(row) for row in rows] == [6, 6, 5, 5]
+    assert rows[0][2:5] == ["2", "of", "2"]
+    said = on(
+        polytask, "lib", "route", "new", "--top", 1, "--temperature", 0.1, "--out", "it", "--json"
+    )
+    told = json.loads(said.out)
+    assert (told["out"], told["task"], told["layers"]) == ("it", "new", 2)
+    assert [m["name"] for m in told["matches"]] == [row[0] for row in rows]
+    assert [m["weight"] for m in told["matches"]] == [1, 0, 0, 0]
+    served = load_peft(base(), {"it": grouped / "it"}).change("it")
+    first = load_peft(base(), {"it": grouped / "lib" / rows[0][0]}).change("it")
+    for name, found in served.items():
+        torch.testing.assert_close(found, first[name], rtol=1e-6, atol=1e-7)
+    said = on(polytask, "lib", "route", "new", "--out", "all", "--top", 0)
+    assert said.out.splitlines()[-1].startswith("Wrote all: b")
+    assert said.out.endswith(" by these weights, exact.\n")
+    assert "holds 4 tasks" in on(polytask, "lib", "route", "many").line
+    assert on(polytask, "lib", "route", "many", "--task", "a1").out.splitlines()[1][:2] == "a1"
+    assert "is no library of adapters" in on(polytask, "nothing", "route", "new").line
+    save_adapted(grouped / "other", trained(("x",), model=base(seed=1)))
+    said = on(polytask, "lib", "route", "other", "--same-base")
+    assert "other belongs to another base: it has the fingerprint" in said.line
 
 
 def test_wrong_use_is_answered_in_one_line(polytask: Call, shelf: Path):

@@ -93,13 +93,22 @@ def cluster(
     clusters: how many, at most T. quantile: in [0, 1), of each adapter's sizes; smaller numbers
     count as 0. components: numbers kept of each adapter; all where there are fewer.
     """
-    from sklearn.cluster import KMeans  # slow to import
+    check_clusters(clusters, len(flat_TP))
+    return grouped(embedded(flat_TP, quantile, components), clusters, seed)
 
-    many = len(flat_TP)
+
+def check_clusters(clusters: int, many: int) -> None:
+    """Raise UsageError where that many adapters cannot have so many clusters."""
     if type(clusters) is not int or not 1 <= clusters <= many:
         raise UsageError(f"mbc: clusters is {clusters!r}; give a whole number from 1 to {many}.")
-    points = embedded(flat_TP, quantile, components).numpy()
-    labels = KMeans(clusters, n_init=10, random_state=seed).fit(points).labels_.tolist()
+
+
+def grouped(points_TC: Tensor, clusters: int, seed: int = 0) -> Clusters:
+    """Return the clusters by k-means of what `embedded` made of T adapters."""
+    from sklearn.cluster import KMeans  # slow to import
+
+    kmeans = KMeans(clusters, n_init=10, random_state=seed)
+    labels = kmeans.fit(points_TC.numpy()).labels_.tolist()
     order = {own: k for k, own in enumerate(dict.fromkeys(labels))}
     return Clusters(tuple(order[own] for own in labels))
 

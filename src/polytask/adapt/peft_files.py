@@ -255,15 +255,7 @@ def _read(folder: Path) -> Folder:
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise DataError(f"{label}: tensor {name!r} holds values that are NaN or infinite.")
-    names, whole = split(
-        tensors, label, PARTS,
-        "is no factor of LoRA, rsLoRA or DoRA that can be loaded here. Merge the adapter into its "
-        "base with PEFT first.",
-    )  # fmt: skip
-    layers = {
-        layer: _factors(config, layer, {part: tensors[name] for part, name in own.items()}, label)
-        for layer, own in names.items()
-    }
+    layers, whole = read_layers(config, tensors, label)
     others = {plain_name(name): tensors[name] for name in whole}
     trained = config.get("bias", "none") != "none"
     saves = tuple(config.get("modules_to_save") or ())
@@ -273,6 +265,26 @@ def _read(folder: Path) -> Folder:
     }  # fmt: skip
     saved = {name: value for name, value in others.items() if name not in biases}
     return Folder(label, config, layers, biases, saved)
+
+
+def read_layers(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], label: str
+) -> tuple[dict[str, Factors], list[str]]:
+    """Return the factors by layer, and the names of tensors trained as a whole.
+
+    config, tensors: as PEFT has them. label: names the adapter in errors. Raises DataError for
+    other tensors, or factors that make no matrix.
+    """
+    names, whole = split(
+        tensors, label, PARTS,
+        "is no factor of LoRA, rsLoRA or DoRA that can be loaded here. Merge the adapter into its "
+        "base with PEFT first.",
+    )  # fmt: skip
+    layers = {
+        layer: _factors(config, layer, {part: tensors[name] for part, name in own.items()}, label)
+        for layer, own in names.items()
+    }
+    return layers, whole
 
 
 def _factors(

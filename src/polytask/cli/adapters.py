@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import click
 
 from polytask.cli.parts import examples, json_option, print_json
 from polytask.errors import UsageError
 
-if TYPE_CHECKING:
-    from polytask.recipes.adapter_library import Entry
+Justify = Literal["left", "right"]
+
+same_base_option = click.option(
+    "--same-base",
+    is_flag=True,
+    help="Your word that its base is the library's, where the files do not show it.",
+)
 
 
 @click.group(
-    short_help="A library of adapters of one base: add, list, compose.",
+    short_help="A library of adapters of one base: add, list, compose, cluster, route.",
     epilog=examples(
         "polytask adapters add trained.safetensors",
         "polytask adapters list --json",
         "polytask adapters --library shelf compose mnli=0.7 qnli=0.3 --out both",
+        "polytask adapters cluster --clusters 4 --out fewer",
+        "polytask adapters route trained-a-little.safetensors",
     ),
 )
 @click.option(
@@ -39,7 +47,7 @@ def adapters(ctx: click.Context, library: Path, as_json: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Chosen:
-    library: Path
+    folder: Path
     as_json: bool
 
 
@@ -52,11 +60,7 @@ class _Chosen:
 )
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.option("--name", default="", help="Of the adapter. Default: the folder's, or the tasks'.")
-@click.option(
-    "--same-base",
-    is_flag=True,
-    help="Your word that its base is the library's, where the files do not show it.",
-)
+@same_base_option
 @json_option
 @click.pass_obj
 def add(chosen: _Chosen, source: Path, name: str, same_base: bool, as_json: bool) -> None:
@@ -67,13 +71,13 @@ def add(chosen: _Chosen, source: Path, name: str, same_base: bool, as_json: bool
     """
     from polytask.recipes.adapter_library import Library
 
-    added = Library(chosen.library).add(source, name, same_base)
+    added = Library(chosen.folder).add(source, name, same_base)
     if as_json or chosen.as_json:
         print_json([dataclasses.asdict(entry) for entry in added])
         return
     names = ", ".join(entry.name for entry in added)
     heads = ", ".join(entry.name for entry in added if entry.head)
-    click.echo(f"Added {names} to {chosen.library}.")
+    click.echo(f"Added {names} to {chosen.folder}.")
     if heads:
         click.echo(f"Heads of {heads} stay in {source}: a library holds adapters alone.", err=True)
 
@@ -85,7 +89,7 @@ def list_(chosen: _Chosen, as_json: bool) -> None:
     """List the adapters of the library."""
     from polytask.recipes.adapter_library import Library
 
-    shelf = Library(chosen.library)
+    shelf = Library(chosen.folder)
     base, entries = shelf.base(), shelf.entries()
     if as_json or chosen.as_json:
         print_json(
@@ -97,7 +101,27 @@ def list_(chosen: _Chosen, as_json: bool) -> None:
         return
     known = [base.model, f"fingerprint {base.fingerprint[:12]}…" if base.fingerprint else ""]
     click.echo(f"Base: {', '.join(filter(None, known)) or 'not known'}")
-    _table(entries)
+    _table(
+        {
+            "adapter": "left",
+            "layers": "right",
+            "rank": "right",
+            "numbers": "right",
+            "base": "left",
+            "from": "left",
+        },
+        [
+            (
+                entry.name,
+                str(entry.layers),
+                str(entry.rank),
+                f"{entry.numbers:,}",
+                "your word" if entry.vouched else "checked",
+                entry.source,
+            )
+            for entry in entries
+        ],
+    )
 
 
 @adapters.command(
@@ -122,15 +146,139 @@ def compose(
 
     weights = _weights(parts)
     with Shown("compose") as shown:
-        done = Library(chosen.library).compose(weights, out, rank, shown)
-    lost = max((layer.lost for layer in done.layers.values()), default=0.0)
-    ranks = max((layer.rank for layer in done.layers.values()), default=0)
+        done = Library(chosen.folder).compose(weights, out, rank, shown)
     if as_json or chosen.as_json:
         layers = {name: dataclasses.asdict(layer) for name, layer in done.layers.items()}
         print_json({"out": str(out), "weights": weights, "layers": layers})
         return
+    lost = max((layer.lost for layer in done.layers.values()), default=0.0)
+    ranks = max((layer.rank for layer in done.layers.values()), default=0)
     loss = f"; at most {lost:.2%} of a layer's change lost" if lost else ", exact"
     click.echo(f"Wrote {out}: {len(done.layers)} layers of rank at most {ranks}{loss}.")
+
+
+@adapters.command(
+    short_help="Which adapters have like weights; one merged adapter of each cluster.",
+    epilog=examples(
+        "polytask adapters cluster --clusters 4",
+        "polytask adapters cluster --clusters 4 --out fewer",
+    ),
+)
+@click.option(
+    "--clusters", type=int, default=10, show_default=True, help="How many, at most the adapters."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A new folder, for one adapter of each cluster: the exact average of its changes.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of k-means.")
+@json_option
+@click.pass_obj
+def cluster(chosen: _Chosen, clusters: int, out: Path | None, seed: int, as_json: bool) -> None:
+    """Find which adapters of the library have like weights (MBC).
+
+    Similarities are mean cosines of what is clustered: between the adapters of a cluster, and to
+    those of the cluster next to it. With --out each cluster becomes a folder that PEFT reads.
+    """
+    from polytask.cli.merge import Shown
+    from polytask.recipes.adapter_library import Library
+    from polytask.recipes.adapter_likeness import cluster_library
+
+    with Shown("cluster") as shown:
+        groups = cluster_library(Library(chosen.folder), clusters, out, seed, shown)
+    if as_json or chosen.as_json:
+        print_json(
+            {
+                "out": None if out is None else str(out),
+                "clusters": [dataclasses.asdict(group) for group in groups],
+            }
+        )
+        return
+    _table(
+        {
+            "cluster": "left",
+            "adapters": "left",
+            "within": "right",
+            "next": "left",
+            "to it": "right",
+        },
+        [
+            (
+                group.name,
+                ", ".join(group.members),
+                _cosine(group.within),
+                group.next or "",
+                _cosine(group.beside),
+            )
+            for group in groups
+        ],
+    )
+    if out is not None:
+        click.echo(f"Wrote {out}: {len(groups)} adapters, the exact averages of their clusters.")
+
+
+@adapters.command(
+    short_help="Which adapters serve a new task.",
+    epilog=examples(
+        "polytask adapters route trained-a-little.safetensors",
+        "polytask adapters route peft/new --top 2 --out served",
+    ),
+)
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--task", default="", help="Which of a file's tasks is new, where it has several.")
+@click.option("--top", type=int, default=4, show_default=True, help="How many serve; 0 is all.")
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="Of the softmax over scores."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder, for their sum, exact.")
+@same_base_option
+@json_option
+@click.pass_obj
+def route(
+    chosen: _Chosen,
+    source: Path,
+    task: str,
+    top: int,
+    temperature: float,
+    out: Path | None,
+    same_base: bool,
+    as_json: bool,
+) -> None:
+    """Rank the library's adapters for a new task, of which SOURCE is a LoRA trained a little.
+
+    The score is the mean over layers of |cosine| between the inputs that the two lengthen most
+    (Arrow's prototypes); weights are a softmax over the best. With --out their weighted sum is
+    written.
+    """
+    from polytask.cli.merge import Shown
+    from polytask.recipes.adapter_library import Library
+    from polytask.recipes.adapter_likeness import route as routed_by
+
+    library = Library(chosen.folder)
+    with Shown("route") as shown:
+        routed = routed_by(library, source, task, top, temperature, same_base, out, shown)
+    if as_json or chosen.as_json:
+        print_json({"out": None if out is None else str(out), **dataclasses.asdict(routed)})
+        return
+    _table(
+        {"adapter": "left", "score": "right", "layers": "right", "weight": "right"},
+        [
+            (
+                match.name,
+                _cosine(match.score),
+                f"{match.layers} of {routed.layers}",
+                f"{match.weight:.3f}" if match.weight else "",
+            )
+            for match in routed.matches
+        ],
+    )
+    if out is not None:
+        click.echo(f"Wrote {out}: {', '.join(routed.weights)} by these weights, exact.")
+
+
+def _cosine(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _weights(parts: tuple[str, ...]) -> dict[str, float]:
@@ -149,21 +297,17 @@ def _weights(parts: tuple[str, ...]) -> dict[str, float]:
     return weights
 
 
-def _table(entries: list[Entry]) -> None:
+def _table(columns: Mapping[str, Justify], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print a table. columns: title -> side."""
     from rich.markup import escape
     from rich.table import Table
 
     from polytask.cli.show import output
 
     table = Table(box=None, pad_edge=False)
-    for title in ("adapter", "layers", "rank", "numbers", "base", "from"):
-        table.add_column(
-            title, justify="right" if title in ("layers", "rank", "numbers") else "left"
-        )
-    for entry in entries:
-        base = "your word" if entry.vouched else "checked"
-        table.add_row(
-            escape(entry.name), str(entry.layers), str(entry.rank), f"{entry.numbers:,}", base,
-            escape(entry.source),
-        )  # fmt: skip
+    for title, side in columns.items():
+        # Names are folded where there is no room, numbers never.
+        table.add_column(title, justify=side, overflow="fold", no_wrap=side == "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
     output().print(table)

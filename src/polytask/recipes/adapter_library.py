@@ -12,12 +12,12 @@ says which base all of them belong to. A sum of adapters is exact: their factors
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.adapt.peft_files import Stored, peft_of_file
+from polytask.adapt.peft_files import Factors, Stored, peft_of_file, read_layers
 from polytask.errors import DataError, UsageError, unknown
 from polytask.merge import AdapterMerge
 from polytask.merge.adapter_files import AdapterJob, AdapterWritten, load_adapter
@@ -73,6 +73,16 @@ class Base:
         return Base(self.fingerprint or other.fingerprint, self.model or other.model)
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What a folder or file holds, of the library's base. stored: see `Stored`. base: what is known
+    of it. vouched: nothing but the user's word says that it is the library's."""
+
+    stored: Stored
+    base: Base
+    vouched: bool
+
+
 class Library:
     """A folder of adapters; nothing is written before the first is added."""
 
@@ -115,7 +125,8 @@ class Library:
         taken, and another base.
         """
         source = Path(source)
-        found = self._folder(source) if source.is_dir() else peft_of_file(source)
+        examined = self.examine(source, same_base)
+        found = examined.stored
         adapters = dict(found.adapters)
         if name and len(adapters) != 1:
             raise UsageError(
@@ -127,30 +138,57 @@ class Library:
             adapters = dict(zip([name], adapters.values(), strict=True))
         for task in adapters:
             self._check_name(task)
-        models = {c.get("base_model_name_or_path") or "" for c, _ in adapters.values()}
+        begun = (self.folder / LIBRARY).exists()
+        mine = self.base() if begun else Base()
+        joined = mine.joined(examined.base)
+        if joined != mine or not begun:
+            write_json(
+                self.folder / LIBRARY,
+                {"format": FORMAT, "fingerprint": joined.fingerprint, "model": joined.model},
+            )
+        for (task, (config, tensors)), head in zip(adapters.items(), heads, strict=True):
+            about = {"source": str(source), "vouched": examined.vouched, "head": head}
+            self._write(task, config, tensors, about)
+        return [self._entry(self.folder / task) for task in adapters]
+
+    def examine(self, source: str | Path, same_base: bool = False) -> Examined:
+        """Return the adapters of a PEFT folder or of a file, whose base is the library's.
+
+        same_base: as in `add`. Raises UsageError for what is no LoRA adapter, and another base.
+        """
+        source = Path(source)
+        found = self._folder(source) if source.is_dir() else peft_of_file(source)
+        models = {c.get("base_model_name_or_path") or "" for c, _ in found.adapters.values()}
         theirs = Base(found.base, models.pop())
-        mine = self.base() if (self.folder / LIBRARY).exists() else Base()
+        begun = (self.folder / LIBRARY).exists()
+        mine = self.base() if begun else Base()
         differ = mine.differs(theirs)
         if differ:
             raise UsageError(f"{source} belongs to another base: it has the {differ}.")
-        begun = mine != Base()
         vouched = begun and not mine.agrees(theirs)
         if vouched and not same_base:
             raise UsageError(
                 f"{source} does not say that its base is the library's; if it is, say so: "
                 "--same-base."
             )
-        self._check_shapes(source, adapters)
-        if mine.joined(theirs) != mine or not begun:
-            joined = mine.joined(theirs)
-            write_json(
-                self.folder / LIBRARY,
-                {"format": FORMAT, "fingerprint": joined.fingerprint, "model": joined.model},
+        self._check_shapes(source, found.adapters)
+        return Examined(found, theirs, vouched)
+
+    def names(self) -> list[str]:
+        """Return the adapters' names, in order. Raises UsageError where there is none."""
+        found = [entry.name for entry in self.entries()]
+        if not found:
+            raise UsageError(
+                f"{self.folder} holds no adapter; add some with `polytask adapters --library "
+                f"{self.folder} add FILE`."
             )
-        for (task, (config, tensors)), head in zip(adapters.items(), heads, strict=True):
-            about = {"source": str(source), "vouched": vouched, "head": head}
-            self._write(task, config, tensors, about)
-        return [self._entry(self.folder / task) for task in adapters]
+        return found
+
+    def factors(self, name: str) -> dict[str, Factors]:
+        """Return an adapter's factors by layer. Raises UsageError for an unknown name."""
+        self._check_known([name])
+        ((config, tensors),) = self._folder(self.folder / name).adapters.values()
+        return read_layers(config, tensors, name)[0]
 
     def compose(
         self,
@@ -163,11 +201,7 @@ class Library:
 
         rank: reduce to at most this rank, with the error that is said; None is exact.
         """
-        names = {entry.name for entry in self.entries()}
-        for name in weights:
-            if name not in names:
-                see = f"See `polytask adapters --library {self.folder} list`."
-                raise unknown("adapter", name, names, see)
+        self._check_known(weights)
         method = AdapterMerge(tuple(weights.values()), rank)
         return AdapterJob(tuple(self.folder / name for name in weights), method).run(out, progress)
 
@@ -184,6 +218,13 @@ class Library:
             )
         tensors = safetensors.torch.load_file(source / WEIGHTS)
         return Stored("", {source.name: (config, tensors)}, ())
+
+    def _check_known(self, wanted: Iterable[str]) -> None:
+        names = {entry.name for entry in self.entries()}
+        for name in wanted:
+            if name not in names:
+                see = f"See `polytask adapters --library {self.folder} list`."
+                raise unknown("adapter", name, names, see)
 
     def _check_name(self, name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
