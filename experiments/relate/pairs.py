@@ -171,8 +171,8 @@ def helped(table: Table, suites: Iterable[str]) -> str:
     gains = {suite: mean_gains(table["suites"][suite]) for suite in suites}
     counts = (f"{int((of > 0).sum())} of {len(of)} ({suite})" for suite, of in gains.items())
     return (
-        f"pairs that gained over being alone at all: {', '.join(counts)}; the seeds' truths overlap, "
-        "so the interval is narrower than that of independent ones"
+        f"pairs that gained over being alone at all: {', '.join(counts)}; the seeds' truths "
+        "overlap, so the interval is narrower than that of independent ones"
     )
 
 
