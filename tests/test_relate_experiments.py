@@ -1,5 +1,7 @@
 """The experiments on relating tasks: what they read, what they count, and pages as tables say."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -12,7 +14,8 @@ from .test_merge_experiment import EXPERIMENTS
 
 FOLDER = EXPERIMENTS / "relate"
 SCRIPTS = (
-    "found", "tables", "known_truth", "sources", "benchmark", "clusters", "suites", "page",
+    "found", "tables", "known_truth", "trained", "pairs", "joint_split", "sources", "real_sources",
+    "benchmark", "clusters", "real_clusters", "suites", "page",
 )  # fmt: skip
 NAN = float("nan")
 
@@ -128,3 +131,102 @@ def test_each_experiment_makes_what_its_page_needs(scripts, require_data, monkey
     models, acc_QT = scripts.benchmark.accuracies(tasks)
     assert len(models) == 5
     assert scripts.benchmark.agreement(acc_QT, list(range(57))) == pytest.approx((1.0, 0.0))
+
+
+def test_evidence_on_pairs_is_scored_without_the_diagonal_and_with_both_directions(scripts):
+    truth = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double()
+    guess = truth.T.clone().fill_diagonal_(NAN)  # the other direction is the same pair
+    found = scripts.pairs.worth(truth.clone().fill_diagonal_(NAN), guess)
+    assert found["pairs"] == pytest.approx(1)
+    assert found["picked"] > 0
+    assert scripts.pairs.worth(truth, truth)["targets"] == pytest.approx(1)
+    turned = scripts.pairs.worth(truth, -truth)
+    assert (turned["pairs"], turned["targets"]) == (pytest.approx(-1), pytest.approx(-1))
+    assert turned["picked"] < 0
+    # another 3 x 3: a third of the pairs is the best one
+    small = torch.tensor([[0.0, 1, 2], [3, 0, 6], [4, 8, 0]])
+    assert scripts.pairs.of_pairs(small).tolist() == [2, 3, 7]
+    assert scripts.pairs.worth(small, small)["picked"] == pytest.approx(3)
+
+
+def test_a_split_costs_the_rows_that_its_models_saw(scripts):
+    table = scripts.page.PAGE.tables()["joint_split"]
+    for suite, one in table["suites"].items():
+        ways, tasks = one["ways"], len(one["tasks"])
+        compute = {way: of["compute"] for way, of in ways.items()}
+        assert compute["all together"] == compute["all together, on"] == [1, 1, 1]
+        # all rows have all labels on sarcos; rows that a group does not label are not trained on
+        exact = pytest.approx if suite == "sarcos" else lambda most: pytest.approx(most, rel=0.3)
+        assert compute["alone"] == exact([tasks] * 3)
+        for splits in scripts.joint_split.SPLITS:
+            assert compute[f"tag, {splits}, from scratch"] == exact([splits] * 3)
+            assert compute[f"tag, {splits}, on"] == exact([(1 + splits) / 2] * 3)
+            for seed in range(3):
+                mine, drawn = (
+                    ways[f"{by}, {splits}, on"]["groups"][seed] for by in ("tag", "random")
+                )
+                assert [len(group) for group in mine] == [len(group) for group in drawn]
+                assert sorted(chain(*mine)) == sorted(chain(*drawn)) == sorted(one["tasks"])
+
+
+def test_tasks_on_rows_of_their_own_are_clustered_by_how_their_maps_are_spread(scripts):
+    clusters = scripts.real_clusters
+    random = torch.Generator().manual_seed(0)
+    labels = torch.full((200, 8), NAN)
+    for t in range(8):  # other rows, and other numbers of them
+        labels[20 * t : 20 * t + 12 + t, t] = 1.0
+    met = torch.tensor([0.2, 0.9])[torch.arange(8) % 2] + 0.05 * torch.rand(
+        200, 8, generator=random
+    )
+
+    class Problem:
+        tasks, train = tuple("abcdefgh"), (torch.zeros(200, 1), labels)
+
+    maps = clusters.Maps(Problem())
+    for _ in range(3):
+        maps.look(-met.log())
+    assert set(maps.groups(2, 0).groups.groups) == {tuple("aceg"), tuple("bdfh")}
+
+
+def test_scores_of_real_clusters_are_those_of_others(scripts):
+    from sklearn.metrics import r2_score, roc_auc_score
+
+    clusters = scripts.real_clusters
+    random = torch.Generator().manual_seed(0)
+    output = torch.randn(300, generator=random).round(decimals=1)  # with ties
+    flag = (torch.rand(300, generator=random) < 0.2).float()
+    expected = roc_auc_score(flag.numpy(), output.numpy())
+    assert clusters.auroc(output, flag) == pytest.approx(expected)
+
+    problem = object.__new__(clusters.Problem)
+    problem.suite = "school"
+    labels = torch.randn(300, 2, generator=random)
+    labels[::3, 0] = NAN
+    outputs = labels.nan_to_num() + torch.randn(300, 2, generator=random)
+    known = ~labels.isnan()
+    expected = 100 * r2_score(labels[known].numpy(), outputs[known].numpy())
+    assert problem.score(outputs, labels) == pytest.approx(expected, abs=0.5)  # n - 1 for n
+    assert not problem.losses(outputs, labels)[::3, 0].any()
+
+
+def test_no_pupil_of_a_source_is_drawn_twice(scripts, require_data, monkeypatch):
+    require_data("school")
+    monkeypatch.setattr(scripts.real_sources, "TARGETS", 1)
+    monkeypatch.setattr(scripts.real_sources, "SWEEPS", 1)
+    few = scripts.real_sources.attempt("none", 552, 0)
+    assert few["drawn"] == 552
+    all_of_them = scripts.real_sources.attempt("lasso", 10**6, 0)
+    every = sum(len(scores) for _, scores in scripts.real_sources.schools())
+    assert every - 251 <= all_of_them["drawn"] < every  # all but the target's
+    assert 0 < all_of_them["left"] < few["left"] * 2
+
+
+def test_rules_that_draw_fewer_samples_are_compared_at_those(scripts):
+    curve = {"1": ([100.0], [90.0]), "2": ([10000.0], [50.0])}
+    few = {"1": ([100.0], [80.0]), "2": ([1000.0], [60.0])}
+    table = {"seeds": [0], "rules": {
+        name: {b: {"drawn": drawn, "left": left} for b, (drawn, left) in of.items()}
+        for name, of in (("none", curve), ("lasso", few))
+    }}  # fmt: skip
+    # 90 - 80 at 100 samples; half way, at 1,000, the other has 70
+    assert scripts.real_sources.saved(table, "lasso", "none") == pytest.approx([10.0])

@@ -9,6 +9,7 @@ from kept import Kept
 from kept import Page as Page
 from kept import Table as Table
 from kept import claim as claim
+from kept import claim_against_all as claim_against_all
 from kept import minus as minus
 from kept import section as section
 from kept import spread as spread

@@ -13,13 +13,27 @@ from types import ModuleType
 
 import benchmark
 import clusters
+import joint_split
 import known_truth
+import pairs
+import real_clusters
+import real_sources
 import sources
 from found import KEPT, Page
 
 import suites
 
-EXPERIMENTS: tuple[ModuleType, ...] = (known_truth, sources, benchmark, clusters, suites)
+EXPERIMENTS: tuple[ModuleType, ...] = (
+    known_truth,
+    pairs,
+    joint_split,
+    sources,
+    real_sources,
+    benchmark,
+    clusters,
+    real_clusters,
+    suites,
+)
 """In the order of the page; the table of each bears its name."""
 
 HEAD = """# What the experiments on relating tasks found
