@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import errors as errors
     from polytask import evaluate as evaluate
     from polytask import fit as fit
+    from polytask import lazily as lazily
     from polytask import lock as lock
     from polytask import merge as merge
     from polytask import mix as mix
@@ -36,8 +37,9 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "adapt", "balance", "catalog", "errors", "evaluate", "fit", "lock", "merge", "mix", "parsing",
-    "peft_folders", "recipes", "records", "relate", "report", "share", "suites", "tasks", "testing",
+    "adapt", "balance", "catalog", "errors", "evaluate", "fit", "lazily", "lock", "merge", "mix",
+    "parsing", "peft_folders", "recipes", "records", "relate", "report", "share", "suites", "tasks",
+    "testing",
 )  # fmt: skip
 
 

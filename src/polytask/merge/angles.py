@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,8 +93,9 @@ class Angles(Surveyor):
     def settle(self, state: State, sums: State) -> State:
         """Return the inner products."""
         sum_QA = sums["sums_QA"].numpy()
-        while (half := sum_QA.shape[1] // 2) > 0:
-            sum_QA = sum_QA[:, :half] + sum_QA[:, half:]
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so
+            while (half := sum_QA.shape[1] // 2) > 0:
+                sum_QA = sum_QA[:, :half] + sum_QA[:, half:]
         models = round(math.sqrt(2 * len(sum_QA)) - 0.5)
         gram_MM = torch.empty(models, models, dtype=torch.float64)
         i_Q, j_Q = torch.triu_indices(models, models)

@@ -42,7 +42,9 @@ def read_searched(folder: Path) -> Searched:
 def searched_block(made: Searched, label: str) -> dict[str, Any]:
     """Return all that the page shows of it, as JSON types."""
     raw = made.found
-    tasks = raw["tasks"]
+    tasks = list(raw["tasks"])
+    if not tasks:
+        raise ValueError("no task")
     share = raw["seconds"] / raw["alone_seconds"] if raw["alone_seconds"] else None
     return {
         "kind": "auto",
