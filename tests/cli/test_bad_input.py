@@ -331,7 +331,7 @@ def alive(mark: str) -> list[int]:
 def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(people: Path, tmp_path: Path):
     mark = f"POLYTASK_TEST={tmp_path}"
     options = ["--methods", "equal", "--seeds", "1", "--tune", "1", "--jobs", "1", "--json"]
-    options += ["--epochs", "40", "--patience", "0", "--checkpoint-seconds", "0.05"]
+    options += ["--epochs", "10", "--checkpoint-seconds", "0.05"]
     command = [sys.executable, "-m", "polytask", "compare", str(people), *options]
     env = dict([*os.environ.items(), tuple(mark.split("="))])
 
