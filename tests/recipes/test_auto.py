@@ -14,9 +14,10 @@ from polytask.fit import FitConfig, Meters
 from polytask.recipes import FOUND, AutoPlan, Plan, auto, compare, load_auto, load_suite
 from polytask.recipes import search as searching
 from polytask.recipes.plan import usual_budget
-from polytask.recipes.search import PHASES, rows_of_epoch
+from polytask.recipes.search import PHASES
 from polytask.recipes.served import Candidate, Served, ahead, choose, expected
 from polytask.recipes.train import Job, validated
+from polytask.recipes.work import rows_of_epoch
 from polytask.tasks import Regression, Task, TaskSet
 
 from .conftest import CONFIG, Compared, Seen, write_suite
@@ -131,6 +132,8 @@ def test_a_method_that_does_not_fit_is_left_out_with_its_reason(people, tmp_path
         ({"budget": math.inf}, "budget is inf"),
         ({"tune": 0}, "tune is 0; give 1 to 8"),
         ({"methods": ("no-such",)}, "no-such"),
+        ({"processes": 0}, "number of processes is 0; give at least 1"),
+        ({"threads": 0}, "threads is 0"),
     ],
 )
 def test_what_cannot_be_asked_for_is_said(people, tmp_path, changed, says) -> None:

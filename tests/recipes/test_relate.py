@@ -150,6 +150,7 @@ def test_labels_are_those_of_tasks_that_share_their_rows(tmp_path):
     [
         ({"budget": 0}, "budget is 0; give at least 1"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"processes": 0}, "number of processes is 0"),
         ({"methods": ()}, "no method was named"),
         ({"methods": ("tag", "tag")}, "named twice"),
         (

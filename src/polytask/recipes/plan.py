@@ -34,6 +34,20 @@ Decay is decoupled: an update shrinks weights by learning rate times decay, so t
 acts in a short run, and 3 is what a task with few rows needs."""
 
 
+def check_tune(tune: int) -> None:
+    """Raise UsageError where there are not so many settings to try."""
+    if not 1 <= tune <= len(GRID):
+        raise UsageError(f"tune is {tune}; give 1 to {len(GRID)} settings.")
+
+
+def check_parallel(processes: int, threads: int) -> None:
+    """Raise UsageError where nothing would run."""
+    if processes < 1:
+        raise UsageError(f"The number of processes is {processes}; give at least 1.")
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; give at least 1.")
+
+
 @dataclass(frozen=True)
 class Plan:
     """What `compare` is asked for.
@@ -61,12 +75,8 @@ class Plan:
             raise UsageError(
                 f"seeds is {self.seeds}; give at least 1 (2 for intervals, 3 for useful ones)."
             )
-        if not 1 <= self.tune <= len(GRID):
-            raise UsageError(f"tune is {self.tune}; give 1 to {len(GRID)} settings.")
-        if self.processes < 1:
-            raise UsageError(f"The number of processes is {self.processes}; give at least 1.")
-        if self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; give at least 1.")
+        check_tune(self.tune)
+        check_parallel(self.processes, self.threads)
         if not self.methods:
             raise UsageError("No method was named; give at least one. See `polytask methods`.")
         for name in self.methods:
@@ -121,8 +131,8 @@ class AutoPlan:
                 f"auto: budget is {self.budget}; give a number > 0, such as 0.5 for half of what "
                 "training every task alone costs."
             )
-        if not 1 <= self.tune <= len(GRID):
-            raise UsageError(f"auto: tune is {self.tune}; give 1 to {len(GRID)} settings.")
+        check_tune(self.tune)
+        check_parallel(self.processes, self.threads)
         for text in self.methods:
             parse(text)
 

@@ -23,7 +23,7 @@ from polytask.errors import PolytaskError, UsageError
 from polytask.fit import RECORD, FitConfig, affinity_of
 from polytask.lock import alone
 from polytask.parsing import choose
-from polytask.recipes.plan import GRID
+from polytask.recipes.plan import GRID, check_parallel
 from polytask.recipes.runs import Show
 from polytask.recipes.train import WATCHES, Job, load_suite
 from polytask.recipes.workers import Call, Pool
@@ -80,6 +80,7 @@ class RelatePlan:
         for name, value in (("budget", self.budget), ("seeds", self.seeds)):
             if value < 1:
                 raise UsageError(f"relate: {name} is {value}; give at least 1.")
+        check_parallel(self.processes, self.threads)
         if not self.methods:
             raise UsageError(f"relate: no method was named; give some of {', '.join(known())}.")
         for text in self.methods:

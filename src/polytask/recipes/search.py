@@ -21,14 +21,13 @@ from typing import Literal
 
 from polytask.errors import Diverged, PolytaskError, RunError
 from polytask.evaluate import delta_m
-from polytask.fit import FitConfig, affinity_of
-from polytask.mix import steps_per_epoch
+from polytask.fit import affinity_of
 from polytask.recipes.plan import GRID, SINGLE, AutoPlan, Setting
 from polytask.recipes.relating import proposals
 from polytask.recipes.runs import DIVERGED, Show
 from polytask.recipes.served import Candidate, How, compared
-from polytask.recipes.train import Job, record_of, suite_of
-from polytask.recipes.work import work_of_row
+from polytask.recipes.train import Job, record_of
+from polytask.recipes.work import work_of_epoch
 from polytask.recipes.workers import Call, Died, Pool
 from polytask.records import Point, Record, file_name, read_json, write_json
 from polytask.suites import Suite
@@ -65,11 +64,15 @@ class Tried:
     how: How
     job: Job
     work: float
-    """Of an epoch, see `work_of_row`."""
+    """Of an epoch, see `work_of_epoch`."""
 
     @property
     def tasks(self) -> tuple[str, ...] | None:
         return self.job.tasks
+
+    @property
+    def setting(self) -> Setting:
+        return self.job.config.lr, self.job.config.weight_decay
 
     def record(self) -> Record:
         return record_of(self.job.folder)
@@ -159,8 +162,8 @@ class Search:
 
         A short leg each; who is ahead of that model then goes on, twice as far each time.
         """
-        self.source = self.best([one for one in self.shared if self._whole(one)])
-        lr, weight_decay = self.source.job.config.lr, self.source.job.config.weight_decay
+        self.source = self._hard()
+        lr, weight_decay = self.source.setting
         setting = lr / FROM, weight_decay
         new = [
             self._tried("from shared", FIRST, (task,), setting, start=self.source)
@@ -202,7 +205,8 @@ class Search:
     ) -> None:
         """Train runs of one task each for `first` epochs, and on while one is not behind.
 
-        runs: where they are kept, by task; one that fails is left out. lead: of a task, in %.
+        runs: where they are kept, by task; one that fails is there as it rested last, if it did.
+        lead: of a task, in %.
         """
         legs = [replace(one, job=replace(one.job, until=first)) for one in new]
         legs = self._affordable(legs, first, self.left)
@@ -232,7 +236,8 @@ class Search:
         self.others += self._train(ALONE, self._capped(runs, self.left))
 
     def _settings(self) -> list[Tried]:
-        rest = [s for s in GRID[: self.plan.tune] if s not in self._settings_of(self.shared)]
+        tried = {one.setting for one in self.shared}
+        rest = [setting for setting in GRID[: self.plan.tune] if setting not in tried]
         return [self._tried("shared", FIRST, None, setting) for setting in rest]
 
     def _groups(self) -> list[Tried]:
@@ -240,7 +245,7 @@ class Search:
         affinity = affinity_of(self.shared[0].job.folder, WATCH)
         if len(affinity.missing()) == len(self.tasks) * (len(self.tasks) - 1):
             return []  # no update held two tasks
-        setting = self._setting()
+        setting = self._hard().setting
         found: dict[tuple[str, ...], None] = {}
         for proposed in proposals(affinity, max(GROUPS))[1:]:
             for group in proposed.groups:
@@ -253,7 +258,7 @@ class Search:
         found = []
         for text in self.plan.methods:
             try:
-                found.append(self._tried("shared", text, None, self._setting()))
+                found.append(self._tried("shared", text, None, self._hard().setting))
             except PolytaskError as error:  # such as an architecture that needs other inputs
                 self.failed[text] = str(error)
         return found
@@ -313,7 +318,7 @@ class Search:
         """Return the work of an epoch."""
         if (recipe, tasks) not in self._work:
             job = Job(self.plan.suite, tasks, recipe, self.config, self.plan.out)
-            self._work[recipe, tasks] = work_of_row(job) * rows_of_epoch(suite_of(job), self.config)
+            self._work[recipe, tasks] = work_of_epoch(job)
         return self._work[recipe, tasks]
 
     def _by_risk(self) -> list[str]:
@@ -374,15 +379,9 @@ class Search:
         score = delta_m(self.tasks, self._primary(one.record()), self.reference)
         return -math.inf if math.isnan(score) else score
 
-    def _whole(self, one: Tried) -> bool:
-        return one.job.recipe == FIRST
-
-    def _setting(self) -> Setting:
-        config = self.best([one for one in self.shared if self._whole(one)]).job.config
-        return config.lr, config.weight_decay
-
-    def _settings_of(self, runs: Sequence[Tried]) -> set[Setting]:
-        return {(one.job.config.lr, one.job.config.weight_decay) for one in runs}
+    def _hard(self) -> Tried:
+        """Return the best model of all tasks whose encoder is shared whole."""
+        return self.best([one for one in self.shared if one.job.recipe == FIRST])
 
     def _primary(self, record: Record) -> dict[str, float]:
         return {t.name: record.best.val[t.name][t.primary.name] for t in self.tasks}
@@ -462,10 +461,3 @@ class Search:
             done,
             failed,
         )
-
-
-def rows_of_epoch(suite: Suite, config: FitConfig) -> float:
-    """Return the rows that an epoch's updates take, see `FitConfig.epochs`."""
-    sizes = {stream.name: len(stream) for stream in suite.train}
-    steps = steps_per_epoch(sizes, config.batch_size)
-    return sum(sizes.values()) / steps * max(steps, config.min_epoch_steps)

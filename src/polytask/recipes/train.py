@@ -268,6 +268,14 @@ def look(job: Job) -> dict[str, dict[str, float]]:
 
 
 def record_of(folder: Path) -> Record:
-    """Return the record of a run that is done, or of one that rests."""
-    done = folder / RECORD
-    return Record.load(done if done.exists() else folder / RESTING)
+    """Return the record of a run that is done, or of one that rests; read once while it stands."""
+    path = folder / RECORD
+    if not path.exists():
+        path = folder / RESTING
+    written = path.stat().st_mtime_ns if path.exists() else 0  # if not, loading says what is wrong
+    return _record(path, written)
+
+
+@functools.lru_cache(maxsize=1024)
+def _record(path: Path, written: int) -> Record:
+    return Record.load(path)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from polytask.fit import FitConfig
 from polytask.fit.validate import chunks, evaluating
+from polytask.mix import steps_per_epoch
 from polytask.parsing import parse
 from polytask.recipes.train import Job, build, suite_of
+from polytask.suites import Suite
 
 ROWS = 8
 """Rows of each stream that are looked at."""
@@ -19,12 +22,12 @@ BACKWARD = 2.0
 """A backward pass takes about twice the arithmetic of the forward pass."""
 
 
-def work_of_row(job: Job) -> float:
-    """Return the floating-point operations of training on a row of the job, all streams alike.
+def work_of_epoch(job: Job) -> float:
+    """Return the floating-point operations of an epoch of the job, all streams alike.
 
     Counted in a forward pass of a few rows, times three for the backward pass; a balance that
-    looks at tasks' gradients goes backward once per task. Where torch counts nothing (recurrent
-    layers alone), two per parameter and row.
+    looks at tasks' gradients goes backward once per task (wrappers are not looked into). Where
+    torch counts nothing (recurrent layers alone), two per parameter and row.
     """
     suite, recipe = suite_of(job), parse(job.recipe)
     model, balance, _ = build(suite, recipe, job.config.seed)
@@ -41,4 +44,11 @@ def work_of_row(job: Job) -> float:
     if not counted:
         counted, rows = 2.0 * sum(p.numel() for p in model.parameters()), 1
     passes = 1 if getattr(balance, "needs", "losses") == "losses" else len(suite.tasks)
-    return counted / rows * (1 + BACKWARD * passes)
+    return counted / rows * (1 + BACKWARD * passes) * rows_of_epoch(suite, job.config)
+
+
+def rows_of_epoch(suite: Suite, config: FitConfig) -> float:
+    """Return the rows that an epoch's updates take, see `FitConfig.epochs`."""
+    sizes = {stream.name: len(stream) for stream in suite.train}
+    steps = steps_per_epoch(sizes, config.batch_size)
+    return sum(sizes.values()) / steps * max(steps, config.min_epoch_steps)
