@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -73,7 +72,7 @@ def auto(
     same command again goes on where it was stopped.
     """
     from polytask.cli.searched import searched_tables
-    from polytask.cli.show import Bars, Lines
+    from polytask.cli.show import live
     from polytask.recipes import BESIDE, AutoPlan
     from polytask.recipes import auto as run
     from polytask.recipes.search import PHASES
@@ -87,12 +86,12 @@ def auto(
         tune=tune,
         config=config,
         out=out or Path("runs") / f"{Path(suite).stem}-auto",
-        processes=jobs if jobs is not None else runs_at_a_time(config.device),
+        processes=runs_at_a_time(config.device, jobs),
         threads=threads,
         command=command_line(),
     )
-    with (Bars if sys.stderr.isatty() else Lines)(suite, PHASES) as live:
-        result = run(plan, live)
+    with live(suite, PHASES) as show:
+        result = run(plan, show)
     page = write_report([plan.out], plan.out / "report.html")
     if as_json:
         print_json(result)

@@ -197,7 +197,7 @@ def compare(
     SUITE is a name (see `polytask suites`) or a YAML file that declares your own data (see
     `polytask init`). Giving the same command again goes on where it was stopped.
     """
-    from polytask.cli.show import Bars, Lines, result_tables
+    from polytask.cli.show import live, result_tables
     from polytask.recipes import METHODS, Plan
     from polytask.recipes import compare as run
     from polytask.report import write_report
@@ -210,12 +210,12 @@ def compare(
         tune=tune,
         config=config,
         out=out or Path("runs") / Path(suite).stem,
-        processes=jobs if jobs is not None else runs_at_a_time(config.device),
+        processes=runs_at_a_time(config.device, jobs),
         threads=threads,
         command=command_line(),
     )
-    with (Bars if sys.stderr.isatty() else Lines)(suite) as live:
-        result = run(plan, live)
+    with live(suite) as show:
+        result = run(plan, show)
     page = write_report([plan.out], plan.out / "report.html")
     if as_json:
         print_json(result)

@@ -83,8 +83,11 @@ def config_of(suite: str, options: dict[str, Any]) -> Any:
     return replace(base, **options)
 
 
-def runs_at_a_time(device: str) -> int:
-    """Return as many as there are cores this process may use; a GPU is not shared unasked."""
+def runs_at_a_time(device: str, jobs: int | None = None) -> int:
+    """Return as many as were asked for, else as there are cores this process may use; a GPU is not
+    shared unasked."""
+    if jobs is not None:
+        return jobs
     if device != "cpu":
         return 1
     if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, in many containers

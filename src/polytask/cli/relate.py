@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -69,7 +68,7 @@ def relate(
     seeds. Giving the same command again goes on where it was stopped.
     """
     from polytask.cli.related import related_tables
-    from polytask.cli.show import Bars, Lines
+    from polytask.cli.show import live
     from polytask.recipes import RelatePlan
     from polytask.recipes import relate as run
     from polytask.recipes.relating import EVIDENCE, PHASES
@@ -84,12 +83,12 @@ def relate(
         recipe=recipe,
         config=config,
         out=out or Path("runs") / f"{Path(suite).stem}-relate",
-        processes=jobs if jobs is not None else runs_at_a_time(config.device),
+        processes=runs_at_a_time(config.device, jobs),
         threads=threads,
         command=command_line(),
     )
-    with (Bars if sys.stderr.isatty() else Lines)(suite, PHASES) as live:
-        result = run(plan, live)
+    with live(suite, PHASES) as show:
+        result = run(plan, show)
     page = write_report([plan.out], plan.out / "report.html")
     if as_json:
         print_json(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -276,6 +277,11 @@ class Lines:
     def _say(self, text: str) -> None:
         self._said = self._pace.seconds()
         click.echo(f"{self._title}: {text}, {duration(self._said)} so far", err=True)
+
+
+def live(title: str, phases: Sequence[str] = PHASES) -> Bars | Lines:
+    """Return what shows progress on standard error: bars in a terminal, else lines."""
+    return (Bars if sys.stderr.isatty() else Lines)(title, phases)
 
 
 def result_tables(result: Mapping[str, Any], page: Path) -> None:

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.errors import RunError
-from polytask.records import read_json
 from polytask.report import words
 from polytask.report.curves import digits
+from polytask.report.found import Found
 
 FILE = "relate.json"
 
 
-@dataclass(frozen=True)
-class Related:
-    """A folder that `polytask relate` left behind. found: its relate.json, checked."""
-
-    folder: Path
-    found: Mapping[str, Any]
+class Related(Found):
+    """A folder that `polytask relate` left behind."""
 
 
 def read_related(folder: Path) -> Related:
     """Return what lies in `folder`; a RunError says what is wrong with its file."""
-    path = folder / FILE
-    raw = read_json(path)
-    try:
-        related = Related(folder, raw)
-        relations_block(related, "")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RunError(
-            f"{path} is not a relation of tasks ({type(error).__name__}: {error}); "
-            "give the `polytask relate` command again to rewrite it."
-        ) from error
-    return related
+    return Related.read(folder / FILE, relations_block, "a relation of tasks", "relate")
 
 
 def relations_block(related: Related, label: str) -> dict[str, Any]:

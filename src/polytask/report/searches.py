@@ -4,39 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.errors import RunError
-from polytask.records import read_json
 from polytask.report import words
 from polytask.report.curves import digits
+from polytask.report.found import Found
 
 SEARCHED = "auto.json"
 
 
-@dataclass(frozen=True)
-class Searched:
-    """A folder that `polytask auto` left behind. found: its auto.json, checked."""
-
-    folder: Path
-    found: Mapping[str, Any]
+class Searched(Found):
+    """A folder that `polytask auto` left behind."""
 
 
 def read_searched(folder: Path) -> Searched:
     """Return what lies in `folder`; a RunError says what is wrong with its file."""
-    path = folder / SEARCHED
-    raw = read_json(path)
-    try:
-        made = Searched(folder, raw)
-        searched_block(made, "")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RunError(
-            f"{path} is not what a search found ({type(error).__name__}: {error}); "
-            "give the `polytask auto` command again to rewrite it."
-        ) from error
-    return made
+    return Searched.read(folder / SEARCHED, searched_block, "what a search found", "auto")
 
 
 def searched_block(made: Searched, label: str) -> dict[str, Any]:
