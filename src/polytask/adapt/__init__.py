@@ -11,7 +11,7 @@ Everything is imported when it is first used (PEP 562).
 
 from typing import TYPE_CHECKING
 
-from polytask.lazily import importer
+from polytask.lazily import lazily
 
 if TYPE_CHECKING:
     from polytask.adapt.alter import ALTER
@@ -148,12 +148,7 @@ _WHERE = {
     "Where": "where",
 }
 
-__getattr__ = importer(__name__, _WHERE)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
-
+__getattr__, __dir__ = lazily(__name__, _WHERE)
 
 __all__ = [
     "ALTER",

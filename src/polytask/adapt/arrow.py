@@ -15,7 +15,7 @@ Shapes: B = rows of the batch, N = what a row has here, E = experts, R = rank, I
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,17 +125,25 @@ def arrow_of(
         for part, lora in libraries
     ]
     routed = adapt(trained.detach(), plans, tasks or trained.names, dtype=trained.dtype)
-    for (part, _), made in zip(libraries, routed.parts, strict=True):
-        assert isinstance(made, Part)
-        for layer in made.layers:
-            from_, to = part.at(layer.path), made.at(layer.path)
-            assert isinstance(from_, LoRAAdapter)
-            assert isinstance(to, ArrowAdapter)
-            with torch.no_grad():
-                to.down_ERI.copy_(from_.down_TRI)
-                to.up_ERO.copy_(from_.up_TRO)
+    for from_, to in side_by_side(libraries, routed):
+        assert isinstance(to, ArrowAdapter)
+        with torch.no_grad():
+            to.down_ERI.copy_(from_.down_TRI)
+            to.up_ERO.copy_(from_.up_TRO)
     point(routed)
     return routed
+
+
+def side_by_side(
+    libraries: Sequence[tuple[Part, LoRA]], made: Adapted
+) -> Iterator[tuple[LoRAAdapter, Adapter]]:
+    """Yield each layer's LoRA and what stands there in a model made from them, part by part."""
+    for (part, _), other in zip(libraries, made.parts, strict=True):
+        assert isinstance(other, Part)
+        for layer in other.layers:
+            from_ = part.at(layer.path)
+            assert isinstance(from_, LoRAAdapter)
+            yield from_, other.at(layer.path)
 
 
 def loras_of(trained: Adapted, who: str) -> list[tuple[Part, LoRA]]:

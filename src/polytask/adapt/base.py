@@ -223,7 +223,10 @@ class Adapter(nn.Module):
         one. A change of a bias that is not there may come back; the engine answers for it.
         Only where `folds`.
         """
-        raise NotImplementedError
+        raise UsageError(
+            f"{type(self).__name__} says that it folds, and has no change(); write one, or leave "
+            "`folds` False."
+        )
 
 
 class Method(ABC):

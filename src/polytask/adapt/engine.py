@@ -104,11 +104,8 @@ class Adapted(nn.Module):
         self._handles: list[Any] = [
             base.register_forward_pre_hook(_Fits(self._current), with_kwargs=True)
         ]
-        try:
+        with off_again(self):
             self._attach()
-        except BaseException:
-            self.detach()
-            raise
 
     def _attach(self) -> None:
         for layer, adapters in self._places().values():
@@ -402,9 +399,19 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     free = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         yield
-    except BaseException:
+    except BaseException:  # whatever stopped it, Ctrl-C too: it is raised again
         for parameter, before in free.items():
             parameter.requires_grad_(before)
+        raise
+
+
+@contextmanager
+def off_again(adapted: Adapted) -> Iterator[None]:
+    """Where making or filling it fails, take the adapters off the model."""
+    try:
+        yield
+    except BaseException:  # whatever stopped it, Ctrl-C too: it is raised again
+        adapted.detach()
         raise
 
 

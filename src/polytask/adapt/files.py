@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from polytask.adapt.base import Method
-from polytask.adapt.engine import Adapted, At, Part, build_parts, left_as_it_was, plans_of
+from polytask.adapt.engine import (
+    Adapted,
+    At,
+    Part,
+    build_parts,
+    left_as_it_was,
+    off_again,
+    plans_of,
+)
 from polytask.adapt.where import Where
 from polytask.catalog import METHODS, load
 from polytask.errors import DataError, UsageError
@@ -110,13 +118,10 @@ def load_adapted(
         # Built for one task, as the values drawn are replaced: a thousand tasks load in no more
         # time than reading takes.
         adapted = Adapted(model, build_parts(model, plans, 1, 0, None, kept), names, kept)
-        try:
+        with off_again(adapted):
             _fill(path, adapted, tensors, trained)
             for task, head in (heads or {}).items():
                 _fill_head(path, task, head, tensors)
-        except BaseException:
-            adapted.detach()
-            raise
     return adapted
 
 

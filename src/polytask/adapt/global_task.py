@@ -17,30 +17,28 @@ from dataclasses import dataclass
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows
+from polytask.adapt.base import Adapter, Layer, Rows
 from polytask.adapt.experts import plus_common, reduced_common
 from polytask.adapt.low_rank import (
+    Factored,
     check_alpha,
     check_dropout,
     draw,
     plus_up,
     product,
     reduced,
-    refuses,
 )
 from polytask.errors import UsageError
 
 
 @dataclass(frozen=True)
-class GlobalTask(Method):
+class GlobalTask(Factored):
     """Adapts linear layers, and convolutions without groups; zero change at the start.
 
     rank, task_rank: of the global part and of each task's; 0: without that part, not both.
     scale, task_scale: what the parts are multiplied by. dropout: of the adapter's input, in
     training.
     """
-
-    kinds = ("linear", "conv")
 
     rank: int = 8
     task_rank: int = 8
@@ -57,10 +55,6 @@ class GlobalTask(Method):
         check_alpha("GlobalTask", self.scale)
         check_alpha("GlobalTask", self.task_scale)
         check_dropout("GlobalTask", self.dropout)
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

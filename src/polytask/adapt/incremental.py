@@ -22,21 +22,27 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows, along_channels
-from polytask.adapt.low_rank import check_rank, draw, plus_up, product, reduced, reduced_by, refuses
+from polytask.adapt.base import Adapter, Layer, Rows, along_channels
+from polytask.adapt.low_rank import (
+    Factored,
+    check_rank,
+    draw,
+    plus_up,
+    product,
+    reduced,
+    reduced_by,
+)
 from polytask.errors import UsageError
 
 
 @dataclass(frozen=True)
-class IncrementalRank(Method):
+class IncrementalRank(Factored):
     """Adapts linear layers and convolutions without groups; zero change at the start.
 
     rank: of one task's factor. most: tasks that there may ever be; a row costs as
         much as a change of rank (most + 1) * rank.
     bias: train a bias for each task, where the layer has one.
     """
-
-    kinds = ("linear", "conv")
 
     rank: int = 1
     most: int = 64
@@ -46,10 +52,6 @@ class IncrementalRank(Method):
         check_rank("IncrementalRank", self.rank)
         if type(self.most) is not int or self.most < 1:
             raise UsageError(f"IncrementalRank: most is {self.most!r}; give a whole number >= 1.")
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

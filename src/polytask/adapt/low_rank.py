@@ -22,6 +22,16 @@ KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding")
 """The layers whose weight is a matrix, and so has changes of low rank."""
 
 
+class Factored(Method):
+    """A method whose changes are products of thin factors, of linear layers and convolutions."""
+
+    kinds = ("linear", "conv")
+
+    def refuses(self, layer: Layer) -> str:
+        """Return why a layer has no change of low rank, "" where it has."""
+        return refuses(layer)
+
+
 @dataclass(frozen=True)
 class LowRank(Method):
     """Settings of one pair of factors per task.

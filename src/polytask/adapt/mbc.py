@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polytask.adapt.arrow import loras_of
-from polytask.adapt.engine import Adapted, At, Part, adapt
+from polytask.adapt.arrow import loras_of, side_by_side
+from polytask.adapt.engine import Adapted, At, adapt
 from polytask.adapt.lora import LoRA, LoRAAdapter
 from polytask.errors import UsageError
 
@@ -164,13 +164,9 @@ def merge_clusters(
     made = adapt(trained.detach(), plans, names, seed=seed, dtype=trained.dtype)
     if fresh:
         return made
-    for (part, _), other in zip(libraries, made.parts, strict=True):
-        assert isinstance(other, Part)
-        for layer in other.layers:
-            from_, to = part.at(layer.path), other.at(layer.path)
-            assert isinstance(from_, LoRAAdapter)
-            assert isinstance(to, LoRAAdapter)
-            _average(from_, to, clusters)
+    for from_, to in side_by_side(libraries, made):
+        assert isinstance(to, LoRAAdapter)
+        _average(from_, to, clusters)
     return made
 
 

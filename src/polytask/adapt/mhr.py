@@ -22,24 +22,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, nn
 
-from polytask.adapt.base import Adapter, Layer, Method
+from polytask.adapt.base import Adapter, Layer
 from polytask.adapt.engine import Adapted
 from polytask.adapt.experts import check_many
-from polytask.adapt.low_rank import check_alpha, check_rank, refuses
+from polytask.adapt.low_rank import Factored, check_alpha, check_rank
 from polytask.adapt.polytropon import SkillsAdapter, skill_scores
 from polytask.adapt.selection import Selection, Shares, TaskScores
 from polytask.errors import UsageError
 
 
 @dataclass(frozen=True)
-class MHR(Method):
+class MHR(Factored):
     """Adapts linear layers and convolutions whose channels the heads divide; zero at the start.
 
     heads: parts of inputs and outputs. skills: how many LoRA. alpha: the scale is alpha / rank.
     sampled: shares are drawn in training, at this temperature.
     """
-
-    kinds = ("linear", "conv")
 
     heads: int = 8
     skills: int = 8
@@ -62,7 +60,7 @@ class MHR(Method):
                 f"{self.heads} heads do not divide its {layer.inputs} inputs and {layer.outputs} "
                 "outputs"
             )
-        return refuses(layer)
+        return super().refuses(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

@@ -18,29 +18,27 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows
+from polytask.adapt.base import Adapter, Layer, Rows
 from polytask.adapt.experts import check_many, reduced_common
 from polytask.adapt.low_rank import (
+    Factored,
     check_alpha,
     check_dropout,
     check_rank,
     draw,
     plus_up,
     product,
-    refuses,
 )
 from polytask.adapt.selection import Selection, Softmax, TaskScores, mixed, of_task
 
 
 @dataclass(frozen=True)
-class MTLLoRA(Method):
+class MTLLoRA(Factored):
     """Adapts linear layers, and convolutions without groups; zero change at the start.
 
     experts: how many B. alpha: the scale is alpha / rank. temperature: of the mix of B, > 0.
     diagonal: each task's matrix is a diagonal. dropout: of the adapter's input, in training.
     """
-
-    kinds = ("linear", "conv")
 
     rank: int = 8
     alpha: float = 16.0
@@ -55,10 +53,6 @@ class MTLLoRA(Method):
         check_many("MTLLoRA", "experts", self.experts, 3)
         check_dropout("MTLLoRA", self.dropout)
         Softmax(self.temperature)
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

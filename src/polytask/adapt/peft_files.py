@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from polytask.adapt.base import Adapter, Method
 from polytask.adapt.bitfit import BitFit, BitFitAdapter
 from polytask.adapt.dora import DoRA, DoRAAdapter
-from polytask.adapt.engine import Adapted, At, Part, adapt, left_as_it_was
+from polytask.adapt.engine import Adapted, At, Part, adapt, left_as_it_was, off_again
 from polytask.adapt.files import read_file, read_tensors
 from polytask.adapt.layers import find
 from polytask.adapt.lora import LoRA, LoRAAdapter
@@ -117,15 +117,12 @@ def load_peft(
     plans = _plans(model, read, dora)
     with left_as_it_was(model):
         adapted = adapt(model, plans, tuple(folders), dtype=dtype)
-        try:
+        with off_again(adapted):
             for part in adapted.parts:
                 assert isinstance(part, Part)
                 for layer in part.layers:
                     for at, folder in enumerate(read.values()):
                         _fill(part.at(layer.path), at, folder)
-        except BaseException:
-            adapted.detach()
-            raise
     if saved is not None:
         saved.update({task: dict(folder.saved) for task, folder in read.items()})
     return adapted

@@ -23,21 +23,19 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor, nn
 
-from polytask.adapt.base import Adapter, Layer, Method, uniform
+from polytask.adapt.base import Adapter, Layer, uniform
 from polytask.adapt.experts import OwnFactors, check_many, mixed_by_group
-from polytask.adapt.low_rank import check_alpha, check_rank, draw, refuses
+from polytask.adapt.low_rank import Factored, check_alpha, check_rank, draw
 from polytask.adapt.selection import Selection, Shares, TaskScores
 
 
 @dataclass(frozen=True)
-class Polytropon(Method):
+class Polytropon(Factored):
     """Adapts linear layers, and convolutions without groups; zero change at the start.
 
     skills: how many LoRA. alpha: the scale is alpha / rank. sampled: shares are drawn in training,
     at this temperature. common_routing: all layers have one z.
     """
-
-    kinds = ("linear", "conv")
 
     skills: int = 8
     rank: int = 16
@@ -51,10 +49,6 @@ class Polytropon(Method):
         check_rank("Polytropon", self.rank)
         check_alpha("Polytropon", self.alpha)
         Shares(self.sampled, self.temperature)
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer)
 
     def common(self, layers: Sequence[Layer], tasks: int, generator: Generator) -> nn.Module | None:
         """Return the routing of all layers together, if there is one."""

@@ -23,9 +23,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from polytask.adapt.base import Adapter, Layer, Method, Rows
+from polytask.adapt.base import Adapter, Layer, Rows
 from polytask.adapt.experts import plus_common, reduced_common
 from polytask.adapt.low_rank import (
+    Factored,
     check_alpha,
     check_dropout,
     check_rank,
@@ -33,20 +34,17 @@ from polytask.adapt.low_rank import (
     plus_up,
     product,
     reduced,
-    refuses,
 )
 from polytask.errors import UsageError
 
 
 @dataclass(frozen=True)
-class SharedFactor(Method):
+class SharedFactor(Factored):
     """Adapts linear layers, and convolutions without groups; zero change at the start.
 
     shared: "down", A is one for all tasks; or "up", B is. freeze: the shared A stays as it is
     drawn. alpha: the scale is alpha / rank. dropout: of the adapter's input, in training.
     """
-
-    kinds = ("linear", "conv")
 
     rank: int = 8
     alpha: float = 8.0
@@ -64,10 +62,6 @@ class SharedFactor(Method):
             raise UsageError(
                 "SharedFactor: a shared B starts at 0 and has to be trained; only A can freeze."
             )
-
-    def refuses(self, layer: Layer) -> str:
-        """Return why a layer has no change of low rank, "" where it has."""
-        return refuses(layer)
 
     def build(
         self, layer: Layer, tasks: int, generator: Generator, common: nn.Module | None = None

@@ -5,7 +5,7 @@ Everything is imported when it is first used (PEP 562).
 
 from typing import TYPE_CHECKING
 
-from polytask.lazily import importer
+from polytask.lazily import lazily
 
 if TYPE_CHECKING:
     from polytask.balance.aligned_mtl import AlignedMTL
@@ -117,12 +117,7 @@ _WHERE = {
     "Wrapper": "wrapper",
 }
 
-__getattr__ = importer(__name__, _WHERE)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
-
+__getattr__, __dir__ = lazily(__name__, _WHERE)
 
 __all__ = [
     "DWA", "FAMO", "GLS", "IMTLG", "IMTLL", "MGDA", "RLW", "STCH", "Again", "AlignedMTL",

@@ -5,7 +5,7 @@ Everything is imported when it is first used (PEP 562).
 
 from typing import TYPE_CHECKING
 
-from polytask.lazily import importer
+from polytask.lazily import lazily
 
 if TYPE_CHECKING:
     from polytask.mix.alternating import Alternating
@@ -81,12 +81,7 @@ _WHERE = {
     "Unmixed": "unmixed",
 }
 
-__getattr__ = importer(__name__, _WHERE)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
-
+__getattr__, __dir__ = lazily(__name__, _WHERE)
 
 __all__ = [
     "DMT",
