@@ -552,6 +552,11 @@ METHODS: tuple[Method, ...] = (
         "Panigrahi et al., ICML 2023, arXiv:2302.06600",
     ),
     Method(
+        "linear-probing", "adapt", "polytask.adapt.probing:LinearProbing",
+        "the frozen base with a head for each task: what adapters are measured against",
+        "Alain & Bengio, ICLR 2017 (workshop), arXiv:1610.01644",
+    ),
+    Method(
         "lora", "adapt", "polytask.adapt.lora:LoRA",
         "a product of two thin matrices added to a layer's weight; rsLoRA with stabilised=true",
         "Hu et al., ICLR 2022, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732",

@@ -49,7 +49,8 @@ class Recipe:
     """What `compare` trains under one name: a sharing, a balance and a mix.
 
     named: the methods that the text names; the other rooms take their baseline.
-    weighing: a method of the losses that sets weights before `balance` looks at gradients.
+    adapt: a method that adapts the suite's pretrained encoder in place of a sharing; None: a
+    sharing. weighing: a method of the losses that sets weights before `balance` looks at gradients.
     wrappers: what stands around `balance`, the innermost first. mix_wrappers: around `mix`.
     """
 
@@ -61,6 +62,7 @@ class Recipe:
     weighing: Choice | None = None
     wrappers: tuple[Choice, ...] = ()
     mix_wrappers: tuple[Choice, ...] = ()
+    adapt: Choice | None = None
 
     @property
     def stands_on(self) -> str:
@@ -116,6 +118,9 @@ def parse(text: str) -> Recipe:
     `mgda+feature-level+every-n`, `temperature+unmixed`. A method of the losses before one of the
     gradients weighs the losses for it: `igb-v1+cagrad`.
 
+    A method of `adapt` takes the place of a sharing: `lora:rank=4`, `mhr+uncertainty`. Most take
+    `where`, the ends of names of layers: `lora:where=query/key/value`.
+
     Every architecture takes `on`: `mmoe:on=fields` stands on a table's embedded and standardised
     columns, `on=features` on the suite's own encoder.
     """
@@ -130,10 +135,10 @@ def parse(text: str) -> Recipe:
     for part in text.split("+"):
         name, _, rest = part.strip().partition(":")
         row = method(name)
-        if row.room not in chosen:
+        if row.room not in (*chosen, ADAPT):
             raise UsageError(
                 f"Method {name!r} is of the room {row.room!r}; a recipe joins methods of "
-                f"{', '.join(chosen)}. See `polytask methods`."
+                f"{', '.join((*chosen, ADAPT))}. See `polytask methods`."
             )
         choice = Choice(row, _settings(row, rest))
         before = next((n for n in named if n.room == row.room and not n.wraps), None)
@@ -151,6 +156,11 @@ def parse(text: str) -> Recipe:
         else:
             chosen[row.room] = choice
         named.append(row)
+    if ADAPT in chosen and any(row.room == "share" for row in named):
+        raise UsageError(
+            f"Recipe {text!r} names a sharing and {chosen[ADAPT].method.name!r}, which adapts the "
+            "suite's own encoder; give one of the two."
+        )
     around = {room: tuple(w for w in wrappers if w.method.room == room) for room in chosen}
     recipe = Recipe(
         text,
@@ -161,6 +171,7 @@ def parse(text: str) -> Recipe:
         weighing=weighing,
         wrappers=around["balance"],
         mix_wrappers=around["mix"],
+        adapt=chosen.get(ADAPT),
     )
     # What cannot stand around what is said here, not hours later.
     if weighing is not None or around["balance"]:
@@ -208,10 +219,14 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     for dataclasses and for modules alike; a target that `build`s takes the settings there.
     """
     target = row.load()
-    parameters = dict(inspect.signature(getattr(target, "build", target), eval_str=True).parameters)
+    if row.room != ADAPT:  # whose methods build a layer's adapter by that name
+        target = getattr(target, "build", target)
+    parameters = dict(inspect.signature(target, eval_str=True).parameters)
     if row.room == "share":
-        default = target.stands_on
+        default = row.load().stands_on
         parameters["on"] = ON if default == ON.default else ON.replace(default=default)
+    if row.room == ADAPT:
+        parameters[WHERE] = LAYERS
     return {
         name: parameter
         for name, parameter in parameters.items()
@@ -221,6 +236,13 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
         )
     }
 
+
+ADAPT, WHERE = "adapt", "where"
+
+LAYERS = inspect.Parameter(
+    WHERE, inspect.Parameter.KEYWORD_ONLY, default=(), annotation=tuple[str, ...]
+)
+"""The setting that methods of `adapt` have: the layers they go to; (): where they go by default."""
 
 ON = inspect.Parameter(
     "on",

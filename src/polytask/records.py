@@ -115,6 +115,7 @@ class Cost:
     shared_parameters: int
     peak_memory: int | None
     waiting: float
+    trained: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from polytask.adapt.polyhistor import Polyhistor
     from polytask.adapt.polytropon import Polytropon
     from polytask.adapt.prefix import PrefixTuning
+    from polytask.adapt.probing import LinearProbing
     from polytask.adapt.prompt import PromptTuning
     from polytask.adapt.scalearn import ScaLearn
     from polytask.adapt.selection import (
@@ -115,6 +116,7 @@ _WHERE = {
     "save_peft": "peft_files",
     "Polyhistor": "polyhistor",
     "Polytropon": "polytropon",
+    "LinearProbing": "probing",
     "PrefixTuning": "prefix",
     "PromptTuning": "prompt",
     "ScaLearn": "scalearn",
@@ -177,6 +179,7 @@ __all__ = [
     "HyperFormer",
     "IncrementalRank",
     "Layer",
+    "LinearProbing",
     "LoRA",
     "LoRAMoE",
     "MTLLoRA",

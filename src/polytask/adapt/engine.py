@@ -116,10 +116,10 @@ class Adapted(nn.Module):
                 host(attention, place)
             else:
                 self._handles.append(layer.module.register_forward_hook(place, with_kwargs=True))
-            if place.lengthens and hugging_face.embeds(self.base, layer.module):
+            whole = hugging_face.model_of(self.base, layer.module) if place.lengthens else None
+            if whole is not None:
                 longer = hugging_face.Longer(place)
-                handle = self.base.register_forward_pre_hook(longer, with_kwargs=True)
-                self._handles.append(handle)
+                self._handles.append(whole.register_forward_pre_hook(longer, with_kwargs=True))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -19,6 +19,12 @@ LONGER = {"attention_mask": 1, "token_type_ids": 0, "labels": -100}
 """What a prompt's positions have in inputs of one number per position."""
 
 
+def model_of(base: nn.Module, embedding: nn.Module) -> nn.Module | None:
+    """Return such a model, the base itself or the outermost inside of it, whose input embedding
+    this is; None where there is none. See `embeds`."""
+    return next((module for module in base.modules() if embeds(module, embedding)), None)
+
+
 def embeds(model: nn.Module, embedding: nn.Module) -> bool:
     """Return whether it is such a model and this its input embedding.
 

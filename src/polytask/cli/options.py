@@ -38,6 +38,16 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             setting("--clip", type=float, help="Largest gradient norm. Default: none."),
             setting("--accumulate", type=int, help="Micro-batches of an update. Default: 1."),
             setting(
+                "--length-groups",
+                type=int,
+                help="Parts of like length that padded rows of an update run in. Default: 1.",
+            ),
+            setting(
+                "--min-epoch-steps",
+                type=int,
+                help="Updates that an epoch has at least, however few its rows. Default: 20.",
+            ),
+            setting(
                 "--precision",
                 type=precisions,
                 help="bf16: autocast of the forward pass. Default: float32.",

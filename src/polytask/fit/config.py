@@ -21,6 +21,9 @@ class FitConfig:
     schedule: "constant", or "cosine" from lr to 0 over all epochs.
     clip: largest global gradient norm, None for no clipping.
     accumulate: micro-batches per update; the update equals that of the whole batch.
+    length_groups: parts of like length that padded rows of a batch run in, so that few long rows do
+        not pad the many short ones. The update is that of the whole batch, but for rounding and
+        dropout's draws.
     precision: "float32", or "bf16" for autocast of the forward pass.
     patience: epochs without a better validation score before the run stops; 0 never stops.
     probes: at most this many looks at the tasks' gradients (cosines, norms); 0 takes none.
@@ -38,6 +41,7 @@ class FitConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float | None = None
     accumulate: int = 1
+    length_groups: int = 1
     precision: Literal["float32", "bf16"] = "float32"
     patience: int = 10
     min_epoch_steps: int = 20
@@ -53,6 +57,7 @@ class FitConfig:
             ("epochs", 1),
             ("batch_size", 1),
             ("accumulate", 1),
+            ("length_groups", 1),
             ("min_epoch_steps", 1),
             ("patience", 0),
             ("probes", 0),
@@ -83,7 +88,9 @@ class FitConfig:
         settings = asdict(self)
         # How often a run saves itself changes nothing in its result.
         del settings["checkpoint_seconds"]
-        # Nothing is skipped in most runs; so folders from before this setting stay good.
+        # What most runs leave alone; so folders from before these settings stay good.
         if self.nonfinite == "stop":
             del settings["nonfinite"]
+        if self.length_groups == 1:
+            del settings["length_groups"]
         return settings

@@ -11,9 +11,10 @@ S = streams, L = padded length.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +23,8 @@ from polytask.fit import ranks
 from polytask.mix import Schedule
 from polytask.suites import Inputs, Stream
 from polytask.tasks import IGNORE, Block, TaskSet, blocks
+
+Lengths = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,14 @@ class Table:
         targets = tuple(take(block.tasks[0], block.target) for block in self.blocks)
         return Batch(inputs, self.blocks, targets)
 
+    def parted(self, rows_B: Tensor, groups: int) -> tuple[Tensor, ...]:
+        """Return the rows in so many parts of like length, some perhaps empty, with as little
+        padding as can be; all in one part where nothing is padded."""
+        if self.lengths is None or groups == 1:
+            return (rows_B,)
+        lengths_B, order_B = self.lengths[rows_B].sort(stable=True)
+        return rows_B[order_B].split(part_sizes(lengths_B.numpy(), groups))
+
     def counts(self, rows_B: Tensor) -> dict[str, float]:
         """Return the labels per task in these rows; tasks without any are left out."""
         found: dict[str, float] = {}
@@ -102,6 +113,28 @@ class Table:
         return found
 
 
+def part_sizes(lengths_B: Lengths, groups: int) -> list[int]:
+    """Return the sizes of `groups` runs of rows, sorted by length, that are padded least.
+
+    A run costs its rows times its longest, which is its last; the cheapest runs are found exactly.
+    """
+    rows = len(lengths_B)
+    cost_B = np.concatenate([[0], np.full(rows, np.iinfo(np.int64).max // 2)])
+    begins = []
+    starts = np.arange(rows + 1)
+    # One more run than before: up to row j it begins where the sum is least.
+    widths = np.maximum(starts[:, None] - starts, 0) * np.concatenate([[0], lengths_B])[:, None]
+    for _ in range(groups):
+        sums = np.where(starts <= starts[:, None], cost_B + widths, np.iinfo(np.int64).max)
+        begins.append(sums.argmin(1))
+        cost_B = sums.min(1)
+    sizes, end = [], rows
+    for begin in reversed(begins):
+        sizes.append(end - int(begin[end]))
+        end = int(begin[end])
+    return sizes[::-1]
+
+
 def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Table:
     """Join streams of one signature; labels a stream does not have are missing."""
     starts, at = [], 0
@@ -109,10 +142,14 @@ def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Tab
         starts.append(at)
         at += len(stream)
     labelled = [t for t in tasks.names if any(t in stream.targets for stream in streams)]
+    ragged = frozenset(name for s in streams for name in s.ragged)
+    # What is padded has one length, also where a stream that labels positions has short rows alone.
+    padded = [value for s in streams for name, value in _named(s) if name in ragged]
+    longest = max((value.shape[1] for value in padded), default=0)
     targets: dict[str, Tensor] = {}
     for t in labelled:
         parts = [_signed(_target(s, t, streams)) for s in streams]
-        targets[t] = _join(parts, _missing(parts[0]))
+        targets[t] = _join(parts, _missing(parts[0]), longest if t in ragged else 0)
     first = streams[0]
     if isinstance(first.inputs, Tensor):
         joined = _join([s.inputs for s in streams if isinstance(s.inputs, Tensor)], 0)
@@ -120,11 +157,12 @@ def table(streams: Sequence[Stream], tasks: TaskSet, device: str = "cpu") -> Tab
     else:
         inputs = {
             name: _join(
-                [s.inputs[name] for s in streams if not isinstance(s.inputs, Tensor)], 0
+                [s.inputs[name] for s in streams if not isinstance(s.inputs, Tensor)],
+                0,
+                longest if name in ragged else 0,
             ).to(device)
             for name in first.inputs
         }
-    ragged = frozenset(name for s in streams for name in s.ragged)
     lengths = None
     if ragged:
         lengths = torch.cat([s.lengths for s in streams if s.lengths is not None])
@@ -150,11 +188,21 @@ def _missing(target: Tensor) -> float:
     return float("nan") if target.is_floating_point() else IGNORE
 
 
-def _join(parts: Sequence[Tensor], fill: float) -> Tensor:
-    """Concatenate rows; dim 1 is padded with `fill` where lengths differ."""
-    if len(parts) == 1:
+def _named(stream: Stream) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stream's inputs and targets by name."""
+    if isinstance(stream.inputs, Tensor):
+        yield "inputs", stream.inputs
+    else:
+        yield from stream.inputs.items()
+    yield from stream.targets.items()
+
+
+def _join(parts: Sequence[Tensor], fill: float, least: int = 0) -> Tensor:
+    """Concatenate rows; dim 1 is padded with `fill` where lengths differ, to `least` at least."""
+    if len(parts) == 1 and (parts[0].dim() < 2 or parts[0].shape[1] >= least):
         return parts[0]
     longest = max((p.shape[1] for p in parts if p.dim() > 1), default=0)
+    longest = max(longest, least)
     padded = [
         F.pad(p, [0, 0] * (p.dim() - 2) + [0, longest - p.shape[1]], value=fill)
         if p.dim() > 1 and p.shape[1] < longest
@@ -189,6 +237,8 @@ class Feed:
     """The training rows of a suite, in the order a schedule asks for.
 
     One `Step` per update: the global batch, cut to this process's rows and into micro-batches.
+    length_groups: parts of like length that the padded rows of a micro-batch run in, one after the
+        other; each is padded to its own longest row.
     waited: seconds spent making batches so far.
     """
 
@@ -199,9 +249,10 @@ class Feed:
         schedule: Schedule,
         accumulate: int = 1,
         device: str = "cpu",
+        length_groups: int = 1,
     ) -> None:
         self.schedule = schedule
-        self.accumulate = accumulate
+        self.accumulate, self.length_groups = accumulate, length_groups
         self.waited = 0.0
         groups = alike(streams)
         self.tables = [table([streams[s] for s in at], tasks, device) for at in groups]
@@ -230,9 +281,10 @@ class Feed:
             mine_B = ranks.share(rows_B)
             chunks = (mine_B,) if self.accumulate == 1 else mine_B.tensor_split(self.accumulate)
             for m, chunk in enumerate(chunks):
-                # A process may have no row of a short last batch; it still takes part, with none:
-                # all processes must name the same tasks and make as many forward passes.
-                if len(chunk) or ranks.world() > 1:
-                    micros[m].append(made.batch(chunk))
+                for part in made.parted(chunk, self.length_groups):
+                    # A process may have no row of a short last batch; it still takes part, with
+                    # none: all must name the same tasks and make as many forward passes.
+                    if len(part) or ranks.world() > 1:
+                        micros[m].append(made.batch(part))
         self.waited += time.perf_counter() - begun
         return Step(tuple(tuple(m) for m in micros if m), counts), cursors_S

@@ -71,6 +71,7 @@ def fit(
     progress: Progress | None = None,
     watches: Mapping[str, MakeWatch] | None = None,
     until: int | None = None,
+    earlier: Sequence[Record] = (),
 ) -> Record:
     """Train `model` on the suite's training streams; return the record, the best weights loaded.
 
@@ -86,6 +87,7 @@ def fit(
         (and is `resting.json`), the best weights so far are in the folder, and the same call with a
         larger number, or none, goes on from there. It needs a folder. The run itself is the same
         to the last bit however often it rests.
+    earlier: records of stages that this run goes on from, whose time and updates count as its own.
 
     Several processes, as torchrun starts them (see `ranks.start`): each calls this with the same
     arguments; the first one writes. Seeds torch's global generator.
@@ -117,7 +119,7 @@ def fit(
     progress.begin(run.last_step, run.state.step)
     run.train(progress, until)
     run.load_best()
-    record = run.record(method, identity["settings"])
+    record = run.record(method, identity["settings"], earlier)
     if folder is not None and ranks.rank() == 0:
         write_atomic(folder / WEIGHTS, checkpoint.pack(dict(model.state_dict())))
         for task, tensors in run.best_of_task.items():
@@ -153,7 +155,14 @@ class _Run:
         self.epoch_steps = max(steps_per_epoch(sizes, config.batch_size), config.min_epoch_steps)
         self.last_step = self.epoch_steps * config.epochs
         self.schedule = Schedule(mix, sizes, config.batch_size, config.seed, steps=self.last_step)
-        self.feed = Feed(suite.train, suite.tasks, self.schedule, config.accumulate, config.device)
+        self.feed = Feed(
+            suite.train,
+            suite.tasks,
+            self.schedule,
+            config.accumulate,
+            config.device,
+            config.length_groups,
+        )
         self.looks = StreamLosses(suite, config) if mix.observes else None
         self.balancer = Balancer(
             balance,
@@ -299,20 +308,22 @@ class _Run:
         kept = self.model.state_dict(keep_vars=True)
         return {name: value for name, value in kept.items() if id(value) not in others}
 
-    def record(self, method: str, settings: dict[str, Any]) -> Record:
+    def record(self, method: str, settings: dict[str, Any], earlier: Sequence[Record]) -> Record:
         """Return what the run leaves behind; the model has its best weights."""
         self._count_memory()
         state, config = self.state, self.config
         assert state.best is not None
         use = used_experts(self.model, self.suite.val, max(config.batch_size, 256), config.device)
         cost = Cost(
-            seconds=state.seconds,
-            validation_seconds=state.validation_seconds,
-            steps=state.step,
+            seconds=state.seconds + sum(r.cost.seconds for r in earlier),
+            validation_seconds=state.validation_seconds
+            + sum(r.cost.validation_seconds for r in earlier),
+            steps=state.step + sum(r.cost.steps for r in earlier),
             parameters=_count(self.model.parameters()),
             shared_parameters=_count(self.model.shared_parameters()),
             peak_memory=state.peak_memory,
             waiting=state.waited / state.seconds if state.seconds else 0.0,
+            trained=_count(p for p in self.model.parameters() if p.requires_grad),
         )
         return Record(
             suite=self.suite.name,
@@ -416,7 +427,14 @@ class _Observed:
     def __init__(self, suite: Suite, config: FitConfig) -> None:
         sizes = [len(stream) for stream in suite.val]
         schedule = Schedule(Uniform(), sizes, config.batch_size, config.seed)
-        self.feed = Feed(suite.val, suite.tasks, schedule, config.accumulate, config.device)
+        self.feed = Feed(
+            suite.val,
+            suite.tasks,
+            schedule,
+            config.accumulate,
+            config.device,
+            config.length_groups,
+        )
         self.cursors_S = schedule.start()
         self._precision = config.precision
 

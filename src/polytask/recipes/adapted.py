@@ -10,15 +10,18 @@ Shapes: B = rows, A = asked tasks, F = channels of the features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from polytask.adapt import Adapted
+from polytask.adapt import Adapted, fingerprint, follow_load
 from polytask.adapt import Trace as LayerTrace
-from polytask.errors import UsageError, unknown
+from polytask.adapt.smora import SMoRAAdapter
+from polytask.errors import RunError, UsageError, unknown
 from polytask.share import Features, HardSharing, Inputs, SharedModel, Trace
-from polytask.suites import Stream
+from polytask.suites import Stream, Suite
 from polytask.tasks import Task, TaskSet
 
 TASK = "task"
@@ -30,9 +33,15 @@ class AdaptedModel(SharedModel):
 
     adapted: its base turns inputs into features: one tensor, or a mapping; see `HardSharing`.
     heads: of tasks that it is adapted to, as many as you like. reads: as for `HardSharing`.
+    serves: task -> the name of the adapter that serves it, where that is another: several tasks may
+        have one together.
 
     What tasks share is everything but the heads: adapters are stacked, one tensor for all tasks, so
     gradients of different tasks lie in different rows of it.
+
+    Its state is what adapting trains: of the frozen base it holds a fingerprint alone, and loading
+    it into a model on another base is an error. A SMoRA's bias follows the load of its ranks, see
+    `follow_load`, from update to update.
     """
 
     traces = True
@@ -42,14 +51,19 @@ class AdaptedModel(SharedModel):
         adapted: Adapted,
         heads: Mapping[str, nn.Module],
         reads: Mapping[str, str] | None = None,
+        serves: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        for name in heads:
+        self._serves = {task: (serves or {}).get(task, task) for task in heads}
+        for name in self._serves.values():
             if name not in adapted.names:
                 known = f"The model is adapted to: {', '.join(adapted.names)}."
                 raise unknown("task", name, adapted.names, known)
         self.adapted = adapted
         self.hard = HardSharing(nn.Identity(), heads, reads)
+        self._follows = any(isinstance(m, SMoRAAdapter) for m in adapted.parts.modules())
+        self._load: LayerTrace | None = None
+        without_base(self, adapted.base, "adapted.base.")
 
     @classmethod
     def build(cls, adapted: Adapted, width: int, tasks: TaskSet) -> AdaptedModel:
@@ -85,19 +99,28 @@ class AdaptedModel(SharedModel):
         asked = self._asked(tasks)
         if not asked:
             return {}
-        seen = None if trace is None else LayerTrace()
+        follows = self._follows and self.training and torch.is_grad_enabled()
+        seen = LayerTrace() if trace is not None or follows else None
         if isinstance(inputs, Mapping) and TASK in inputs:
             with self.adapted.tasks(self._index(inputs[TASK]), trace=seen):
                 outputs = self.hard.read(self.adapted.base(_without_task(inputs)), asked)
         elif len(asked) == 1:
-            with self.adapted.task(asked[0], trace=seen):
+            with self.adapted.task(self._serves[asked[0]], trace=seen):
                 outputs = self.hard.read(self.adapted.base(inputs), asked)
         else:
             outputs = self._each(inputs, asked, seen)
         if trace is not None and seen is not None and seen.penalties:
             penalty = torch.stack(list(seen.penalties.values())).sum() / len(asked)
             trace.penalties |= dict.fromkeys(asked, penalty)
+        if follows:
+            self._load = seen
         return outputs
+
+    def at(self, part: float) -> None:
+        """Let a SMoRA's bias follow the load of the last update; told before every update."""
+        if self._load is not None:
+            follow_load(self.adapted, self._load)
+            self._load = None
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return what is trained of the adapters and of the base."""
@@ -116,15 +139,17 @@ class AdaptedModel(SharedModel):
         """Add a task with an adapter and a head; see `Adapted.add_task`, `HardSharing.add_task`."""
         if task.name not in self.adapted.names:
             self.adapted.add_task(task.name, optimiser)
+        self._serves[task.name] = task.name
         self.hard.add_task(task, head)
         if optimiser is not None:
             optimiser.add_param_group({"params": self.task_parameters(task.name)})
 
     def _index(self, task_B: Tensor) -> Tensor:
         """Return positions in the adapted model's tasks of positions in this one's."""
-        if self.tasks == self.adapted.names[: len(self.tasks)]:
+        served = [self._serves[task] for task in self.tasks]
+        if tuple(served) == self.adapted.names[: len(served)]:
             return task_B
-        at_T = self.adapted.index(self.tasks).to(task_B.device)
+        at_T = self.adapted.index(served).to(task_B.device)
         return torch.where(task_B < 0, -1, at_T[task_B.clamp(min=0)])
 
     def _each(
@@ -137,7 +162,9 @@ class AdaptedModel(SharedModel):
         else:
             rows = len(next(iter(inputs.values())))
             repeated = {name: _repeated(value, many) for name, value in inputs.items()}
-        index_A = self.adapted.index(asked).to(next(self.adapted.parts.parameters()).device)
+        index_A = self.adapted.index([self._serves[task] for task in asked]).to(
+            next(self.adapted.parts.parameters()).device
+        )
         with self.adapted.tasks(index_A.repeat_interleave(rows), trace=seen):
             features: Features = self.adapted.base(repeated)
         outputs: dict[str, Tensor] = {}
@@ -152,6 +179,43 @@ class AdaptedModel(SharedModel):
         return outputs
 
 
+def without_base(model: nn.Module, base: nn.Module, prefix: str) -> None:
+    """Leave a frozen base out of a model's state, but for a fingerprint.
+
+    prefix: of the base's names in that state. What of the base is trained stays in.
+    """
+    own = nn.Buffer(_digest(base))
+    model.base_fingerprint = own  # type: ignore[assignment]
+
+    def leave_out(module: nn.Module, state: dict[str, Tensor], before: str, local: object) -> None:
+        trained = {name for name, p in base.named_parameters() if p.requires_grad}
+        for name in base.state_dict():
+            if name not in trained:
+                state.pop(before + prefix + name, None)
+
+    def check(module: nn.Module, state: Mapping[str, Tensor], before: str, *rest: object) -> None:
+        found = state.get(f"{before}base_fingerprint")
+        if found is not None and not torch.equal(found.cpu(), own.cpu()):
+            raise RunError(
+                "These weights were trained on another base: its fingerprint is "
+                f"{bytes(found.tolist()).hex()[:12]}…, this model's is "
+                f"{bytes(own.tolist()).hex()[:12]}…. Start from the weights they were trained on."
+            )
+
+    def not_missing(module: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [name for name in keys.missing_keys if prefix not in name]
+
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(check)
+    model.register_load_state_dict_post_hook(not_missing)
+
+
+def _digest(base: nn.Module) -> Tensor:
+    """Return the fingerprint of what of a base is frozen, 32 bytes."""
+    trained = [name for name, p in base.named_parameters() if p.requires_grad]
+    return torch.tensor(list(bytes.fromhex(fingerprint(base, trained))), dtype=torch.uint8)
+
+
 def with_tasks(stream: Stream, task: str, tasks: Sequence[str]) -> Stream:
     """Return a stream of one task with the input that names its rows' task.
 
@@ -164,6 +228,23 @@ def with_tasks(stream: Stream, task: str, tasks: Sequence[str]) -> Stream:
         raise UsageError(f"Stream {stream.name!r} has an input {TASK!r} already.")
     named[TASK] = torch.full((len(stream),), list(tasks).index(task))
     return Stream(stream.name, named, stream.targets, stream.ragged, stream.lengths, stream.truth)
+
+
+def naming_tasks(suite: Suite, tasks: Sequence[str]) -> Suite:
+    """Return the suite with that input in every stream that labels one task.
+
+    A stream of several tasks stays: each asked task then runs on all of its rows.
+    """
+
+    def named(streams: Sequence[Stream]) -> tuple[Stream, ...]:
+        return tuple(
+            with_tasks(stream, next(iter(stream.targets)), tasks)
+            if len(stream.targets) == 1
+            else stream
+            for stream in streams
+        )
+
+    return replace(suite, train=named(suite.train), val=named(suite.val), test=named(suite.test))
 
 
 def _without_task(inputs: Mapping[str, Tensor]) -> Inputs:

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from polytask.errors import Diverged, PolytaskError, RunError
+from polytask.errors import Diverged, PolytaskError, RunError, UsageError
 from polytask.fit import RECORD
 from polytask.lock import alone
+from polytask.recipes.adapting import grid_for
 from polytask.recipes.auto import auto
 from polytask.recipes.plan import AUTO, GRID, SINGLE, AutoPlan, Model, Plan, Setting
 from polytask.recipes.result import Finals, result
@@ -62,11 +63,11 @@ class _Runs:
     def __init__(self, plan: Plan, suite: Suite, show: Show) -> None:
         self.plan, self.suite, self.show = plan, suite, show
         self.tasks = suite.tasks
-        self.grid = GRID[: plan.tune]
         self.seeds = tuple(range(plan.seeds))
         self.singles: list[Model] = [(SINGLE, name) for name in self.tasks.names]
         self.joint: list[Model] = [(name, None) for name in plan.methods if name != AUTO]
-        self.untuned = {who: len(self.grid) for who in [*self.singles, *self.joint]}
+        self.grids = {who: self._grid(who) for who in [*self.singles, *self.joint]}
+        self.untuned = dict.fromkeys(self.grids, plan.tune)
         self.picked: dict[Model, Setting] = {}
         self.stopped: dict[Model, dict[Setting, str]] = {}
         self.failed: dict[Model, str] = {}
@@ -77,7 +78,7 @@ class _Runs:
     def finals(self) -> Finals:
         """Train and test whatever the folder lacks; return the final runs."""
         models, others = len(self.untuned), len(self.seeds) - 1
-        tuning = [len(self.singles) * len(self.grid), len(self.joint) * len(self.grid)]
+        tuning = [len(self.singles) * self.plan.tune, len(self.joint) * self.plan.tune]
         counts = [*tuning, models * others, models * len(self.seeds)]
         self.show.begin(counts)
         with Pool(self.plan.processes, self.plan.threads) as pool:
@@ -89,7 +90,7 @@ class _Runs:
         return Finals(
             plan=self.plan,
             suite=self.suite,
-            grid=self.grid,
+            grid=tuple(dict.fromkeys(setting for of in self.grids.values() for setting in of)),
             seeds=self.seeds,
             jobs={
                 (who, seed): self._job(who, seed, self.picked[who])
@@ -100,8 +101,7 @@ class _Runs:
             stopped=[
                 texts[setting]
                 for _, texts in sorted(self.stopped.items(), key=lambda item: str(item[0]))
-                for setting in self.grid
-                if setting in texts
+                for setting in texts
             ],
             failed={
                 name: self.failed[name, None]
@@ -133,10 +133,10 @@ class _Runs:
             within.next()
 
     def _tune(self, models: Sequence[Model], phase: int) -> Iterator[Call]:
-        for setting in self.grid:
+        for turn in range(self.plan.tune):
             for who in models:
                 yield from self._unless_done(
-                    Call("train", self._job(who, self.seeds[0], setting), phase)
+                    Call("train", self._job(who, self.seeds[0], self.grids[who][turn]), phase)
                 )
 
     def _unless_done(self, call: Call) -> Iterator[Call]:
@@ -163,7 +163,7 @@ class _Runs:
         self.untuned[who] -= 1
         if self.untuned[who]:
             return
-        if len(self.stopped.get(who, ())) == len(self.grid):
+        if len(self.stopped.get(who, ())) == self.plan.tune:
             self._lose(call.job, self._none_left(who), [0, 0, len(self.seeds) - 1, len(self.seeds)])
             return
         self._pick(who)
@@ -218,7 +218,7 @@ class _Runs:
         self.show.failed(job, reason, dropped)
 
     def _none_left(self, who: Model) -> str:
-        first = self.stopped[who][self.grid[0]]
+        first = self.stopped[who][self.grids[who][0]]
         return f"Every setting tried stops with an error, so none can be picked. The first: {first}"
 
     def _job(self, who: Model, seed: int, setting: Setting) -> Job:
@@ -236,10 +236,21 @@ class _Runs:
             label=method,
         )
 
+    def _grid(self, who: Model) -> tuple[Setting, ...]:
+        """Return the settings that a model tries, the likeliest first."""
+        method, task = who
+        grid, tune = grid_for(self.suite, "equal" if task is not None else method), self.plan.tune
+        grid = GRID if grid is None else grid
+        if tune > len(grid):
+            raise UsageError(
+                f"tune is {tune}; suite {self.suite.name!r} has {len(grid)} settings to try."
+            )
+        return grid[:tune]
+
     def _pick(self, who: Model) -> None:
         """Choose the setting of the best validation score, with the first seed."""
         ranked: dict[Setting, float] = {}
-        for setting in self.grid:
+        for setting in self.grids[who]:
             if setting in self.stopped.get(who, ()):
                 continue
             score = Record.load(self._job(who, self.seeds[0], setting).folder / RECORD).best.score

@@ -29,6 +29,11 @@ RULE = (
     "the final runs."
 )
 
+OF_TWO_KINDS = (
+    " What trains the pretrained encoder's own weights, the single-task models among them, tries "
+    "other learning rates than adapters."
+)
+
 
 @dataclass(frozen=True)
 class Finals:
@@ -109,7 +114,8 @@ class _Result:
             picked.setdefault(method, {})[task or "*"] = entry
         return {
             "grid": [{"lr": lr, "weight_decay": wd} for lr, wd in finals.grid],
-            "rule": RULE.format(count=len(finals.grid), seed=finals.seeds[0]),
+            "rule": RULE.format(count=finals.plan.tune, seed=finals.seeds[0])
+            + (OF_TWO_KINDS if finals.suite.pretrained else ""),
             "stopping": STOPPING.format(
                 epochs=config.epochs, steps=config.min_epoch_steps, patience=config.patience
             ),

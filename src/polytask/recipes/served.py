@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.evaluate import delta_m, paired_error
-from polytask.fit import load_weights
-from polytask.parsing import parse
-from polytask.recipes.train import Job, build, look, suite_of
+from polytask.recipes.train import Job, load_run, look, suite_of
 from polytask.share import SharedModel
 from polytask.share.base import Inputs
 from polytask.tasks import Task, TaskSet
@@ -263,7 +261,6 @@ class Served(SharedModel):
 
 
 def _load(job: Job) -> SharedModel:
-    model, _, _ = build(suite_of(job), parse(job.recipe), job.config.seed)
-    model.load_state_dict(load_weights(job.folder))
+    model = load_run(job, suite_of(job))
     model.eval()
     return model

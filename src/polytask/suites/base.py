@@ -71,6 +71,29 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """That a suite's encoder comes with trained weights, and how it is best gone on from.
+
+    where: names of its layers, by what methods of `adapt` go to unless told otherwise:
+        "projections" for low-rank changes, "outputs" for what stands behind a sublayer, "words"
+        for the embedding that prompts stand before.
+        "blocks" for its blocks in order, "feed-forward" for what stands beside those.
+    grid, whole: learning rate and weight decay of AdamW to choose from, the likeliest first: of
+        adapters, and of what trains the encoder's own weights. Adapters begin at nothing and want
+        steps that would undo trained weights.
+    """
+
+    where: Mapping[str, tuple[str, ...]]
+    grid: tuple[tuple[float, float], ...] = ((2e-3, 1e-2), (5e-3, 1e-2), (5e-4, 1e-2), (2e-2, 1e-2))
+    whole: tuple[tuple[float, float], ...] = (
+        (2e-4, 1e-2),
+        (5e-5, 1e-2),
+        (5e-4, 1e-2),
+        (2e-5, 1e-2),
+    )
+
+
+@dataclass(frozen=True)
 class Suite:
     """Tasks and their streams, with an encoder to begin with.
 
@@ -85,6 +108,7 @@ class Suite:
         fields, as pictures and words.
     tokens: builds a fresh transformer of pictures, for architectures that stand on its tokens; it
         tells its `width`. None where the inputs are no pictures.
+    pretrained: of an encoder whose weights are trained already; None of one that begins anew.
     """
 
     name: str
@@ -100,6 +124,7 @@ class Suite:
     notes: tuple[str, ...] = field(default=())
     fields: Callable[[], nn.Module] | None = None
     tokens: Callable[[], nn.Module] | None = None
+    pretrained: Pretrained | None = None
 
     def stand(self, on: str) -> tuple[nn.Module, int]:
         """Return a fresh encoder and the width of its features.

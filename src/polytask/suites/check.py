@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from polytask.errors import DataError
-from polytask.suites.base import SPLITS, About, Split, Stream, Suite
+from polytask.suites.base import SPLITS, About, Pretrained, Split, Stream, Suite
 from polytask.tasks import IGNORE, Task, TaskSet
 
 
@@ -35,6 +35,7 @@ def make_suite(
     notes: tuple[str, ...] = (),
     fields: Callable[[], nn.Module] | None = None,
     tokens: Callable[[], nn.Module] | None = None,
+    pretrained: Pretrained | None = None,
 ) -> Suite:
     """Return the Suite of these parts, checked, with its tasks fitted on the training labels.
 
@@ -52,6 +53,7 @@ def make_suite(
         notes=notes,
         fields=fields,
         tokens=tokens,
+        pretrained=pretrained,
         **splits,
     )
 

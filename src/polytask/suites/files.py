@@ -287,6 +287,78 @@ SENTENCES = (
         "878d3a957698f3387519aaecad2b6d6b9c3a8823f98af4f3185dfdfe6c0f9652", _SENTENCES,
     ),
 )  # fmt: skip
+SST5 = (
+    DataFile(
+        "sentence_cls", "stsa.fine.train.gz",
+        "2f340a32322d62b0e925dc7b01da3ec5438959452806bdc372a3655bf921a77b", _SENTENCES,
+    ),
+    DataFile(
+        "sentence_cls", "stsa.fine.dev.gz",
+        "bdea184fdb855499b994b6a3f6db188b661083e7b26c851d96f4efa7cdea2497", _SENTENCES,
+    ),
+    DataFile(
+        "sentence_cls", "stsa.fine.test.gz",
+        "0629df62e70903a2bbc5dcae184cdef465c45c2ab9113bc0f1b41598e9ef70cf", _SENTENCES,
+    ),
+)  # fmt: skip
+_GLUE = "GitHub amrnag/Specialized-Transformers, data/ (GLUE's train split in two, and its dev)"
+COLA = (
+    DataFile(
+        "glue_small", "CoLA_train.tsv.gz",
+        "8c778d6f08787b02b93f38ec65c7ee82c62ebd4460e98d320e3708aae09f8ba1", _GLUE,
+    ),
+    DataFile(
+        "glue_small", "CoLA_val.tsv.gz",
+        "fc632a9834fd2369b600240b986e2f8304b362d9c3298e80698b8d00e34836a6", _GLUE,
+    ),
+    DataFile(
+        "glue_small", "CoLA_dev.tsv.gz",
+        "6e0f6affc5e5e722ad60572e4420eb58aef2edbcbf554ba35289d590af34cb82", _GLUE,
+    ),
+)  # fmt: skip
+RTE = (
+    DataFile(
+        "glue_small", "RTE_train.tsv.gz",
+        "91b19c45928452e5449939f49c6d3cacde4c0c576884c2e5973e7786c1c3ef67", _GLUE,
+    ),
+    DataFile(
+        "glue_small", "RTE_val.tsv.gz",
+        "866d642f1dccb4e9bf90212599a7520973589ee9926da1ccf75c386feab4126b", _GLUE,
+    ),
+    DataFile(
+        "glue_small", "RTE_dev.tsv.gz",
+        "9d327343959fd4f4a9ea7e5e419a641ad4e45b3d4f65c42c796ae8198200cbb6", _GLUE,
+    ),
+)  # fmt: skip
+WNLI = (
+    DataFile(
+        "glue_small", "WNLI_train.tsv.gz",
+        "8132d8dcd654c17e7a4bfcd9bc719b25389cc18ef59c7609f96e4a3d27978d01", _GLUE,
+    ),
+    DataFile(
+        "glue_small", "WNLI_val.tsv.gz",
+        "bfca27055aae1f7ed3d0866ddb4078be36dd12c99ee197765d7a76b009df9684", _GLUE,
+    ),
+    DataFile(
+        "glue_small", "WNLI_dev.tsv.gz",
+        "3927440ea3cbee950853f9dc98a6cc35c22271a744b3b038f1a7cd8322939cfd", _GLUE,
+    ),
+)  # fmt: skip
+_SICK = "GitHub FTAsr/STS, data/SICK (CC BY-NC-SA 3.0), gzipped"
+SICK = (
+    DataFile(
+        "sick", "SICK_train.txt.gz",
+        "55c29b2875e354a2b7bce77d46e26f5c6cd40f5a879da652c294ad14a8a91bf3", _SICK,
+    ),
+    DataFile(
+        "sick", "SICK_trial.txt.gz",
+        "4dfecf1bfebc40dbb5178b0d8b60891c586bd2b01d258532200bcf6f8aa01d7a", _SICK,
+    ),
+    DataFile(
+        "sick", "SICK_test_annotated.txt.gz",
+        "3bcaa4c7594062f0064a66dbe9851d515b7b7e838579d6fdb4cc69abc163872a", _SICK,
+    ),
+)  # fmt: skip
 FDU_MTL = (
     DataFile(
         "fdu_mtl", "fdu_mtl.parquet",

@@ -55,7 +55,7 @@ KINDS = {
 
 def sentences() -> Suite:
     """Return six streams of sentences: 36,000 to train on, after the leaks are taken out."""
-    parts, notes = apart(split_by_text(*_sources()), run=RUN)
+    parts, notes = apart(split_by_text(*sources()), run=RUN)
     made = streams(parts, longest=LONGEST, least=LEAST)
     return make_suite(
         name="sentences",
@@ -105,7 +105,7 @@ def split_by_text(whole: Sets, given: Mapping[Split, Sets]) -> dict[Split, Sets]
         side = _draw((row.text for row in rows), val=0.1, test=0.0)
         for split in ("train", "val"):
             parts[split][task] = [row for row in rows if side[key(row.text)] == split]
-    return {split: {task: sets[task] for task in KINDS} for split, sets in parts.items()}
+    return parts
 
 
 def _draw(texts: Iterable[str], *, val: float, test: float) -> dict[str, Split]:
@@ -115,23 +115,25 @@ def _draw(texts: Iterable[str], *, val: float, test: float) -> dict[str, Split]:
     return {keys[i]: split for split, rows_N in rows.items() for i in rows_N.tolist()}
 
 
-def _sources() -> tuple[Sets, dict[Split, Sets]]:
+def sources() -> tuple[Sets, dict[Split, Sets]]:
+    """Return the sets that have no split, and those that have one, as the files hold them."""
     mr, subj, cr, mpqa, trec_train, trec_test, sst_train, sst_val, sst_test = files.SENTENCES
     whole = {
-        "mr": _rows(mr, "latin-1"),
-        "subj": _rows(subj, "latin-1"),
-        "cr": _rows(cr),
-        "mpqa": _rows(mpqa),
+        "mr": rows_of(mr, "latin-1"),
+        "subj": rows_of(subj, "latin-1"),
+        "cr": rows_of(cr),
+        "mpqa": rows_of(mpqa),
     }
     given: dict[Split, Sets] = {
-        "train": {"trec": _rows(trec_train, "latin-1"), "sst2": _rows(sst_train)},
-        "val": {"sst2": _rows(sst_val)},
-        "test": {"trec": _rows(trec_test, "latin-1"), "sst2": _rows(sst_test)},
+        "train": {"trec": rows_of(trec_train, "latin-1"), "sst2": rows_of(sst_train)},
+        "val": {"sst2": rows_of(sst_val)},
+        "test": {"trec": rows_of(trec_test, "latin-1"), "sst2": rows_of(sst_test)},
     }
     return whole, given
 
 
-def _rows(file: DataFile, encoding: str = "utf-8") -> list[Row]:
+def rows_of(file: DataFile, encoding: str = "utf-8") -> list[Row]:
+    """Return the rows of one file: a label, a space, a text."""
     text = gzip.decompress(files.read(file)).decode(encoding)
     # Not splitlines(): MR and SUBJ hold the character U+0085, which that takes for a line's end.
     pairs = (line.split(" ", 1) for line in text.split("\n") if line)
