@@ -254,7 +254,7 @@ def _arrow(asked: Asked) -> SharedModel:
 def _clustered(asked: Asked) -> SharedModel:
     """Return LoRA of clusters of a library, to be trained by the tasks of each together."""
     first = _library(asked)
-    clusters = clusters_of(first.adapted, seed=asked.seed, **asked.others(LoRA))
+    clusters = clusters_of(first.adapted, **{"seed": asked.seed, **asked.others(LoRA)})
     merged = merge_clusters(first.adapted, clusters, fresh=True, seed=asked.seed)
     serves = {t: merged.names[k] for t, k in zip(asked.tasks, clusters.of_T, strict=True)}
     return _headed(asked, merged, first.heads, serves)

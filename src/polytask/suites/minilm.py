@@ -40,7 +40,7 @@ from polytask.suites.texts import apart
 from polytask.suites.vocabulary import PAD, padded
 from polytask.tasks import IGNORE, Binary, Multiclass, Regression, SequenceLabels, Task, TaskSet
 
-LONGEST = 64
+LONGEST = 48
 """Pieces a text or a pair is cut after, the longer text of a pair first."""
 TRAIN, VALIDATION, TEST = 160, 64, 300
 """Rows of each task at most, drawn with seed 0."""

@@ -1,0 +1,239 @@
+"""Every way to adapt a pretrained sentence encoder to fourteen text tasks at once.
+
+    python experiments/adapt/minilm.py            # about three hours on two cores; goes on if killed
+
+What it runs is a comparison that anybody can ask for, `polytask compare minilm --methods ...`, with
+two seeds, two learning rates for each method (chosen on validation with the first seed), two
+passes over the rows (160 a task) in batches of 16, and single models of each task with all weights
+trained as the reference. It trains the groups below one after another and writes the table after
+each. What every column is stands in README.md.
+
+The claims, with the rule that was fixed before the runs. One method's gain over another is taken
+task by task: the difference of the two relative gains over the single-task model, in %, averaged
+over seeds. The fourteen differences are the sample; "greater" means that their mean is above 0 at
+95 %, "no worse" that it is above -2.
+
+- AdapterFusion, ALTER and ScaLearn gain over bottlenecks trained apart for each task; ScaLearn is
+  no worse than AdapterFusion with a hundredth of its parameters.
+- MTL-LoRA, the global and task-specific LoRA of MTLoRA, MoSLD, LoRAMoE and SMoRA gain over LoRA of
+  each task alone; one A for all tasks is no worse than an A for each; DoRA gains over LoRA.
+- Polytropon gains over LoRA of each task, MHR over Polytropon; TensorPoly is no worse than
+  Polytropon with fewer parameters.
+- Arrow is no worse than its library though nobody tells it a row's task; LoRA of clusters (MBC)
+  gains over LoRA of each task.
+- HyperFormer++ gains over bottlenecks of each task; Polyhistor is no worse than them.
+- MPT and SPT gain over prompts of each task.
+- LoRA, bottlenecks, BitFit and SSF are no worse than training all weights on all tasks together;
+  so is sparse fine-tuning; half fine-tuning gains over it. All weights together gain over a probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from found import KEPT, Table, claim, minus
+from found import section as grid
+
+from polytask.evaluate import Claim
+from polytask.fit import RECORD, WEIGHTS, FitConfig
+from polytask.recipes import SINGLE, Plan, compare
+from polytask.recipes.runs import Show
+from polytask.recipes.train import Job
+from polytask.records import Values, read_json
+
+FULL, PROBE = "equal", "linear-probing"
+LORA, BOTTLENECK = "lora", "bottleneck:width=8"
+FUSION, SCALEARN, ALTER = "adapter-fusion:width=8", "scalearn:width=8", "alter:width=8"
+POLY, MHR = "polytropon:alpha=16", "mhr:alpha=16"
+MTLORA = "mtlora:rank=8,task_rank=4,scale=1"
+MBC = "mbc:clusters=5"
+HYPER = "hyperformer:plus=true"
+
+GROUPS: tuple[tuple[str, ...], ...] = (
+    (FULL, PROBE, LORA, BOTTLENECK, "bitfit", "mtl-lora", POLY, MHR, HYPER),
+    (FUSION, SCALEARN, ALTER, "prompt-tuning", "mpt", "arrow", MBC, "dora"),
+    ("global-task", "shared-factor", "smora", "loramoe:beta=0", "mosld", "tensorpoly", "ssf"),
+    ("spt", "polyhistor", MTLORA, "sparse-tuning:density=0.05", "half-fine-tuning"),
+    ("incremental-rank:rank=4",),
+)
+"""What is trained first and next; widths and scales are those that make methods alike in size."""
+
+CONFIG = FitConfig(
+    epochs=2, batch_size=16, schedule="cosine", precision="bf16", length_groups=2,
+    min_epoch_steps=50, patience=0, probes=0,
+)  # fmt: skip
+SEEDS, TUNE = 2, 2
+WORSE = 2.0
+
+GAINS: tuple[tuple[str, str, str, str], ...] = (
+    ("adapter-fusion", FUSION, BOTTLENECK, "AdapterFusion gains over adapters of each task"),
+    ("alter", ALTER, BOTTLENECK, "a mixture of all tasks' adapters gains over one's own"),
+    ("scalearn", SCALEARN, BOTTLENECK, "ScaLearn gains over adapters of each task"),
+    ("mtl-lora", "mtl-lora", LORA, "MTL-LoRA gains over LoRA of each task"),
+    ("global-task", "global-task", LORA, "a global LoRA beside each task's gains over it alone"),
+    ("mosld", "mosld", LORA, "MoSLD gains over LoRA of each task"),
+    ("loramoe", "loramoe:beta=0", LORA, "a mixture of LoRA gains over LoRA of each task"),
+    ("smora", "smora", LORA, "ranks as experts gain over LoRA of each task"),
+    ("dora", "dora", LORA, "DoRA gains over LoRA"),
+    ("polytropon", POLY, LORA, "shared skills gain over LoRA of each task"),
+    ("mhr", MHR, POLY, "shares of every part of a skill gain over shares of skills"),
+    ("mbc", MBC, LORA, "LoRA of clusters gains over LoRA of each task"),
+    ("hyperformer", HYPER, BOTTLENECK, "HyperFormer++ gains over adapters of each task"),
+    ("mpt", "mpt", "prompt-tuning", "a shared prompt times rank one gains over a task's own"),
+    ("spt", "spt", "prompt-tuning", "retrieved prompts gain over a task's own"),
+    ("half-fine-tuning", "half-fine-tuning", FULL, "half of the weights at a time gains"),
+    ("linear-probing", FULL, PROBE, "training all weights gains over a probe"),
+)  # fmt: skip
+"""Method of the catalogue, recipe, rival, and the claim: greater."""
+
+KEEPS: tuple[tuple[str, str, str, str], ...] = (
+    ("scalearn", SCALEARN, FUSION, "no worse than AdapterFusion with a hundredth of its weights"),
+    ("shared-factor", "shared-factor", LORA, "one A for all tasks is no worse than one of each"),
+    ("tensorpoly", "tensorpoly", POLY, "no worse than Polytropon with fewer weights"),
+    ("arrow", "arrow", LORA, "routed by the input alone it is no worse than told the task"),
+    ("polyhistor", "polyhistor", BOTTLENECK, "no worse than adapters of each task"),
+    ("lora", LORA, FULL, "LoRA is no worse than training all weights on all tasks"),
+    ("bottleneck", BOTTLENECK, FULL, "adapters are no worse than training all weights"),
+    ("bitfit", "bitfit", FULL, "biases alone are no worse than training all weights"),
+    ("ssf", "ssf", FULL, "scales and shifts are no worse than training all weights"),
+    ("sparse-tuning", "sparse-tuning:density=0.05", FULL, "a twentieth of the weights is no worse"),
+)
+"""The same: no worse."""
+
+
+class Lines(Show):
+    """A line for each run that is done."""
+
+    def begin(self, runs: Sequence[int]) -> None:
+        print(f"runs: {sum(runs)}", flush=True)
+
+    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
+        pass
+
+    def done(self, phase: int, job: Job, fresh: bool) -> None:
+        if fresh:
+            print(f"{phase} {job.folder.name}", flush=True)
+
+    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
+        print(f"{job.folder.name}: {reason}", flush=True)
+
+
+def table(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page and the claims need of a comparison's result."""
+    tasks = [task["name"] for task in result["tasks"]]
+    rows = []
+    for name, method in result["methods"].items():
+        row = {
+            "method": name,
+            "delta_m": method["delta_m"],
+            "by_seed": _by_seed(method, tasks),
+            "lost": sum(method["tasks"][t]["gain"] < -WORSE for t in tasks),
+            "gains": {t: fmean(method["tasks"][t]["gains"]) for t in tasks},
+            "scores": {t: fmean(method["tasks"][t]["values"]) for t in tasks},
+        }
+        if name != SINGLE:
+            row |= _cost(method)
+        rows.append(row)
+    return {
+        "seeds": result["seeds"],
+        "tasks": {task["name"]: task["metric"] for task in result["tasks"]},
+        "heads": _heads(result),
+        "picked": {n: p.get("*", {}).get("lr") for n, p in result["tuning"]["picked"].items()},
+        "rows": rows,
+    }
+
+
+def _by_seed(method: Mapping[str, Any], tasks: Sequence[str]) -> list[float]:
+    return [fmean(each) for each in zip(*(method["tasks"][t]["gains"] for t in tasks), strict=True)]
+
+
+def _cost(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what its runs cost: trained parameters, milliseconds an update, bytes on disk."""
+    folders = [Path(folder) for folder in method["runs"]]
+    costs = [read_json(folder / RECORD)["cost"] for folder in folders]
+    return {
+        "trained": costs[0]["trained"],
+        "step_ms": 1e3 * fmean(cost["seconds"] / cost["steps"] for cost in costs),
+        "updates": costs[0]["steps"],
+        "bytes": (folders[0] / WEIGHTS).stat().st_size,
+    }
+
+
+def _heads(result: Mapping[str, Any]) -> int:
+    """Return the parameters of all heads: all that a probe trains."""
+    (folder, *_) = result["methods"][PROBE]["runs"]
+    return int(read_json(Path(folder) / RECORD)["cost"]["trained"])
+
+
+def rows_of(table: Table) -> dict[str, Mapping[str, Any]]:
+    """Return the table's rows by method."""
+    return {row["method"]: row for row in table["rows"]}
+
+
+def claims(table: Table) -> list[Claim]:
+    """Decide the claims whose methods the table has."""
+    rows, made = rows_of(table), []
+    for expected, margin, planned in (("greater", 0.0, GAINS), ("no worse", WORSE, KEEPS)):
+        for system, ours, rival, words in planned:
+            if ours in rows and rival in rows:
+                gains, others = rows[ours]["gains"], rows[rival]["gains"]
+                made.append(
+                    claim(
+                        table,
+                        system,
+                        words,
+                        f"minilm, 160 rows a task; {ours} against {rival}, task by task",
+                        minus([gains[t] for t in gains], [others[t] for t in gains]),
+                        expected,
+                        margin,
+                        f"% of the single-task score over {rival}",
+                    )  # fmt: skip
+                )
+    return made
+
+
+def section(table: Table) -> str:
+    """Return the experiment's part of the page."""
+    heads = table["heads"]
+    lines = []
+    for row in sorted(table["rows"], key=lambda row: -row["delta_m"]):
+        alone = row["method"] == SINGLE
+        lines.append(
+            [
+                f"`{row['method']}`",
+                "0" if alone else f"{row['delta_m']:+.1f}",
+                "" if alone else " / ".join(f"{value:+.1f}" for value in row["by_seed"]),
+                "" if alone else str(row["lost"]),
+                "" if alone else f"{(row['trained'] - heads) / 1e3:,.0f} k",
+                "" if alone else f"{row['step_ms']:.0f}",
+                "" if alone else f"{row['bytes'] / 1e6:.2f}",
+                *(f"{row['scores'][task]:.3f}" for task in table["tasks"]),
+            ]
+        )
+    head = ["method", "delta-m", "by seed", "lost", "trained", "ms", "MB", *table["tasks"]]
+    return grid(table, "Fourteen text tasks on MiniLM", head, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--groups", type=int, default=len(GROUPS), help="train the first so many")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    methods: tuple[str, ...] = ()
+    for group in GROUPS[: options.groups]:
+        methods += group
+        plan = Plan(
+            suite="minilm", methods=methods, seeds=SEEDS, tune=TUNE, config=CONFIG,
+            out=KEPT.runs / "minilm", processes=2,
+            command="python experiments/adapt/minilm.py",
+        )  # fmt: skip
+        KEPT.write("minilm", table(compare(plan, Lines())))
+
+
+if __name__ == "__main__":
+    main()
