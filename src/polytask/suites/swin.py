@@ -1,0 +1,272 @@
+"""A small hierarchical vision transformer: attention in windows, tokens merged between stages.
+
+Shapes: B = rows, C = channels of the picture, H, W = height and width, of the picture or in tokens,
+D = width of a token, V = windows of a picture, N = tokens of a window, A = heads, X = channels of a
+head, S = stages, F = channels of the features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytask.errors import UsageError
+from polytask.suites.pictures import MAP_STEP, fine_map, statistics
+
+
+class Swin(nn.Module):
+    """Features of pictures: (B, C, H, W) -> one of "map", "row" or "levels", by its name.
+
+    "map": (B, width, H, W), the sum of what a linear layer makes of each stage. "row": (B, width),
+    of the mean tokens of all stages. "levels": (B, F, H / patch, W / patch), all stages one after
+    the other, with no weights but the norms: for decoders of the tasks' own. The attribute `width`
+    tells the channels of each.
+
+    Source: Liu et al., "Swin Transformer", ICCV 2021, arXiv:2103.14030.
+    Differs from the source: a row reads all stages; no stochastic depth; torch's first weights.
+    Where windows do not fit they are made as even as can be, and only then padded: 6 tokens in
+    windows of at most 4 are two of 3. Small, for processors without an accelerator.
+
+    mean_C, scale_C: of the training pictures, in the unit of the input (0 to 255 for bytes). H and
+    W may be any multiples of patch * 2^(S - 1). dim: channels of the first stage, a multiple of
+    `head`; they double, and the tokens' height and width halve, from stage to stage. depths: blocks
+    of each stage; every second one shifts its windows by half. head: channels of a head. window:
+    most tokens of a window's side. ratio: width of a block's MLP over its tokens'.
+
+    Names of its layers: `patches`, `stages.I.blocks.J.attn.qkv` and `.attn.proj`, `.mlp.fc1` and
+    `.mlp.fc2`, `.norm1` and `.norm2`, position biases `.attn.places`; `stages.I.merge.norm` and
+    `.merge.reduction`, from the second stage on; `norms.I` of what each stage gives; `ends.I`.
+    """
+
+    mean_C11: Tensor
+    scale_C11: Tensor
+
+    def __init__(
+        self,
+        mean_C: Sequence[float],
+        scale_C: Sequence[float],
+        *,
+        patch: int = 4,
+        dim: int = 24,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        head: int = 12,
+        window: int = 4,
+        ratio: int = 4,
+        width: int = 16,
+        ends: Literal["map", "row", "levels"] = "map",
+    ) -> None:
+        super().__init__()
+        mean_C11, scale_C11 = statistics("Swin", mean_C, scale_C)
+        if not depths or min(*depths, patch, dim, head, window, ratio, width) < 1 or dim % head:
+            raise UsageError(
+                "Swin: patch, depths, head, window, ratio and width must be at least 1 and dim a "
+                f"multiple of head; got {patch}, {list(depths)}, {head}, {window}, {ratio}, "
+                f"{width} and {dim}."
+            )
+        if ends == "map" and patch % MAP_STEP:
+            raise UsageError(f"Swin: a map needs an even patch; got {patch}.")
+        self.register_buffer("mean_C11", mean_C11)
+        self.register_buffer("scale_C11", scale_C11)
+        dims = [dim * 2**i for i in range(len(depths))]
+        self._unit = patch * 2 ** (len(depths) - 1)
+        self.patches = nn.Conv2d(len(mean_C), dim, patch, stride=patch)
+        self.stages = nn.ModuleList(
+            Stage(wide, depth, wide // head, window, ratio, merges=i > 0)
+            for i, (wide, depth) in enumerate(zip(dims, depths, strict=True))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(wide) for wide in dims)
+        self._gives, self._square = ends, patch // MAP_STEP
+        made = {"map": width * self._square**2, "row": width, "levels": 0}[ends]
+        self.ends = nn.ModuleList(nn.Linear(wide, made) for wide in dims if made)
+        self.width = width if made else sum(dims)
+
+    def forward(self, pictures_BCHW: Tensor) -> dict[str, Tensor]:
+        size = pictures_BCHW.shape[-2:]
+        if any(side < self._unit or side % self._unit for side in size):
+            raise UsageError(
+                f"Swin: height and width must be multiples of {self._unit}; got "
+                f"{tuple(pictures_BCHW.shape)}."
+            )
+        x = (pictures_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.scale_C11
+        tokens_BHWD = self.patches(x).permute(0, 2, 3, 1)
+        levels = []
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            tokens_BHWD = stage(tokens_BHWD)
+            levels.append(norm(tokens_BHWD))
+        return {self._gives: self._end(levels, size)}
+
+    def _end(self, levels: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        if self._gives == "row":
+            rows = [of(x.mean((1, 2))) for of, x in zip(self.ends, levels, strict=True)]
+            return torch.stack(rows).sum(0)
+        if self._gives == "map":
+            levels = [of(x) for of, x in zip(self.ends, levels, strict=True)]
+        pictures = [x.permute(0, 3, 1, 2) for x in levels]
+        finest = pictures[0].shape[-2:]
+        alike = pictures[:1] + [
+            functional.interpolate(x, size=finest, mode="bilinear", align_corners=False)
+            for x in pictures[1:]
+        ]
+        if self._gives == "levels":
+            return torch.cat(alike, 1)
+        return fine_map(torch.stack(alike).sum(0), self._square, size)
+
+
+class Stage(nn.Module):
+    """Tokens (B, H, W, D) -> tokens, after merging those of the stage before where there is one."""
+
+    def __init__(
+        self, dim: int, depth: int, heads: int, window: int, ratio: int, merges: bool
+    ) -> None:
+        super().__init__()
+        self.merge: nn.Module = Merge(dim) if merges else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, window, ratio, shifts=bool(j % 2)) for j in range(depth)
+        )
+
+    def forward(self, tokens_BHWD: Tensor) -> Tensor:
+        tokens_BHWD = self.merge(tokens_BHWD)
+        for block in self.blocks:
+            tokens_BHWD = block(tokens_BHWD)
+        return tokens_BHWD
+
+
+class Merge(nn.Module):
+    """Squares of 2 x 2 tokens, (B, 2 H, 2 W, D / 2), as one token each, (B, H, W, D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * dim)
+        self.reduction = nn.Linear(2 * dim, dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        squares = tokens.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
+        merged_BHWD: Tensor = self.reduction(self.norm(squares.flatten(3)))
+        return merged_BHWD
+
+
+class Block(nn.Module):
+    """Tokens -> tokens: attention in windows, then an MLP; both are added to what they read."""
+
+    def __init__(self, dim: int, heads: int, window: int, ratio: int, shifts: bool) -> None:
+        super().__init__()
+        self._window, self._shifts = window, shifts
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(dim, ratio * dim), gelu=nn.GELU(), fc2=nn.Linear(ratio * dim, dim)
+            )
+        )
+
+    def forward(self, tokens_BHWD: Tensor) -> Tensor:
+        tokens = tokens_BHWD + self._attend(self.norm1(tokens_BHWD))
+        after_BHWD: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return after_BHWD
+
+    def _attend(self, tokens_BHWD: Tensor) -> Tensor:
+        rows, *sides, dim = tokens_BHWD.shape
+        cuts = [Cut.of(side, self._window, self._shifts) for side in sides]
+        (down, right) = cuts
+        padded = any(cut.padding for cut in cuts)
+        x = tokens_BHWD
+        if padded:
+            x = functional.pad(x, (0, 0, 0, right.padding, 0, down.padding))
+        if down.shift or right.shift:
+            x = x.roll((-down.shift, -right.shift), (1, 2))
+        # A picture's windows lie next to each other, as adapters that see rows expect.
+        cut_shape = (rows, down.windows, down.side, right.windows, right.side, dim)
+        windows = x.reshape(cut_shape).transpose(2, 3).reshape(-1, down.side * right.side, dim)
+        mask_VNN = _apart(down, right, x.device) if padded or down.shift or right.shift else None
+        windows = self.attn(windows, (down.side, right.side), mask_VNN)
+        x = windows.view(*cut_shape[:2], right.windows, down.side, right.side, dim)
+        x = x.transpose(2, 3).reshape(rows, down.windows * down.side, -1, dim)
+        if down.shift or right.shift:
+            x = x.roll((down.shift, right.shift), (1, 2))
+        return x[:, : sides[0], : sides[1]] if padded else x
+
+
+class WindowAttention(nn.Module):
+    """Windows (B * V, N, D) -> windows: every token attends to those of its own window."""
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.places = Places(heads, window)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, windows: Tensor, size: tuple[int, int], mask_VNN: Tensor | None = None
+    ) -> Tensor:
+        """Return the windows after attention. size: of each in tokens. mask_VNN: who may see whom,
+        in the windows of a picture; None: all."""
+        many, tokens, _ = windows.shape
+        parts = self.qkv(windows).view(many, tokens, 3, self._heads, -1)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        scores = query @ key.mT * query.shape[-1] ** -0.5 + self.places(size)
+        if mask_VNN is not None:
+            by_picture = scores.unflatten(0, (-1, len(mask_VNN)))
+            scores = by_picture.masked_fill(~mask_VNN[:, None], -math.inf).flatten(0, 1)
+        mixed = scores.softmax(-1) @ value
+        after: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return after
+
+
+class Places(nn.Module):
+    """What a head adds for where a token lies as seen from another, (A, N, N)."""
+
+    def __init__(self, heads: int, window: int) -> None:
+        super().__init__()
+        self._most = window - 1
+        self.table_A2 = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
+        nn.init.trunc_normal_(self.table_A2, std=0.02)
+
+    def forward(self, size: tuple[int, int]) -> Tensor:
+        """Return it for windows of a size in tokens, at most the window's."""
+        height, width = (torch.arange(side, device=self.table_A2.device) for side in size)
+        down, right = (n[:, None] - n[None] + self._most for n in (height, width))
+        whole = self.table_A2[:, down[:, None, :, None], right[None, :, None, :]]
+        return whole.flatten(3).flatten(1, 2)
+
+
+class Cut:
+    """A side of the tokens in windows.
+
+    side: tokens of a window. windows: how many there are. padding: tokens that are put behind the
+    picture's own. shift: by how many the windows are moved.
+    """
+
+    def __init__(self, tokens: int, side: int, windows: int, shift: int) -> None:
+        self.tokens, self.side, self.windows, self.shift = tokens, side, windows, shift
+        self.padding = windows * side - tokens
+
+    @classmethod
+    def of(cls, tokens: int, window: int, shifts: bool) -> Cut:
+        """Return as few windows of one size as there can be; a single one is not shifted."""
+        windows = -(-tokens // window)
+        side = -(-tokens // windows)
+        return cls(tokens, side, windows, side // 2 if shifts and windows > 1 else 0)
+
+    def regions(self, device: torch.device) -> Tensor:
+        """Return a number per token, shifted: those that are no neighbours in the picture, and
+        those that are padding, have others."""
+        at = torch.arange(self.tokens + self.padding, device=device) + self.shift
+        whole = self.tokens + self.padding
+        # Windows wrap around: what comes from the other end is no neighbour.
+        return 2 * (at >= whole).long() + (at % whole >= self.tokens).long()
+
+
+def _apart(down: Cut, right: Cut, device: torch.device) -> Tensor:
+    """Return which tokens of each window of a picture may see each other, bool (V, N, N)."""
+    region = 4 * down.regions(device)[:, None] + right.regions(device)
+    cut = region.view(down.windows, down.side, right.windows, right.side).transpose(1, 2)
+    region_VN = cut.reshape(down.windows * right.windows, -1)
+    return region_VN[:, :, None] == region_VN[:, None]
