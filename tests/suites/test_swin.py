@@ -58,7 +58,7 @@ def test_a_token_attends_to_its_windows_tokens_alone(
         moved = shift if shifts else (0, 0)
         return tuple((n - by) // side for n, by, side in zip(at, moved, sides, strict=True))
 
-    attention, table = block.attn, block.attn.places.table_A2
+    attention, table = block.attn, block.attn.places.table_AYX
     places = [(i, j) for i in range(size[0]) for j in range(size[1])]
     for row, given in enumerate(tokens):
         query, key, value = attention.qkv(given).unflatten(-1, (3, heads, -1)).unbind(2)

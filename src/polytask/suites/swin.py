@@ -1,8 +1,9 @@
 """A small hierarchical vision transformer: attention in windows, tokens merged between stages.
 
-Shapes: B = rows, C = channels of the picture, H, W = height and width, of the picture or in tokens,
-D = width of a token, V = windows of a picture, N = tokens of a window, A = heads, X = channels of a
-head, S = stages, F = channels of the features.
+Shapes: B = rows, C = channels of the picture, H, W = height and width, of the picture or in
+tokens, D = width of a token, V = windows of a picture, K = B * V windows, N = tokens of a window,
+A = heads, Y, X = steps down and right from one token of a window to another, S = stages, F =
+channels of the features.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -146,7 +148,8 @@ class Merge(nn.Module):
         self.reduction = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        squares = tokens.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
+        rows, height, width, dim = tokens.shape
+        squares = tokens.reshape(rows, height // 2, 2, width // 2, 2, dim).transpose(2, 3)
         merged_BHWD: Tensor = self.reduction(self.norm(squares.flatten(3)))
         return merged_BHWD
 
@@ -172,29 +175,29 @@ class Block(nn.Module):
         return after_BHWD
 
     def _attend(self, tokens_BHWD: Tensor) -> Tensor:
-        rows, *sides, dim = tokens_BHWD.shape
-        cuts = [Cut.of(side, self._window, self._shifts) for side in sides]
-        (down, right) = cuts
-        padded = any(cut.padding for cut in cuts)
+        rows, height, width, dim = tokens_BHWD.shape
+        down, right = (Cut.of(side, self._window, self._shifts) for side in (height, width))
+        padded, shifted = down.padding or right.padding, down.shift or right.shift
         x = tokens_BHWD
         if padded:
             x = functional.pad(x, (0, 0, 0, right.padding, 0, down.padding))
-        if down.shift or right.shift:
+        if shifted:
             x = x.roll((-down.shift, -right.shift), (1, 2))
         # A picture's windows lie next to each other, as adapters that see rows expect.
-        cut_shape = (rows, down.windows, down.side, right.windows, right.side, dim)
-        windows = x.reshape(cut_shape).transpose(2, 3).reshape(-1, down.side * right.side, dim)
-        mask_VNN = _apart(down, right, x.device) if padded or down.shift or right.shift else None
-        windows = self.attn(windows, (down.side, right.side), mask_VNN)
-        x = windows.view(*cut_shape[:2], right.windows, down.side, right.side, dim)
-        x = x.transpose(2, 3).reshape(rows, down.windows * down.side, -1, dim)
-        if down.shift or right.shift:
+        x = x.reshape(rows, down.windows, down.side, right.windows, right.side, dim)
+        windows_KND = x.transpose(2, 3).reshape(-1, down.side * right.side, dim)
+        mask_VNN = near(down, right, x.device) if padded or shifted else None
+        windows_KND = self.attn(windows_KND, (down.side, right.side), mask_VNN)
+        x = windows_KND.view(rows, down.windows, right.windows, down.side, right.side, dim)
+        x = x.transpose(2, 3).reshape(rows, height + down.padding, width + right.padding, dim)
+        if shifted:
             x = x.roll((down.shift, right.shift), (1, 2))
-        return x[:, : sides[0], : sides[1]] if padded else x
+        after_BHWD: Tensor = x[:, :height, :width]
+        return after_BHWD
 
 
 class WindowAttention(nn.Module):
-    """Windows (B * V, N, D) -> windows: every token attends to those of its own window."""
+    """Windows (K, N, D) -> windows: every token attends to those of its own window."""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
@@ -204,49 +207,56 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, windows: Tensor, size: tuple[int, int], mask_VNN: Tensor | None = None
+        self, windows_KND: Tensor, size: tuple[int, int], mask_VNN: Tensor | None = None
     ) -> Tensor:
         """Return the windows after attention. size: of each in tokens. mask_VNN: who may see whom,
         in the windows of a picture; None: all."""
-        many, tokens, _ = windows.shape
-        parts = self.qkv(windows).view(many, tokens, 3, self._heads, -1)
+        many, tokens, _ = windows_KND.shape
+        parts = self.qkv(windows_KND).view(many, tokens, 3, self._heads, -1)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        scores = query @ key.mT * query.shape[-1] ** -0.5 + self.places(size)
+        scores_KANN = query @ key.mT * query.shape[-1] ** -0.5 + self.places(size)
         if mask_VNN is not None:
-            by_picture = scores.unflatten(0, (-1, len(mask_VNN)))
-            scores = by_picture.masked_fill(~mask_VNN[:, None], -math.inf).flatten(0, 1)
-        mixed = scores.softmax(-1) @ value
-        after: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return after
+            scores = scores_KANN.view(-1, len(mask_VNN), self._heads, tokens, tokens)
+            scores_KANN = scores.masked_fill(~mask_VNN[:, None], -math.inf).flatten(0, 1)
+        mixed = scores_KANN.softmax(-1) @ value
+        after_KND: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return after_KND
 
 
 class Places(nn.Module):
-    """What a head adds for where a token lies as seen from another, (A, N, N)."""
+    """What each head adds for where a token lies as seen from another: table_AYX -> (A, N, N)."""
 
     def __init__(self, heads: int, window: int) -> None:
         super().__init__()
         self._most = window - 1
-        self.table_A2 = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
-        nn.init.trunc_normal_(self.table_A2, std=0.02)
+        self.table_AYX = nn.Parameter(torch.empty(heads, 2 * window - 1, 2 * window - 1))
+        nn.init.trunc_normal_(self.table_AYX, std=0.02)
 
     def forward(self, size: tuple[int, int]) -> Tensor:
         """Return it for windows of a size in tokens, at most the window's."""
-        height, width = (torch.arange(side, device=self.table_A2.device) for side in size)
+        height, width = (torch.arange(side, device=self.table_AYX.device) for side in size)
         down, right = (n[:, None] - n[None] + self._most for n in (height, width))
-        whole = self.table_A2[:, down[:, None, :, None], right[None, :, None, :]]
+        whole = self.table_AYX[:, down[:, None, :, None], right[None, :, None, :]]
         return whole.flatten(3).flatten(1, 2)
 
 
+@dataclass(frozen=True)
 class Cut:
-    """A side of the tokens in windows.
+    """How a side of the tokens is cut into windows.
 
-    side: tokens of a window. windows: how many there are. padding: tokens that are put behind the
-    picture's own. shift: by how many the windows are moved.
+    tokens: of the picture's side. side: of a window. windows: how many there are. shift: by how
+    many tokens they are moved.
     """
 
-    def __init__(self, tokens: int, side: int, windows: int, shift: int) -> None:
-        self.tokens, self.side, self.windows, self.shift = tokens, side, windows, shift
-        self.padding = windows * side - tokens
+    tokens: int
+    side: int
+    windows: int
+    shift: int
+
+    @property
+    def padding(self) -> int:
+        """How many tokens are put behind the picture's own."""
+        return self.windows * self.side - self.tokens
 
     @classmethod
     def of(cls, tokens: int, window: int, shifts: bool) -> Cut:
@@ -256,16 +266,15 @@ class Cut:
         return cls(tokens, side, windows, side // 2 if shifts and windows > 1 else 0)
 
     def regions(self, device: torch.device) -> Tensor:
-        """Return a number per token, shifted: those that are no neighbours in the picture, and
-        those that are padding, have others."""
-        at = torch.arange(self.tokens + self.padding, device=device) + self.shift
+        """Return a number of each token's region, in the order of the windows."""
         whole = self.tokens + self.padding
-        # Windows wrap around: what comes from the other end is no neighbour.
+        at = torch.arange(whole, device=device) + self.shift
+        # Windows wrap around: what comes from the other end is no neighbour, nor is padding.
         return 2 * (at >= whole).long() + (at % whole >= self.tokens).long()
 
 
-def _apart(down: Cut, right: Cut, device: torch.device) -> Tensor:
-    """Return which tokens of each window of a picture may see each other, bool (V, N, N)."""
+def near(down: Cut, right: Cut, device: torch.device) -> Tensor:
+    """Return which tokens of each window are of one region of the picture, bool (V, N, N)."""
     region = 4 * down.regions(device)[:, None] + right.regions(device)
     cut = region.view(down.windows, down.side, right.windows, right.side).transpose(1, 2)
     region_VN = cut.reshape(down.windows * right.windows, -1)
