@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "compare"
 
 
-SCRIPTS = ("claims", "guide", "page", "merging", "picture", "run")
+SCRIPTS = ("claims", "guide", "page", "merging", "adapting", "picture", "run")
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +277,24 @@ def test_merges_stand_beside_each_other_with_all_their_seeds_or_not_at_all(scrip
         f"| ties | 81.0 [{low:.1f}, {high:.1f}] | 70.0 [70.0, 70.0] |  |  |",
     ]
     assert scripts.merging.section({}) == ""
+
+
+def test_adapters_stand_in_the_order_of_their_delta_m(scripts):
+    def row(own, *delta_m):
+        return {"delta_m": delta_m, "segments": [0.3, 0.4], "edge_distance": [3.0, 3.5], "own": own}
+
+    table = {
+        "command": "python x.py",
+        "seeds": [0, 1],
+        "epochs": 1,
+        "encoder": {"weights": 1000},
+        "versions": {"torch": "2"},
+        "rows": {"lora": row(12, -1.0, -1.0), "mtlora": row(3456, 2.0, 2.0)},
+    }
+    text = scripts.adapting.pictures(table)
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert lines == [
+        "| mtlora | 2.00 [2.00, 2.00] | 0.350 | 3.250 | 3,456 |",
+        "| lora | -1.00 [-1.00, -1.00] | 0.350 | 3.250 | 12 |",
+    ]
+    assert scripts.adapting.pictures({}) == ""

@@ -45,7 +45,7 @@ def section(table: Mapping[str, Any]) -> str:
 
     def cells(name: str) -> list[str]:
         found = [rows.get(name) for rows in whole.values()]
-        shown = [_spread(row["normalised"]) if row else "" for row in found]
+        shown = [spread(row["normalised"]) if row else "" for row in found]
         return shown + [
             f"{fmean(row['attack_success']):.0f} %" if row and "attack_success" in row else ""
             for row in found
@@ -62,6 +62,7 @@ def section(table: Mapping[str, Any]) -> str:
     return "\n" + text + grid(head, rows)
 
 
-def _spread(values: Sequence[float]) -> str:
-    found = interval(values)
-    return f"{fmean(values):.1f}" + (f" [{found[0]:.1f}, {found[1]:.1f}]" if found else "")
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Return the mean with its interval, where there is one."""
+    found, mean = interval(values), f"{fmean(values):.{digits}f}"
+    return mean + (f" [{found[0]:.{digits}f}, {found[1]:.{digits}f}]" if found else "")

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import adapting
 import claims
 import guide
 import merging
@@ -36,6 +37,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COST = HERE.parent / "balance" / "cost.json"
 MERGED = HERE.parent / "merge" / "eight.json"
+ADAPTED = HERE.parent / "adapt" / "vision.json"
 AROUND = ("wrapped", "added")
 
 EVERY = (
@@ -224,7 +226,8 @@ def train(command: str, folder: Path) -> Path:
 def pages(tables: dict[str, Any], cost: dict[str, Any]) -> dict[Path, str]:
     """Return the documents that follow from the tables, and their texts."""
     docs = ROOT / "docs"
-    made = {docs / "results.md": page.markdown(tables, cost) + merging.section(read_merged())}
+    others = merging.section(_read(MERGED)) + adapting.pictures(_read(ADAPTED))
+    made = {docs / "results.md": page.markdown(tables, cost) + others}
     kept = (docs / "balance.md").read_text()
     methods = {name: table for name, table in tables.items() if not page.is_of_auto(table)}
     return made | {
@@ -244,14 +247,14 @@ def read_around() -> list[dict[str, Any]]:
     return [json.loads((COST.parent / f"{name}.json").read_text()) for name in AROUND]
 
 
-def read_merged() -> dict[str, Any]:
-    """Return what merging eight tasks gave, empty where it was not run."""
-    return json.loads(MERGED.read_text()) if MERGED.exists() else {}
+def _read(path: Path) -> dict[str, Any]:
+    """Return another experiment's table, empty where it was not run."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_cost() -> dict[str, Any]:
     """Return what the methods' steps cost, empty where it was not measured yet."""
-    return json.loads(COST.read_text()) if COST.exists() else {}
+    return _read(COST)
 
 
 def main() -> None:

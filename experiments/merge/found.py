@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from cifar import cifar10
 from kept import Kept, Table, claim, minus, section, spread
 
 KEPT = Kept(Path(__file__).parent, Path("runs") / "merge")
 
-__all__ = ["KEPT", "Table", "claim", "minus", "section", "spread"]
+__all__ = ["KEPT", "Table", "cifar10", "claim", "minus", "section", "spread"]

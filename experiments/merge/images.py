@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from found import cifar10
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,7 +42,6 @@ FILES = {
     "usps": ("usps", "usps.h5"),
     "pneumonia": ("pneumoniamnist", "pneumoniamnist.npz"),
     "omniglot": ("omniglot_small1", "images_background_small1.zip"),
-    "cifar10": ("cifar10", "train.parquet", "test.parquet"),
 }
 SUMS = {
     "fashion_mnist/t10k-images-idx3-ubyte.xz": (
@@ -63,8 +63,6 @@ SUMS = {
     "omniglot_small1/images_background_small1.zip": (
         "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4"
     ),
-    "cifar10/train.parquet": ("0ea57eccdc339fc5a7cf94ade6c2d6edcb27d9d928a27d49915897c22bdb093a"),
-    "cifar10/test.parquet": ("8d00f729b90973940ed0b023e8510fe66f0fffc54b1cbcb4f3ead8811d52ce96"),
 }
 ALPHABETS = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
 CIFAR = {"vehicles": (0, 1, 8, 9), "bird_cat_deer": (2, 3, 4), "dog_frog_horse": (5, 6, 7)}
@@ -111,7 +109,7 @@ def load() -> tuple[Pictures, dict[str, Splits]]:
 
     No picture of the pretraining is in any task, and no picture is in two splits.
     """
-    train, test = (_cifar(i) for i in (1, 2))
+    train, test = (Pictures(*cifar10(split)) for split in ("train", "test"))
     rest = train.rows(torch.arange(PRETRAINING, len(train.labels)))
     sets: dict[str, Splits] = {}
     for name in ("fashion", "mnist"):
@@ -167,18 +165,6 @@ def _idx(name: str) -> Pictures:
     pixels = np.frombuffer(unpacked, np.uint8, offset=16).reshape(-1, 28, 28)
     labels = np.frombuffer(gzip.decompress(_bytes(name, 1)), np.uint8, offset=8)
     return Pictures(_three(torch.from_numpy(pixels.copy())), torch.from_numpy(labels.astype(int)))
-
-
-def _cifar(index: int) -> Pictures:
-    parquet = need("pyarrow.parquet", "images", "The experiment on merging")
-    image = need("PIL.Image", "images", "The experiment on merging")
-    rows = parquet.read_table(io.BytesIO(_bytes("cifar10", index - 1))).to_pydict()
-    pixels = np.stack([np.asarray(image.open(io.BytesIO(jpeg))) for jpeg in rows["jpeg"]])
-    labels = torch.tensor(rows["label"])
-    # The source is sorted by class; a fixed shuffle makes "the first rows" a random half.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(2))
-    whole = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return Pictures(whole[order].contiguous(), labels[order])
 
 
 def _pneumonia() -> Splits:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytask.errors import UsageError
+from polytask.suites.pictures import statistics
 
 GROUP = 8
 """Channels that GroupNorm normalises together. Never BatchNorm, for the reason in `encoders`."""
@@ -44,17 +45,13 @@ class UNet(nn.Module):
         channels: Sequence[int] = (16, 32, 64, 128),
     ) -> None:
         super().__init__()
-        if len(mean_C) != len(scale_C) or not mean_C or min(scale_C) <= 0:
-            raise UsageError(
-                "UNet: give one mean and one scale > 0 per channel of the picture; got means "
-                f"{list(mean_C)} and scales {list(scale_C)}."
-            )
+        mean_C11, scale_C11 = statistics("UNet", mean_C, scale_C)
         if len(channels) < 2 or any(c < GROUP or c % GROUP for c in channels):
             raise UsageError(
                 f"UNet: channels must be at least two multiples of {GROUP}; got {list(channels)}."
             )
-        self.register_buffer("mean_C11", torch.tensor(mean_C)[:, None, None])
-        self.register_buffer("scale_C11", torch.tensor(scale_C)[:, None, None])
+        self.register_buffer("mean_C11", mean_C11)
+        self.register_buffer("scale_C11", scale_C11)
         self.down = nn.ModuleList(
             nn.Sequential(_block(before, after, stride=2), _block(after, after))
             for before, after in zip((len(mean_C), *channels), channels, strict=False)

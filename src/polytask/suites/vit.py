@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polytask.errors import UsageError
-
-MAP_STEP = 2
-"""Pixels of the picture per feature of a "map", which is interpolated from there."""
+from polytask.suites.pictures import MAP_STEP, fine_map, statistics
 
 
 class ViT(nn.Module):
@@ -53,11 +51,7 @@ class ViT(nn.Module):
         ends: Literal["map", "row"] = "map",
     ) -> None:
         super().__init__()
-        if len(mean_C) != len(scale_C) or not mean_C or min(scale_C) <= 0:
-            raise UsageError(
-                "ViT: give one mean and one scale > 0 per channel of the picture; got means "
-                f"{list(mean_C)} and scales {list(scale_C)}."
-            )
+        mean_C11, scale_C11 = statistics("ViT", mean_C, scale_C)
         if patch < 1 or any(side < patch or side % patch for side in size):
             raise UsageError(
                 f"ViT: height and width must be multiples of the patch; got {tuple(size)} and "
@@ -70,8 +64,8 @@ class ViT(nn.Module):
                 "ViT: depth, heads, ratio and width must be at least 1 and dim a multiple of "
                 f"heads; got {depth}, {heads}, {ratio}, {width} and {dim}."
             )
-        self.register_buffer("mean_C11", torch.tensor(mean_C)[:, None, None])
-        self.register_buffer("scale_C11", torch.tensor(scale_C)[:, None, None])
+        self.register_buffer("mean_C11", mean_C11)
+        self.register_buffer("scale_C11", scale_C11)
         self.width, self.size, self.grid = width, tuple(size), (size[0] // patch, size[1] // patch)
         self.patches = nn.Conv2d(len(mean_C), dim, patch, stride=patch)
         self.places_ND = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], dim))
@@ -110,8 +104,7 @@ class ViT(nn.Module):
         if not self._square:
             return {"row": self.last(tokens.mean(1))}
         squares = self._picture(self.last(tokens))
-        fine = F.pixel_shuffle(squares, self._square)
-        return {"map": F.interpolate(fine, size=tuple(size), mode="bilinear", align_corners=False)}
+        return {"map": fine_map(squares, self._square, size)}
 
     def stages(self, pictures_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the tokens before each block's MLP, and after it, as pictures."""
