@@ -21,7 +21,7 @@ from torch.nn import functional
 from polytask.adapt.base import Layer
 from polytask.adapt.layers import PROJECTIONS
 from polytask.adapt.place import Place
-from polytask.adapt.prefix import PrefixAdapter
+from polytask.adapt.prefix import before, by_heads, check_one, seen_by_all
 from polytask.errors import UsageError
 
 
@@ -37,10 +37,8 @@ def host(attention: nn.MultiheadAttention, place: Place) -> None:
             f"{place.layer.path!r} is or belongs to an nn.MultiheadAttention whose keys or values "
             "have another width than its queries (kdim, vdim), which cannot be adapted."
         )
-    if place.layer.kind == "attention" and len(place.adapters) != 1:
-        raise UsageError(
-            f"{place.layer.path!r} has {len(place.adapters)} prefixes; give it one, as long as all."
-        )
+    if place.layer.kind == "attention":
+        check_one(place)
     if type(attention) is nn.MultiheadAttention:
         attention.__class__ = AdaptedAttention
         # Not as a module: the base's names stay as they are.
@@ -106,16 +104,16 @@ class AdaptedAttention(nn.MultiheadAttention):
             PROJECTIONS, (query, key, value), self._projected(query, key, value), strict=True
         ):
             projected.append(self._changed(name, x.transpose(0, 1), raw.transpose(0, 1)))
-        q_BHLD, k_BHSD, v_BHSD = (_heads(value_BLE, self.num_heads) for value_BLE in projected)
+        q_BHLD, k_BHSD, v_BHSD = (by_heads(value_BLE, self.num_heads) for value_BLE in projected)
         rows, heads, queries, _ = q_BHLD.shape
         keys = k_BHSD.shape[2]
         mask = _mask(attn_mask, key_padding_mask, rows, heads, queries, keys, q_BHLD.dtype)
-        before = self._prefix(q_BHLD)
-        if before is not None:
-            k_BHSD = torch.cat([before[0], k_BHSD], 2)
-            v_BHSD = torch.cat([before[1], v_BHSD], 2)
-            if mask is not None:  # every query sees all of the prefix
-                mask = functional.pad(mask, (before[0].shape[2], 0))
+        own = self.places.get("itself")
+        prefix = None if own is None else before(own, q_BHLD, self.num_heads)
+        if prefix is not None:
+            k_BHSD = torch.cat([prefix[0], k_BHSD], 2)
+            v_BHSD = torch.cat([prefix[1], v_BHSD], 2)
+            mask = None if mask is None else seen_by_all(mask, prefix[0].shape[2])
         dropout = self.dropout if self.training else 0.0
         weights_BHLS: Tensor | None = None
         if need_weights:
@@ -125,7 +123,7 @@ class AdaptedAttention(nn.MultiheadAttention):
             weights_BHLS = functional.dropout(weights_BHLS, dropout)
             attended_BHLD = torch.matmul(weights_BHLS, v_BHSD)
         else:
-            causal = is_causal and key_padding_mask is None and before is None
+            causal = is_causal and key_padding_mask is None and prefix is None
             attended_BHLD = functional.scaled_dot_product_attention(
                 q_BHLD, k_BHSD, v_BHSD, None if causal else mask, dropout, causal
             )
@@ -135,8 +133,8 @@ class AdaptedAttention(nn.MultiheadAttention):
         ).view(queries, rows, -1)
         output = self._changed("out_proj", joined_LBE.transpose(0, 1), output.transpose(0, 1))
         output = output if self.batch_first else output.transpose(0, 1)
-        if weights_BHLS is not None and before is not None:
-            weights_BHLS = weights_BHLS[..., before[0].shape[2] :]
+        if weights_BHLS is not None and prefix is not None:
+            weights_BHLS = weights_BHLS[..., prefix[0].shape[2] :]
         if weights_BHLS is not None and average_attn_weights:
             return output, weights_BHLS.mean(1)
         return output, weights_BHLS
@@ -168,36 +166,10 @@ class AdaptedAttention(nn.MultiheadAttention):
         parts = zip((query, key, value), weight.chunk(3), biases, strict=True)
         return [functional.linear(x, w, b) for x, w, b in parts]
 
-    def _prefix(self, like_BHLD: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return keys and values to come first, (B, H, P, D); None without a prefix."""
-        place = self.places.get("itself")
-        rows = None if place is None else place.rows()
-        if place is None or rows is None:
-            return None
-        (adapter,) = place.adapters
-        assert isinstance(adapter, PrefixAdapter)
-        key_BPE, value_BPE = adapter.prefix(like_BHLD, rows)
-        many = like_BHLD.shape[0]
-        if many % len(rows.at_B):
-            raise UsageError(
-                f"{place.layer.path!r} runs on {many} rows; the index names the tasks of "
-                f"{len(rows.at_B)}."
-            )
-        each = many // len(rows.at_B)
-        key_BHPD, value_BHPD = (
-            _heads(t.repeat_interleave(each, 0), self.num_heads) for t in (key_BPE, value_BPE)
-        )
-        return key_BHPD, value_BHPD
-
     def _changed(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         place = self.places.get(name)
         rows = None if place is None else place.rows()
         return y if place is None or rows is None else place.change(x, y, rows)
-
-
-def _heads(value_BLE: Tensor, heads: int) -> Tensor:
-    """Return (B, H, L, D)."""
-    return value_BLE.reshape(*value_BLE.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _mask(

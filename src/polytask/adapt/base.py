@@ -40,8 +40,9 @@ from torch import Generator, Tensor, nn
 from polytask.errors import UsageError
 
 Kind = Literal["linear", "conv", "embedding", "norm", "attention", "module"]
-"""What a layer is. "attention": torch's packed nn.MultiheadAttention; its projections are "linear"
-layers of their own. "module": anything else whose output has channels last."""
+"""What a layer is. "attention": torch's packed nn.MultiheadAttention (its projections are "linear"
+layers of their own), and modules that ask transformers' registry how to attend. "module": anything
+else whose output has channels last, and those modules too."""
 
 
 @dataclass(frozen=True, eq=False)

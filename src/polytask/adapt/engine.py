@@ -4,8 +4,9 @@
     with adapted.tasks(index_B):
         output = model(x)
 
-The model stays the module it was: layers get hooks, torch's packed attention another class. The
-operators of a pass depend on the layers adapted and never on the number of tasks.
+The model stays the module it was: layers get hooks, torch's packed attention another class, that of
+Hugging Face's models another view of its configuration. The operators of a pass depend on the layers
+adapted and never on the number of tasks.
 
 Shapes: B = rows of the batch, N = what a row has at a layer, T = tasks.
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from polytask.adapt import hugging_face
+from polytask.adapt import hugging_face, hugging_face_attention
 from polytask.adapt.attention import host, unhost
 from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
 from polytask.adapt.changes import Folded, changed, changes_of
@@ -108,12 +109,13 @@ class Adapted(nn.Module):
             self._attach()
 
     def _attach(self) -> None:
-        for layer, adapters in self._places().values():
+        for layer, adapters in self._places():
             place = Place(layer, adapters, self._current)
-            if layer.inside is not None or layer.kind == "attention":
-                attention = layer.inside or layer.module
-                assert isinstance(attention, nn.MultiheadAttention)
+            attention = layer.inside or layer.module
+            if isinstance(attention, nn.MultiheadAttention):
                 host(attention, place)
+            elif layer.kind == "attention":
+                hugging_face_attention.host(attention, place)
             else:
                 self._handles.append(layer.module.register_forward_hook(place, with_kwargs=True))
             whole = hugging_face.model_of(self.base, layer.module) if place.lengthens else None
@@ -185,7 +187,7 @@ class Adapted(nn.Module):
         Raises UsageError where an adapter is no change of weights.
         """
         self._refuse_folded("give changes")
-        return changes_of(self.base, self._places().values(), self._position(task))
+        return changes_of(self.base, self._places(), self._position(task))
 
     def fold(self, task: str) -> Folded:
         """Add a task's change to the base's weights; the model then runs as it is, for that task.
@@ -230,10 +232,12 @@ class Adapted(nn.Module):
         self._refuse_folded("detach")
         for handle in self._handles:
             handle.remove()
-        for layer, _ in self._places().values():
+        for layer, _ in self._places():
             attention = layer.inside or layer.module
             if isinstance(attention, nn.MultiheadAttention):
                 unhost(attention)
+            elif layer.kind == "attention":
+                hugging_face_attention.unhost(attention)
         return self.base
 
     def extract(self, task: str) -> nn.Module:
@@ -250,7 +254,7 @@ class Adapted(nn.Module):
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers that are adapted, in the order of the parts."""
-        return tuple(layer for layer, _ in self._places().values())
+        return tuple(layer for layer, _ in self._places())
 
     def at(self, path: str, part: int | None = None) -> Adapter:
         """Return a layer's adapter. part: of which method, where several adapt it.
@@ -266,14 +270,16 @@ class Adapted(nn.Module):
             raise UsageError(f"{path!r} has {len(held)} adapters; say of which part, at(path, 0).")
         return held[0]
 
-    def _places(self) -> dict[str, tuple[Layer, list[Adapter]]]:
+    def _places(self) -> list[tuple[Layer, list[Adapter]]]:
         """Return each adapted layer with its adapters, the first part's first."""
-        places: dict[str, tuple[Layer, list[Adapter]]] = {}
+        places: dict[tuple[str, bool], tuple[Layer, list[Adapter]]] = {}
         for part in self.parts:
             assert isinstance(part, Part)
             for layer in part.layers:
-                places.setdefault(layer.path, (layer, []))[1].append(part.at(layer.path))
-        return places
+                # A prefix acts inside of attention, whatever is put behind it as a module.
+                at = layer.path, layer.kind == "attention"
+                places.setdefault(at, (layer, []))[1].append(part.at(layer.path))
+        return list(places.values())
 
     def _device(self) -> torch.device:
         """Return where the first adapter is; layers on other devices take the index to theirs."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from polytask.adapt.base import Kind, Layer
+from polytask.adapt.registry import asked_by, width_of
 from polytask.errors import UsageError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -21,13 +22,20 @@ CHANNELS_FIRST = (
 @dataclass(frozen=True)
 class Found:
     """A place of the model. inside: the attention whose projection it is. why: it is no layer of a
-    kind although it looks like one. batch_second: the batch is axis 1 there."""
+    kind although it looks like one. batch_second: the batch is axis 1 there. attends: it is a
+    module, and attention that asks transformers' registry as well."""
 
     kind: Kind
     module: nn.Module
     inside: nn.MultiheadAttention | None = None
     why: str = ""
     batch_second: bool = False
+    attends: bool = False
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Everything that it is."""
+        return ("attention", self.kind) if self.attends else (self.kind,)
 
 
 def find(model: nn.Module) -> dict[str, Found]:
@@ -45,7 +53,8 @@ def find(model: nn.Module) -> dict[str, Found]:
             second.append(path)
         kind, why = _kind(module)
         behind = any(path == p or path.startswith(f"{p}.") or not p for p in second)
-        found[path] = Found(kind, module, None, why, behind)
+        attends = kind == "module" and asked_by(module) is not None
+        found[path] = Found(kind, module, None, why, behind, attends)
         if isinstance(module, nn.MultiheadAttention):
             attentions[path] = module
             for name in PROJECTIONS:
@@ -54,20 +63,32 @@ def find(model: nn.Module) -> dict[str, Found]:
     return found
 
 
-def layer_of(path: str, one: Found, axis: int | None, width: int | None) -> Layer:
-    """Return the layer at a place. Raises UsageError where a module's width cannot be told."""
+def layer_of(
+    path: str, one: Found, axis: int | None, width: int | None, kind: Kind | None = None
+) -> Layer:
+    """Return the layer at a place. kind: which of two that it is; None: not the attention.
+
+    Raises UsageError where a module's width cannot be told.
+    """
+    kind = kind or one.kind
     # Packed attention hands its projections the batch first, whatever it takes itself.
     module, at = one.module, int(one.batch_second) if axis is None else axis
     if one.inside is not None:
         at = 0
     if isinstance(module, nn.MultiheadAttention) and one.kind == "linear":
         return _projection(path, module, at)
-    if one.kind == "module":
+    if kind == "module":
         inputs, outputs = _ends(path, module) if width is None else (width, width)
         return Layer(path, "module", module, inputs, outputs, axis=at)
-    if one.kind == "attention":
-        assert isinstance(module, nn.MultiheadAttention)
-        return Layer(path, "attention", module, module.embed_dim, module.embed_dim, axis=at)
+    if kind == "attention":
+        own = module.embed_dim if isinstance(module, nn.MultiheadAttention) else width_of(module)
+        wide = own if width is None or not one.attends else width
+        if wide is None:
+            raise UsageError(
+                f"The channels of the keys of {path!r}, a {type(module).__name__}, cannot be told; "
+                "give them, of all heads together: Where(..., width=...)."
+            )
+        return Layer(path, "attention", module, wide, wide, axis=at)
     weight = module._parameters.get("weight")
     if weight is None:
         raise UsageError(f"{path!r}, a {type(module).__name__}, has no weight to adapt.")

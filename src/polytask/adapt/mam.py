@@ -27,7 +27,7 @@ def MAM(
     """Return both parts with their places, for `adapt(model, MAM("mlp"), tasks)`.
 
     feed_forward: the blocks, as modules: their input and output have one width. attention: which
-    of the model's packed attention; () is all of it. length, hidden: see `PrefixTuning`. width,
+    of the model's; () is all that takes a prefix. length, hidden: see `PrefixTuning`. width,
     scale: see `Bottleneck`.
     """
     where = Where(kinds=("attention",)) if attention == () else attention

@@ -27,7 +27,8 @@ class Where:
     axis: the dimension of the inputs that holds the batch; None: 1 inside torch's transformer
         layers and attention with batch_first=False, else 0.
     width: channels of a whole module's inputs and outputs; None: the inputs of its first linear
-        layer and the outputs of its last.
+        layer and the outputs of its last; of attention in Hugging Face's models, channels of its
+        keys, those of all heads together.
     """
 
     names: tuple[str, ...] = ()
@@ -77,11 +78,13 @@ class Where:
         named = bool(self.names or self.regex or self.types or self.kinds)
         chosen = []
         for path, one in found.items():
-            if not self._matches(path, one, found) or (one.kind == "module" and not named):
+            kinds = [k for k in one.kinds if k in method.kinds and k in (self.kinds or one.kinds)]
+            passed_by = not named and (kinds or one.kinds)[0] == "module"
+            if not self._matches(path, one, found) or passed_by:
                 continue
             why = one.why
-            if one.kind in method.kinds:
-                layer = layer_of(path, one, self.axis, self.width)
+            if kinds:
+                layer = layer_of(path, one, self.axis, self.width, kinds[0])
                 why = method.refuses(layer)
                 if not why:
                     chosen.append(layer)
@@ -94,7 +97,7 @@ class Where:
                     f"kinds=({method.kinds[0]!r},)), or leave this one out with without=(...)."
                 )
         if not chosen:
-            raise self._nothing(found)
+            raise self._nothing(found, f" {who} changes layers of kind {', '.join(method.kinds)}.")
         return chosen
 
     def modules(self, model: nn.Module) -> list[nn.Module]:
@@ -110,7 +113,7 @@ class Where:
             return False
         if self.regex and not re.fullmatch(self.regex, path):
             return False
-        if self.kinds and one.kind not in self.kinds:
+        if self.kinds and not set(self.kinds) & set(one.kinds):
             return False
         if self.types and not {c.__name__ for c in type(one.module).__mro__} & set(self.types):
             return False
@@ -126,11 +129,11 @@ class Where:
         many = 1 + max(b[1] for p in found if (b := block_of(p)) is not None and b[0] == prefix)
         return any(at == (block if block >= 0 else many + block) for block in self.blocks)
 
-    def _nothing(self, found: Mapping[str, Found]) -> UsageError:
+    def _nothing(self, found: Mapping[str, Found], changes: str = "") -> UsageError:
         given = ", ".join(
             f"{f.name}={value!r}" for f in fields(self) if (value := getattr(self, f.name))
         )
-        paths = [path for path, one in found.items() if one.kind != "module"]
+        paths = [path for path, one in found.items() if one.kinds != ("module",)]
         lasts = [path.rpartition(".")[2] for path in paths]
         near = ""
         for name in self.names:  # a name without dots is the end of one
@@ -138,7 +141,8 @@ class Where:
             near = near or did_you_mean(name.rpartition(".")[2].strip("*"), lasts)
         some = ", ".join(paths[:6]) + (", ..." if len(paths) > 6 else "")
         return UsageError(
-            f"No layer of the model matches Where({given}).{near} Its layers: {some or 'none'}."
+            f"No layer of the model matches Where({given}).{near}{changes} Its layers: "
+            f"{some or 'none'}."
         )
 
 
