@@ -1,6 +1,6 @@
 """Every way to adapt a pretrained sentence encoder to fourteen text tasks at once.
 
-    python experiments/adapt/minilm.py            # about three hours on two cores; goes on if killed
+    python experiments/adapt/minilm.py    # hours on two cores; goes on where it was killed
 
 What it runs is a comparison that anybody can ask for, `polytask compare minilm --methods ...`, with
 two seeds, two learning rates for each method (chosen on validation with the first seed), two
@@ -192,7 +192,7 @@ def claims(table: Table) -> list[Claim]:
                         expected,
                         margin,
                         f"% of the single-task score over {rival}",
-                    )  # fmt: skip
+                    )
                 )
     return made
 
