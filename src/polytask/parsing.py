@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from polytask.catalog import Method, load, method
 from polytask.errors import UsageError, unknown
@@ -221,7 +221,11 @@ def settings_of(row: Method) -> dict[str, inspect.Parameter]:
     target = row.load()
     if row.room != ADAPT:  # whose methods build a layer's adapter by that name
         target = getattr(target, "build", target)
-    parameters = dict(inspect.signature(target, eval_str=True).parameters)
+    hints = _hints(target)
+    parameters = {
+        name: parameter.replace(annotation=hints.get(name, parameter.annotation))
+        for name, parameter in inspect.signature(target).parameters.items()
+    }
     if row.room == "share":
         default = row.load().stands_on
         parameters["on"] = ON if default == ON.default else ON.replace(default=default)
@@ -260,6 +264,14 @@ _SEVERAL: dict[Any, tuple[Callable[[str], Any], str]] = {
 }
 """Several numbers or names parted by "/": the type of each, and the words for it. "none" is none of
 them."""
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """Return the types of its parameters; of a dataclass each where it is declared, as the classes
+    it extends name types that its own module need not know."""
+    if inspect.isclass(target) and not is_dataclass(target):
+        target = target.__init__
+    return get_type_hints(target)
 
 
 def _options(parameter: inspect.Parameter) -> tuple[Any, ...]:

@@ -99,7 +99,7 @@ class Table:
         if self.lengths is None or groups == 1:
             return (rows_B,)
         lengths_B, order_B = self.lengths[rows_B].sort(stable=True)
-        return rows_B[order_B].split(part_sizes(lengths_B.numpy(), groups))
+        return torch.split(rows_B[order_B], part_sizes(lengths_B.numpy(), groups))
 
     def counts(self, rows_B: Tensor) -> dict[str, float]:
         """Return the labels per task in these rows; tasks without any are left out."""

@@ -193,7 +193,9 @@ class _Run:
         self.best_of_task: dict[str, bytes] = {}
         # Of its own in every process: rows of one batch must not share their dropout.
         torch.manual_seed(config.seed * ranks.world() + ranks.rank())
-        count = min(config.probes, config.epochs) if len(suite.tasks) > 1 else 0
+        # Where nothing is trained together, tasks' gradients have nothing to meet on.
+        meets = len(suite.tasks) > 1 and any(p.requires_grad for p in model.shared_parameters())
+        count = min(config.probes, config.epochs) if meets else 0
         self.probe_epochs = _spread(count, config.epochs)
 
     def train(self, progress: Progress, until: int | None = None) -> None:

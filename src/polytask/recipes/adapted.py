@@ -185,7 +185,7 @@ def without_base(model: nn.Module, base: nn.Module, prefix: str) -> None:
     prefix: of the base's names in that state. What of the base is trained stays in.
     """
     own = nn.Buffer(_digest(base))
-    model.base_fingerprint = own  # type: ignore[assignment]
+    model.base_fingerprint = own
 
     def leave_out(module: nn.Module, state: dict[str, Tensor], before: str, local: object) -> None:
         trained = {name for name, p in base.named_parameters() if p.requires_grad}
@@ -205,9 +205,9 @@ def without_base(model: nn.Module, base: nn.Module, prefix: str) -> None:
     def not_missing(module: nn.Module, keys: Any) -> None:
         keys.missing_keys[:] = [name for name in keys.missing_keys if prefix not in name]
 
-    model.register_state_dict_post_hook(leave_out)
-    model.register_load_state_dict_pre_hook(check)
-    model.register_load_state_dict_post_hook(not_missing)
+    model.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_post_hook(not_missing)  # type: ignore[no-untyped-call]
 
 
 def _digest(base: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polytask.adapt import (
     MAM,
@@ -67,6 +67,10 @@ PLACES: dict[str, str] = {
 }  # fmt: skip
 """Which of `Pretrained.where` a method goes to; one not named goes to every layer it can change."""
 
+EVERYWHERE: dict[str, Where] = {"ssf": Where(kinds=("linear", "conv", "norm"))}
+"""Methods that go to every layer of these kinds: embeddings of positions are the same for all rows,
+so they are left out."""
+
 
 OWN_WEIGHTS = ("sparse-tuning", "half-fine-tuning", "subtuning")
 """Methods that train the encoder's own weights."""
@@ -116,10 +120,12 @@ class Asked:
         return self.suite.pretrained
 
     @property
-    def where(self) -> tuple[str, ...] | None:
+    def where(self) -> Where | tuple[str, ...] | None:
         """The layers that the recipe names, else those of the method; None: all it can change."""
         if self.named:
             return self.named
+        if self.name in EVERYWHERE:
+            return EVERYWHERE[self.name]
         place = PLACES.get(self.name)
         return None if place is None else self.of(place)
 
@@ -299,7 +305,8 @@ def _sparse(asked: Asked) -> SharedModel:
     method = SparseTuning(dense=("heads.*",), **asked.settings)
     if method.l1:
         raise UsageError("sparse-tuning: a run has no place for the penalty; give l1=0.")
-    start, masks = method.start(model), None
+    start = method.start(model)
+    masks: Mapping[str, Tensor] | None = None
     for i in range(method.iterations):
         held = None if masks is None else method.held(model, masks)
         asked.train(model if held is None else Keeping(model, held), f"full-{i}")

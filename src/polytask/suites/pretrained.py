@@ -41,7 +41,7 @@ class PretrainedText(nn.Module):
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
             )
-        self.width: int = self.model.config.hidden_size  # type: ignore[union-attr,assignment]
+        self.width: int = self.model.config.hidden_size
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tokens_BL = inputs["tokens"]

@@ -1,0 +1,310 @@
+"""Methods of adapt by name: each trains on a suite with a pretrained encoder, in its stages."""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polytask.adapt import HalfFineTuning, Held
+from polytask.catalog import METHODS
+from polytask.errors import RunError, UsageError
+from polytask.fit import RECORD, WEIGHTS, FitConfig, load_weights
+from polytask.parsing import parse
+from polytask.recipes import Plan, compare, train
+from polytask.recipes.adapted import AdaptedModel
+from polytask.recipes.adapting import OWN_WEIGHTS, STAGES, grid_for
+from polytask.recipes.keeping import Keeping
+from polytask.recipes.train import Job, Stages, build, load_run, suite_of
+from polytask.share import HardSharing, SharedModel
+from polytask.suites import About, Pretrained, Stream, Suite
+from polytask.suites.check import make_suite
+from polytask.tasks import Multiclass, Regression, SequenceLabels, Task, TaskSet
+
+transformers = pytest.importorskip("transformers")
+
+WIDTH, WORDS = 16, 40
+TASKS = TaskSet(
+    [
+        Task("kind", Multiclass(3)),
+        Task("tags", SequenceLabels(4, ("w", "x", "y", "z"))),
+        Task("sum", Regression()),
+    ]
+)
+WHERE = {
+    "projections": ("query", "value"),
+    "outputs": ("attention.output.dense", "output.dense"),
+    "words": ("word_embeddings",),
+    "blocks": ("model.encoder.layer.0", "model.encoder.layer.1"),
+    "feed-forward": ("output.dense",),
+}
+CONFIG = FitConfig(
+    epochs=2, batch_size=12, min_epoch_steps=1, patience=0, length_groups=2, weight_decay=0.1
+)
+SETTINGS = {
+    "loramoe": "loramoe:beta=0", "mbc": "mbc:clusters=2", "subtuning": "subtuning:most=1",
+    "mhr": "mhr:heads=4", "mtlora": "mtlora:rank=4", "scalearn": "scalearn:width=4",
+    "sparse-tuning": "sparse-tuning:density=0.1", "bottleneck": "bottleneck:width=4",
+    "smora": "smora:rank=8,top=2",
+}  # fmt: skip
+NEEDS_MORE = {"mor1e": "embedding"}
+"""What no recipe can say: an embedding of every instance."""
+
+
+class Encoder(nn.Module):
+    """A small model of Hugging Face with weights that are the same each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            config = transformers.BertConfig(
+                vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+                intermediate_size=32, max_position_embeddings=64, hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )  # fmt: skip
+            self.model = transformers.BertModel(config, add_pooling_layer=False)
+        self.width = WIDTH
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens_BL = inputs["tokens"]
+        there_BL = (tokens_BL != 0).long()
+        sequence = self.model(input_ids=tokens_BL, attention_mask=there_BL).last_hidden_state
+        sequence = sequence[:, sequence.shape[1] - tokens_BL.shape[1] :]
+        there = there_BL[..., None].to(sequence)
+        return {"row": (sequence * there).sum(1) / there.sum(1), "sequence": sequence}
+
+
+def stream(task: str, rows: int, seed: int) -> Stream:
+    draw = torch.Generator().manual_seed(seed)
+    longest = {"kind": 12, "tags": 5, "sum": 9}[task]
+    lengths = torch.randint(2, longest + 1, (rows,), generator=draw)
+    lengths[0] = longest
+    tokens = torch.randint(2, WORDS, (rows, longest), generator=draw)
+    there = torch.arange(longest) < lengths[:, None]
+    tokens = tokens.masked_fill(~there, 0)
+    targets = {
+        "kind": tokens[:, 0] % 3,
+        "tags": (tokens % 4).masked_fill(~there, -100),
+        "sum": tokens[:, 1].float(),
+    }
+    ragged = ("tokens", task) if task == "tags" else ("tokens",)
+    return Stream(task, {"tokens": tokens}, {task: targets[task]}, ragged, lengths)
+
+
+def suite(pretrained: bool = True) -> Suite:
+    def streams(rows: int, seed: int) -> list[Stream]:
+        return [stream(name, rows, seed + k) for k, name in enumerate(TASKS.names)]
+
+    return make_suite(
+        name="small", tasks=TASKS, train=streams(24, 0), val=streams(12, 10), test=streams(12, 20),
+        encoder=Encoder, width=WIDTH, about=About("", "", "", "", ""),
+        pretrained=Pretrained(WHERE) if pretrained else None,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made = suite()
+    monkeypatch.setattr(module("train"), "load_suite", lambda name: made)
+    yield
+
+
+def module(name: str) -> Any:
+    """Return a module of the room; its functions bear the names of modules."""
+    return importlib.import_module(f"polytask.recipes.{name}")
+
+
+def job(folder: Path, recipe: str, **settings: Any) -> Job:
+    config = FitConfig(**{**CONFIG.__dict__, "lr": 1e-2, **settings})
+    return Job("small", None, recipe, config, folder / recipe.replace(":", "-"))
+
+
+ROWS = [row.name for row in METHODS if row.room == "adapt"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_method_trains_by_name_and_its_folder_gives_the_model_back(
+    name: str, tmp_path: Path
+) -> None:
+    run = job(tmp_path, SETTINGS.get(name, name))
+    if name in NEEDS_MORE:
+        with pytest.raises(UsageError, match=NEEDS_MORE[name]):
+            train(run)
+        return
+    record = train(run)
+    inputs = {"tokens": stream("kind", 12, 3).inputs["tokens"], "task": torch.arange(12) % 3}
+    outputs = []
+    for _ in range(2):  # built anew each time, from what lies in the folder
+        model = load_run(run, suite_of(run)).eval()
+        with torch.no_grad():
+            outputs.append(model(inputs))
+    assert all(torch.equal(outputs[0][t], outputs[1][t]) for t in TASKS.names)
+    fresh, _, _ = build(suite_of(run), parse("linear-probing"), 0)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    if name != "half-fine-tuning":  # whose record tells the last half, and a new model the first
+        assert record.cost.trained == sum(
+            p.numel() for n, p in model.named_parameters() if n in trained
+        )
+    assert record.best.score == record.best.score
+    stages = sorted(path.parent.name for path in run.folder.glob(f"stages/*/{RECORD}"))
+    assert record.cost.steps == 2 * 6 * (1 + len(stages)) - (
+        # A stage of one task has that task's rows alone.
+        2 * 4 * 3 if name == "incremental-rank" else 0
+    )
+    kept = load_weights(run.folder)
+    if name not in OWN_WEIGHTS:
+        base = {n: v for n, v in fresh.state_dict(keep_vars=True).items()}
+        assert not any("word_embeddings.weight" in key for key in kept), "the base is left out"
+        frozen = Encoder().state_dict()
+        for key, value in model.state_dict(keep_vars=True).items():
+            assert value.numel() or base
+        inner = model.adapted.base if isinstance(model, AdaptedModel) else model.encoder
+        for key, value in inner.state_dict().items():
+            assert torch.equal(value, frozen[key]), f"{key} of the base moved"
+
+
+def test_what_is_held_keeps_its_bits_whatever_the_optimiser_does(tmp_path: Path) -> None:
+    run = job(tmp_path, "sparse-tuning:density=0.1")
+    train(run)
+    model = load_run(run, suite_of(run))
+    assert isinstance(model, Keeping)
+    moved = total = 0
+    before = Encoder().state_dict()
+    for name, value in model.model.encoder.state_dict().items():  # type: ignore[union-attr]
+        moved += int((value != before[name]).sum())
+        total += value.numel()
+    assert 0 < moved <= 0.1 * total + 1, "weight decay moved numbers that were not chosen"
+
+
+def test_halves_are_those_of_the_method_and_change_with_the_stage() -> None:
+    model, _, _ = build(suite(), parse("half-fine-tuning:seed=3"), 0)
+    assert isinstance(model, Keeping)
+    method = HalfFineTuning(seed=3)
+    seen = set()
+    for stage in range(STAGES):
+        model.at((stage + 0.5) / STAGES)
+        frozen = {n for n, p in model.model.encoder.named_parameters() if not p.requires_grad}  # type: ignore[union-attr]
+        assert frozen == set(method.frozen(Encoder(), stage))
+        seen.add(frozenset(frozen))
+    assert len(seen) > 1
+
+
+def test_an_incremental_task_leaves_those_before_it_as_they_were(tmp_path: Path) -> None:
+    run = job(tmp_path, "incremental-rank")
+    train(run)
+    last = [load_weights(run.folder / "stages" / f"{t:02d}") for t in range(3)]
+    for name, value in last[2].items():
+        if value.dim() and len(value) == 3 and "adapters" in name:
+            kept = last[0]["model." + name] if "model." + name in last[0] else last[0][name]
+            assert torch.equal(value[0], kept[0]), f"{name}: the first task's row moved"
+
+
+def test_the_same_run_again_trains_nothing_and_a_killed_stage_goes_on(tmp_path: Path) -> None:
+    run = job(tmp_path, "scalearn:width=4")
+    first = train(run)
+    for path in (run.folder / RECORD, run.folder / WEIGHTS):
+        path.unlink()
+    stage = run.folder / "stages" / "bottleneck" / WEIGHTS
+    before = stage.stat().st_mtime_ns
+    second = train(run)
+    assert stage.stat().st_mtime_ns == before, "the stage was trained again"
+    assert [p.val for p in first.points] == [p.val for p in second.points]
+
+
+def test_weights_of_another_base_are_refused(tmp_path: Path) -> None:
+    model, _, _ = build(suite(), parse("lora"), 0)
+    state = {n: v.clone() for n, v in model.state_dict().items()}
+    model.load_state_dict(state)
+    state["base_fingerprint"][0] ^= 1
+    with pytest.raises(RunError, match="another base"):
+        model.load_state_dict(state)
+
+
+def test_where_is_a_setting_and_an_unknown_layer_is_named() -> None:
+    made, _, _ = build(suite(), parse("lora:where=query/key"), 0)
+    assert isinstance(made, AdaptedModel)
+    paths = {layer.path.rpartition(".")[2] for layer in made.adapted.layers()}
+    assert paths == {"query", "key"}
+    with pytest.raises(UsageError, match="query"):
+        build(suite(), parse("lora:where=querry"), 0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("lora+mmoe", "names a sharing and 'lora'"),
+        ("lora+dora", "two methods of the room 'adapt'"),
+        ("ties", "a recipe joins methods of share, balance, mix, adapt"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(recipe: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse(recipe)
+
+
+def test_a_suite_without_pretrained_weights_says_so() -> None:
+    with pytest.raises(UsageError, match="begins anew"):
+        build(suite(pretrained=False), parse("lora"), 0)
+
+
+def test_stages_need_a_run() -> None:
+    with pytest.raises(UsageError, match="trains in stages"):
+        build(suite(), parse("arrow"), 0)
+
+
+def test_an_adapted_recipe_takes_a_balance_and_a_mix(tmp_path: Path) -> None:
+    run = job(tmp_path, "mtl-lora+pcgrad+temperature")
+    assert train(run).engine
+
+
+def test_a_comparison_gives_each_kind_its_own_learning_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = suite()
+    monkeypatch.setattr(module("compare"), "load_suite", lambda name: made)
+    assert grid_for(made, "lora") == made.pretrained.grid  # type: ignore[union-attr]
+    assert grid_for(made, "equal") == made.pretrained.whole  # type: ignore[union-attr]
+    assert grid_for(made, "sparse-tuning") == made.pretrained.whole  # type: ignore[union-attr]
+    assert grid_for(suite(pretrained=False), "lora") is None
+    with pytest.raises(UsageError, match="has 4 settings"):
+        compare(
+            Plan("small", ("lora",), seeds=1, tune=5, config=CONFIG, out=tmp_path / "many"), Quiet()
+        )
+
+
+class Quiet:
+    """A Show that shows nothing."""
+
+    def begin(self, runs: Sequence[int]) -> None: ...
+    def step(self, *told: Any) -> None: ...
+    def done(self, *told: Any) -> None: ...
+    def failed(self, *told: Any) -> None: ...
+
+
+def test_keeping_is_the_model_with_its_gradients() -> None:
+    torch.manual_seed(0)
+    inner = HardSharing.build(Encoder(), WIDTH, TASKS)
+    mask = {"encoder.model.embeddings.word_embeddings.weight": False}
+    kept = Keeping(inner, Held(inner, mask))
+    assert isinstance(kept, SharedModel) and kept.tasks == inner.tasks
+    inputs = {"tokens": stream("kind", 4, 3).inputs["tokens"]}  # type: ignore[index]
+    for one, other in zip(kept(inputs).values(), inner(inputs).values(), strict=True):
+        assert torch.equal(one, other)
+    assert kept.shared_parameters() == inner.shared_parameters()
+    assert kept.task_parameters("sum") == inner.task_parameters("sum")
+
+
+def test_stages_are_kept_apart_and_their_cost_counts(tmp_path: Path) -> None:
+    run = job(tmp_path, "equal")
+    made = suite_of(run)
+    stages = Stages(run, made)
+    build_model = partial(build, made, parse("equal"))
+    score = stages(build_model(0)[0], "one")
+    stages(build_model(1)[0], "two", ("kind",))
+    assert [len(r.tasks) for r in stages.records] == [3, 1]
+    assert score == stages.records[0].best.score
