@@ -84,7 +84,7 @@ class Pretrained:
     """
 
     where: Mapping[str, tuple[str, ...]]
-    grid: tuple[tuple[float, float], ...] = ((2e-3, 1e-2), (5e-4, 1e-2), (5e-3, 1e-2), (2e-2, 1e-2))
+    grid: tuple[tuple[float, float], ...] = ((1e-3, 1e-2), (3e-3, 1e-2), (3e-4, 1e-2), (1e-2, 1e-2))
     whole: tuple[tuple[float, float], ...] = (
         (2e-4, 1e-2),
         (5e-5, 1e-2),
