@@ -1,17 +1,21 @@
 """A batch holds the rows the schedule asked for, as if it had been collated row by row."""
 
+import itertools
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from polytask.fit import Batch, Feed
-from polytask.fit.data import table
+from polytask.fit.data import part_sizes, table
 from polytask.mix import Proportional, Schedule, Uniform
 from polytask.suites import Stream, Suite
-from polytask.tasks import Regression, Task, TaskSet
+from polytask.tasks import Regression, SequenceLabels, Task, TaskSet
 
 
 def by_hand(suite: Suite, drawn: list[tuple[int, Tensor]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,3 +143,58 @@ def test_rows_without_words_keep_one_place(tiny: ModuleType) -> None:
     joined = table([stream], tiny.ragged().tasks.only(["topic"]))
     batch = joined.batch(torch.arange(2))
     assert batch.inputs["words"].shape == (2, 1)
+
+
+def texts(rows: int, longest: int, seed: int) -> Stream:
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (rows,), generator=draw)
+    lengths[0] = longest
+    there = torch.arange(longest) < lengths[:, None]
+    tokens = torch.randint(2, 9, (rows, longest), generator=draw).masked_fill(~there, 0)
+    name = f"t{longest}"
+    targets = {name: (tokens % 3).masked_fill(~there, -100)}
+    return Stream(name, {"tokens": tokens}, targets, ("tokens", name), lengths)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 20])
+def test_rows_in_groups_of_like_length_are_the_same_rows_with_less_padding(groups: int) -> None:
+    streams = [texts(20, 4, 0), texts(30, 11, 1)]
+    tasks = TaskSet(Task(s.name, SequenceLabels(3)) for s in streams)
+    schedule = Schedule(Uniform(), [20, 30], 12, 3)
+    feed, whole = (Feed(streams, tasks, schedule, length_groups=g) for g in (groups, 1))
+    padded = []
+    for found, cursors in (feed.step(2, schedule.start()), whole.step(2, schedule.start())):
+        batches = found.micros[0]
+        rows = [
+            tuple(t.tolist() for t in (tokens[tokens != 0], *labels))
+            for batch in batches
+            for tokens, *labels in zip(
+                batch.inputs["tokens"],
+                *(t if t.dim() == 2 else t.flatten(1) for t in batch.targets),
+                strict=True,
+            )
+        ]
+        kept = [tuple(tuple(n for n in part if n != -100) for part in row) for row in rows]
+        padded.append(
+            (sorted(kept), found.counts, sum(b.inputs["tokens"].numel() for b in batches))
+        )
+        for batch in batches:
+            widths = {batch.inputs["tokens"].shape[1], *(t.shape[1] for t in batch.targets)}
+            assert len(widths) == 1, "positions and their labels are cut alike"
+        assert len(cursors) == 2
+    assert padded[0][:2] == padded[1][:2]
+    assert padded[0][2] < padded[1][2] if groups > 1 else padded[0][2] == padded[1][2]
+
+
+@given(st.lists(st.integers(1, 9), min_size=0, max_size=7).map(sorted), st.integers(1, 4))
+def test_groups_are_those_of_least_padding(lengths: list[int], groups: int) -> None:
+    def cost(sizes: tuple[int, ...] | list[int]) -> int:
+        ends = np.cumsum(sizes)
+        return sum(n * lengths[end - 1] for n, end in zip(sizes, ends, strict=True) if n)
+
+    found = part_sizes(np.array(lengths, dtype=np.int64), groups)
+    every = itertools.product(range(len(lengths) + 1), repeat=groups)
+    best = min(cost(sizes) for sizes in every if sum(sizes) == len(lengths))
+    assert len(found) == groups
+    assert sum(found) == len(lengths)
+    assert cost(found) == best
