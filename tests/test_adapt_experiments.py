@@ -15,7 +15,7 @@ from .experiment import together
 from .share.pictures import suite as blobs
 
 ADAPT = Path(__file__).parents[1] / "experiments" / "adapt"
-SCRIPTS = ("found", "backbone", "vision", "page")
+SCRIPTS = ("found", "backbone", "vision", "minilm", "transfer", "page")
 SMALL = {"patch": 2, "dim": 4, "depths": (2, 2), "head": 2, "window": 3}
 
 

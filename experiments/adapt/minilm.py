@@ -3,32 +3,8 @@
     python experiments/adapt/minilm.py    # hours on two cores; goes on where it was killed
 
 What it runs is a comparison that anybody can ask for, `polytask compare minilm --methods ...`, with
-two seeds, one learning rate for adapters (1e-3) and one for what trains all weights (2e-4), nothing
-tuned, two passes over the rows (160 a task) in batches of 16, and single models of each task with
-all weights trained as the reference (50 updates each, five passes). It trains the groups below one
-after another and writes the table after each. What every column is stands in README.md.
-
-Before this plan one pass of some methods over three tasks had been looked at, at 2e-3, to see that
-they run. A plan with two learning rates for each method was begun and given up for its cost; of it
-single-task models alone had been trained.
-
-The claims, with the rule that was fixed before the runs. One method's gain over another is taken
-task by task: the difference of the two relative gains over the single-task model, in %, averaged
-over seeds. The fourteen differences are the sample; "greater" means that their mean is above 0 at
-95 %, "no worse" that it is above -2.
-
-- AdapterFusion, ALTER and ScaLearn gain over bottlenecks trained apart for each task; ScaLearn is
-  no worse than AdapterFusion with a hundredth of its parameters.
-- MTL-LoRA, the global and task-specific LoRA of MTLoRA, MoSLD, LoRAMoE and SMoRA gain over LoRA of
-  each task alone; one A for all tasks is no worse than an A for each; DoRA gains over LoRA.
-- Polytropon gains over LoRA of each task, MHR over Polytropon; TensorPoly is no worse than
-  Polytropon with fewer parameters.
-- Arrow is no worse than its library though nobody tells it a row's task; LoRA of clusters (MBC)
-  gains over LoRA of each task.
-- HyperFormer++ gains over bottlenecks of each task; Polyhistor is no worse than them.
-- MPT and SPT gain over prompts of each task.
-- LoRA, bottlenecks, BitFit and SSF are no worse than training all weights on all tasks together;
-  so is sparse fine-tuning; half fine-tuning gains over it. All weights together gain over a probe.
+these settings. It trains the groups below one after another and writes the table after each. Plan
+and claims: README.md beside this file.
 """
 
 from __future__ import annotations

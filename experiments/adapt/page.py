@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import minilm
+import transfer
 import vision
 from found import KEPT, Page
 
-EXPERIMENTS: tuple[ModuleType, ...] = (vision,)
+EXPERIMENTS: tuple[ModuleType, ...] = (minilm, transfer, vision)
 """In the order of the page; the table of each bears its name."""
 
 HEAD = """# What the experiments on adapters found

@@ -2,22 +2,7 @@
 
     python experiments/adapt/transfer.py    # goes on where it was killed
 
-Held out of the suite minilm, one at a time: `cr` (other sets of opinions are among the sources),
-`entailment` (pairs, as `relatedness` and `rte`) and `intent` (the requests of `slots`). Sources are
-trained as in minilm.py, by all other tasks together. Then every method below gets the first 32
-training rows of the target and 60 updates, and the epoch of three that is best on its validation
-rows is tested. Rates are 3e-3, that of all weights 2e-4 and that of routing alone 3e-2, as its
-source trains logits a hundred times faster than adapters; nothing is tuned.
-
-The claims, decided over targets and seeds together ("greater": the mean of the differences is above
-0 at 95 %, "no worse": above -2), in points of accuracy:
-
-- Polytropon, MHR, HyperFormer++, ScaLearn and AdapterFusion, trained on the sources, do better than
-  LoRA of the target alone.
-- MHR does better than Polytropon; training its routing alone (MHR-z), or its skills mixed evenly
-  (MHR-mu), is no worse than both.
-- Arrow, whose library was trained on the sources and of which nothing is trained but the head, does
-  better than a probe of the base.
+Plan and claims: README.md beside this file.
 """
 
 from __future__ import annotations
