@@ -1,5 +1,7 @@
 """The experiments on adapters: what they build and count, and that page and claims are tables'."""
 
+import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from polytask.suites.swin import Swin
 from polytask.tasks import DenseLabels, DenseRegression, Task, TaskSet
 
 from .experiment import together
+from .recipes.pretrained import suite as small_texts
 from .share.pictures import suite as blobs
 
 ADAPT = Path(__file__).parents[1] / "experiments" / "adapt"
@@ -203,3 +206,81 @@ def test_a_decoder_gives_an_output_for_every_pixel(vision):
     assert {t: tuple(o.shape) for t, o in outputs.items()} == {
         "a": (2, 3, 12, 16), "b": (2, 1, 12, 16)
     }  # fmt: skip
+
+
+@pytest.fixture
+def texts(scripts, monkeypatch, tmp_path):
+    """The experiments on texts with a small suite in minilm's place."""
+    made = small_texts()
+    module = importlib.import_module("polytask.recipes.train")
+    monkeypatch.setattr(module, "load_suite", lambda name: made)
+    monkeypatch.setattr(scripts.transfer, "load_suite", lambda name: made)
+    config = replace(scripts.minilm.CONFIG, precision="float32", min_epoch_steps=1)
+    monkeypatch.setattr(scripts.transfer, "CONFIG", config)
+    monkeypatch.setattr(scripts.transfer, "FEW", replace(config, lr=3e-3))
+    monkeypatch.setattr(scripts.transfer, "TARGETS", ("kind",))
+    monkeypatch.setattr(scripts.transfer, "ROWS", 8)
+    monkeypatch.setattr(scripts.transfer, "RUNS", tmp_path)
+    monkeypatch.setattr(scripts.transfer, "MHR", "mhr:heads=4,alpha=16")
+    return made
+
+
+def test_every_way_to_meet_a_target_trains_and_sources_are_trained_once(scripts, texts, tmp_path):
+    transfer = scripts.transfer
+    trained = {name: transfer.attempt(name, "kind", 0)["trained"] for name in transfer.METHODS}
+    assert trained["MHR-z"] < trained["MHR-mu"] < trained["MHR"]
+    head = trained["probe of the base"]
+    assert trained["Arrow, its head alone"] == head < trained["LoRA of the target"]
+    assert trained["all weights"] > trained["LoRA of the target"]
+    sources = sorted(path.name for path in tmp_path.iterdir())
+    assert len(sources) == 5
+    before = [(tmp_path / name / "record.json").stat().st_mtime_ns for name in sources]
+    transfer.attempt("MHR", "kind", 0)
+    assert before == [(tmp_path / n / "record.json").stat().st_mtime_ns for n in sources]
+    assert len(transfer.few(texts).train[0]) == 8
+
+
+def test_a_comparison_becomes_a_table_with_what_its_runs_cost(scripts, tmp_path):
+    minilm = scripts.minilm
+
+    def method(name, trained, gains):
+        folders = []
+        for seed in (0, 1):
+            folder = tmp_path / f"{name}--s{seed}"
+            folder.mkdir()
+            cost = {"trained": trained, "seconds": 2.0 + seed, "steps": 10}
+            (folder / "record.json").write_text(json.dumps({"cost": cost}))
+            (folder / "best.safetensors").write_bytes(bytes(trained))
+            folders.append(str(folder))
+        tasks = {
+            task: {"gain": sum(both) / 2, "gains": both, "values": [0.5, 0.7]}
+            for task, both in gains.items()
+        }
+        return {
+            "tasks": tasks,
+            "delta_m": sum(t["gain"] for t in tasks.values()) / 2,
+            "runs": folders,
+        }
+
+    methods = {
+        "single": method("single", 900, {"a": [0.0, 0.0], "b": [0.0, 0.0]}),
+        "equal": method("equal", 900, {"a": [2.0, 4.0], "b": [-3.0, -3.0]}),
+        "linear-probing": method("probe", 10, {"a": [0.0, 2.0], "b": [-9.0, -3.0]}),
+        "lora": method("lora", 30, {"a": [3.0, 5.0], "b": [-1.0, 0.0]}),
+    }
+    tasks = [{"name": "a", "metric": "accuracy"}, {"name": "b", "metric": "RMSE"}]
+    tuning = {"picked": {"lora": {"*": {"lr": 1e-3}}, "single": {"a": {"lr": 2e-4}}}}
+    found = minilm.table({"tasks": tasks, "methods": methods, "seeds": [0, 1], "tuning": tuning})
+    rows = minilm.rows_of(found)
+    assert found["heads"] == 10
+    assert (rows["lora"]["trained"], rows["lora"]["bytes"]) == (30, 30)
+    assert rows["lora"]["step_ms"] == pytest.approx(250)
+    assert rows["lora"]["by_seed"] == pytest.approx([1.0, 2.5])
+    assert [rows[name]["lost"] for name in methods] == [0, 1, 1, 0]
+    decided = minilm.claims(found | {"command": "", "versions": {}})
+    assert {(c.system, c.effect.value) for c in decided} == {
+        ("linear-probing", 2.5),
+        ("lora", 1.75),
+    }
+    text = minilm.section(found | {"command": "x", "versions": {"python": "", "torch": ""}})
+    assert text.count("\n| `") == 4

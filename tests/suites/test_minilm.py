@@ -63,7 +63,8 @@ def test_a_slot_stands_at_the_first_piece_of_its_word(suite: Suite) -> None:
 def test_entailment_and_relatedness_are_those_of_sick(suite: Suite) -> None:
     by_name = {stream.name: stream for stream in suite.train}
     related = by_name["relatedness"].targets["relatedness"]
-    assert related.min() >= 1 and related.max() <= 5
+    assert related.min() >= 1
+    assert related.max() <= 5
     counts = by_name["entailment"].targets["entailment"].bincount()
     assert counts.argmax() == 2, "neutral is SICK's most frequent judgment"
 
