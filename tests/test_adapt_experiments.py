@@ -221,7 +221,6 @@ def texts(scripts, monkeypatch, tmp_path):
     monkeypatch.setattr(scripts.transfer, "TARGETS", ("kind",))
     monkeypatch.setattr(scripts.transfer, "ROWS", 8)
     monkeypatch.setattr(scripts.transfer, "RUNS", tmp_path)
-    monkeypatch.setattr(scripts.transfer, "MHR", "mhr:heads=4,alpha=16")
     return made
 
 
