@@ -276,10 +276,8 @@ def test_a_comparison_becomes_a_table_with_what_its_runs_cost(scripts, tmp_path)
     assert rows["lora"]["step_ms"] == pytest.approx(250)
     assert rows["lora"]["by_seed"] == pytest.approx([1.0, 2.5])
     assert [rows[name]["lost"] for name in methods] == [0, 1, 1, 0]
-    decided = minilm.claims(found | {"command": "", "versions": {}})
-    assert {(c.system, c.effect.value) for c in decided} == {
-        ("linear-probing", 2.5),
-        ("lora", 1.75),
-    }
-    text = minilm.section(found | {"command": "x", "versions": {"python": "", "torch": ""}})
+    whole = found | {"command": "x", "versions": {"python": "3", "torch": "2"}}
+    decided = {claim.system: claim.effect.value for claim in minilm.claims(whole)}
+    assert decided == {"linear-probing": 2.5, "lora": 1.75}
+    text = minilm.section(whole)
     assert text.count("\n| `") == 4
