@@ -467,8 +467,8 @@ def test_loramoe_balance_against_its_equation():
     assert router.grad.abs().sum() > 0
 
 
-def test_loramoe_balance_draws_rows_to_the_experts_of_their_type():
-    """Descending the penalty alone, type 0 comes to take the first half more than type 1 does."""
+def test_loramoe_balance_draws_types_to_halves_of_the_experts():
+    """Descending the penalty alone, type 0 comes to take the first half less than type 1 does."""
     torch.manual_seed(0)
     adapted = adapt(nn.Sequential(nn.Linear(6, 4)), LoRAMoE(4, delta=0.3, dropout=0.0), TASKS)
     router = adapted.parts[0].at("0").selection.scores.weight_SC

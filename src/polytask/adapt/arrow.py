@@ -84,7 +84,7 @@ class ArrowAdapter(Adapter):
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         made = reduced_common(self.layer, x, self.down_ERI.flatten(0, 1))
         up_SO = self.up_ERO.flatten(0, 1)
-        return plus_spread(y, made, up_SO, self.selection(rows, x), rows, self.scale)
+        return plus_spread(y, made, up_SO, self.selection.chosen(rows, x), rows, self.scale)
 
 
 def directions(down_ERI: Tensor, up_ERO: Tensor) -> Tensor:

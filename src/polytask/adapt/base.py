@@ -159,7 +159,8 @@ class Rows:
         if name not in self.given:
             raise UsageError(
                 f"{who} needs {name!r} of every row; hand it in: "
-                f"adapted.tasks(index, given={{{name!r}: tensor}})."
+                f"adapted.tasks(index, given={{{name!r}: tensor}}), or where all rows of a task "
+                "have the same, to AdaptedModel(..., given=...)."
             )
         return self.given[name]
 

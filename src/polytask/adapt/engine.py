@@ -4,9 +4,9 @@
     with adapted.tasks(index_B):
         output = model(x)
 
-The model stays the module it was: layers get hooks, torch's packed attention another class, that of
-Hugging Face's models another view of its configuration. The operators of a pass depend on the layers
-adapted and never on the number of tasks.
+The model stays the module it was: layers get hooks, torch's packed attention another class, that
+of Hugging Face's models another view of its configuration. The operators of a pass depend on the
+layers adapted and never on the number of tasks.
 
 Shapes: B = rows of the batch, N = what a row has at a layer, T = tasks.
 """

@@ -2,11 +2,13 @@
 
 Two ways of routing. Outputs are mixed where weights may differ by token: `plus_spread` puts all
 experts' factors side by side, so that y + scale * sum_e w_e B_e A_e x is exact and two products,
-whatever the number of experts. Parameters are mixed where a row has one weight for each expert:
-`selection.mixed` gives the row factors of its own, and `OwnFactors` applies them.
+whatever the number of experts; where few are chosen and nothing is trained, only those are
+multiplied. Parameters are mixed where a row has one weight for each expert: `selection.mixed` gives
+the row factors of its own, and `OwnFactors` applies them.
 
-Shapes: B = rows of the batch, N = what a row has here, E = experts, R = rank, S = ranks of all
-experts one after another, G = groups, I, O = inputs and outputs of a layer.
+Shapes: B = rows of the batch, N = what a row has here, E = experts, K = experts chosen, R = rank,
+S = ranks one after another, X = tokens of all rows, G = groups, I, O = inputs and outputs of a
+layer.
 """
 
 from __future__ import annotations
@@ -19,8 +21,15 @@ from torch.nn import functional
 
 from polytask.adapt.base import Adapter, Layer, Rows
 from polytask.adapt.low_rank import plus_up, product, reduced_by
-from polytask.adapt.selection import Selection, mixed, of_task, spread_over
+from polytask.adapt.selection import Few, Selection, mixed, of_task, spread_over
 from polytask.errors import UsageError
+
+FEW = 4
+"""At most 1 of so many experts is chosen where the chosen alone are multiplied: with more, all at
+once are as fast."""
+
+PIECE = 512
+"""Tokens that are added to at a time there, so that what is added never leaves the cache."""
 
 
 def check_many(who: str, name: str, value: int, default: int) -> None:
@@ -55,18 +64,59 @@ def plus_common(y: Tensor, small: Tensor, up_RO: Tensor, scale: float = 1.0) -> 
 
 
 def plus_spread(
-    y: Tensor, made: Tensor, up_SO: Tensor, weights_BNGE: Tensor, rows: Rows, scale: float = 1.0
+    y: Tensor,
+    made: Tensor,
+    up_SO: Tensor,
+    weights_BNGE: Tensor | Few,
+    rows: Rows,
+    scale: float = 1.0,
 ) -> Tensor:
     """Return y + scale * the sum of what experts make, each times its weight; linear layers.
 
     made: (B, N, E * R), what `reduced_common` returned for all experts' down factors; or (B, N, R),
     that of one down factor, which all experts have. Rows without a task stay y's, bit for bit.
     """
+    if isinstance(weights_BNGE, Few):
+        few = weights_BNGE
+        if _spares(y, made, up_SO, few):
+            return _plus_few(y, made, up_SO, few, rows, scale)
+        weights_BNGE = few.dense()
     weights_BNGE = rows.only(weights_BNGE, 0.0)
     if made.shape[-1] != len(up_SO):
         experts = weights_BNGE.shape[-1]
         made = made.unsqueeze(-2).expand(*made.shape[:-1], experts, made.shape[-1]).flatten(-2)
     return plus_common(y, spread_over(weights_BNGE, made), up_SO, scale)
+
+
+def _spares(y: Tensor, made: Tensor, up_SO: Tensor, few: Few) -> bool:
+    """Return whether the chosen experts by themselves are faster than all at once."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or y.device.type != "cpu":
+        return False
+    plain = y.dtype == made.dtype == up_SO.dtype == few.weights.dtype and y.dtype.itemsize >= 4
+    of_tokens = few.chosen.shape[:-1] == (*y.shape[:2], 1)
+    return plain and of_tokens and FEW * few.chosen.shape[-1] <= few.experts
+
+
+def _plus_few(y: Tensor, made: Tensor, up_SO: Tensor, few: Few, rows: Rows, scale: float) -> Tensor:
+    """Return `plus_spread` by the rows of the up factors that are the chosen experts', into y."""
+    rank = len(up_SO) // few.experts
+    weights_XK1 = rows.only(few.weights, 0.0).reshape(-1, few.chosen.shape[-1], 1)
+    first_XK1 = few.chosen.reshape(weights_XK1.shape) * rank
+    at_XS = (first_XK1 + torch.arange(rank)).flatten(1)
+    made_XS = made.reshape(-1, made.shape[-1])
+    if made.shape[-1] == len(up_SO):
+        own_XKR = made_XS.gather(1, at_XS).view(*weights_XK1.shape[:2], rank)
+    else:  # what all experts read
+        own_XKR = made_XS.unsqueeze(1)
+    own_XS = (own_XKR * weights_XK1).flatten(1)
+    flat_XO = y.reshape(-1, y.shape[-1])
+    for part_XO, at, own in zip(
+        flat_XO.split(PIECE), at_XS.split(PIECE), own_XS.split(PIECE), strict=True
+    ):
+        part_XO.add_(
+            functional.embedding_bag(at, up_SO, per_sample_weights=own, mode="sum"), alpha=scale
+        )
+    return flat_XO.view(y.shape)
 
 
 def mixed_by_group(weights_BNGE: Tensor, values_E: Tensor, axis: int) -> Tensor:

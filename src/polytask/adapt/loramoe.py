@@ -4,8 +4,8 @@
 
 Localised balance: Q[b, i] is what row b's tokens give expert i together; it counts 1 + delta where
 expert i is of the row's type (the first half of experts is of type 0, the second of type 1), else
-1 - delta. The penalty of a layer, beta * var(I Q) / mean(I Q)^2, is low where experts of the row's
-type get more, and experts of one half alike.
+1 - delta. The penalty of a layer, beta * var(I Q) / mean(I Q)^2, is least where all that is counted
+is alike: where experts of the row's type get (1 - delta) / (1 + delta) times what the others get.
 
 Source: Dou et al., "LoRAMoE: Alleviate World Knowledge Forgetting in Large Language Models via
     MoE-Style Plugin", ACL 2024, https://arxiv.org/abs/2312.09979, and the authors' code
@@ -35,7 +35,7 @@ class LoRAMoE(Method):
     """Adapts linear layers, the paper's the feed-forward blocks'; zero change at the start.
 
     alpha: the scale is alpha / rank. dropout: of the experts' input, in training. beta: of the
-    penalty; 0: none. delta: in [0, 1), how far the halves of experts are drawn to their types.
+    penalty; 0: none. delta: in [0, 1), how far apart types draw the halves of experts.
 
     In training with a trace, the penalty needs the type of every row, 0 or 1:
     `adapted.tasks(index, given={"type": type_B}, trace=trace)`.

@@ -73,4 +73,4 @@ class MoSLDAdapter(Adapter):
             down_RI = functional.dropout(down_RI, settings.dropout, self.training)
         made = reduced_common(self.layer, x, down_RI)
         up_SO, scale = self.up_ERO.flatten(0, 1), settings.alpha / settings.rank
-        return plus_spread(y, made, up_SO, self.selection(rows, x), rows, scale)
+        return plus_spread(y, made, up_SO, self.selection.chosen(rows, x), rows, scale)

@@ -12,11 +12,13 @@ MHR, the channels of ScaLearn), 1 elsewhere.
 
 How to use weights: `mixed` adds up parameters before they are applied (one token has what all of
 its row have), `spread_over` multiplies what each expert made. Both are a fixed number of operators.
+`Selection.chosen` returns the weights of a rule that chooses few experts as those few.
 
 Source: the rules are those of Ponti et al. 2022 (arXiv:2202.13914), Caccia et al. 2022
     (arXiv:2211.03831), Ostapenko et al. 2024 (arXiv:2405.11157) and of the softmax gates of
     mixtures of experts; each method's file says which it takes.
-Shapes: B = rows, N = tokens of a row, G = groups, E = experts, T = tasks, C = channels of x.
+Shapes: B = rows, N = tokens of a row, G = groups, E = experts, K = experts chosen, T = tasks, C =
+    channels of x.
 """
 
 from __future__ import annotations
@@ -132,6 +134,20 @@ class GivenScores(Scores):
         return scores.view(-1, 1, 1, self.experts)
 
 
+@dataclass(frozen=True, eq=False)
+class Few:
+    """Weights of the chosen experts alone, (..., K), and which they are, int64; of E `experts`."""
+
+    weights: Tensor
+    chosen: Tensor
+    experts: int
+
+    def dense(self) -> Tensor:
+        """Return the weights of all experts, (..., E): 0 of those not chosen."""
+        none = self.weights.new_zeros(*self.weights.shape[:-1], self.experts)
+        return none.scatter(-1, self.chosen, self.weights)
+
+
 class Rule(ABC):
     """Scores -> weights over the last axis; concrete rules are frozen dataclasses."""
 
@@ -179,12 +195,20 @@ class Softmax(Rule):
             raise UsageError(f"Softmax: top is {self.top!r}; give a whole number >= 0.")
 
     def __call__(self, scores: Tensor, training: bool, by: Tensor | None = None) -> Tensor:
-        scores = scores / self.temperature
-        if not 0 < self.top < scores.shape[-1]:
-            return torch.softmax(scores, -1)
-        chosen = (scores if by is None else by).topk(self.top, -1).indices
-        left_out = torch.ones_like(scores, dtype=torch.bool).scatter(-1, chosen, False)
-        return torch.softmax(scores.masked_fill(left_out, -torch.inf), -1)
+        few = self.few(scores, by)
+        return torch.softmax(scores / self.temperature, -1) if few is None else few.dense()
+
+    def few(self, scores: Tensor, by: Tensor | None = None) -> Few | None:
+        """Return the weights of the best alone; None where all experts are taken."""
+        experts = scores.shape[-1]
+        if not 0 < self.top < experts:
+            return None
+        if by is None:
+            best, chosen = scores.topk(self.top, -1, sorted=False)
+        else:
+            chosen = by.topk(self.top, -1, sorted=False).indices
+            best = scores.gather(-1, chosen)
+        return Few(torch.softmax(best / self.temperature, -1), chosen, experts)
 
 
 @dataclass(frozen=True)
@@ -225,10 +249,25 @@ class Selection(nn.Module):
 
     def forward(self, rows: Rows, x: Tensor | None = None, by: Tensor | None = None) -> Tensor:
         """Return weights (B or 1, N or 1, G, E); x and by: see `Scores` and `Rule`."""
-        weights: Tensor = self.rule(self.scores(rows, x), self.training, by)
-        if self.path:
-            rows.note_weights(self.path, weights)
+        return all_of(self.chosen(rows, x, by))
+
+    def chosen(self, rows: Rows, x: Tensor | None = None, by: Tensor | None = None) -> Tensor | Few:
+        """Return the same weights, as few of them as the rule takes."""
+        weights = chosen_by(self.rule, self.scores(rows, x), self.training, by)
+        if self.path and rows.trace is not None:
+            rows.note_weights(self.path, all_of(weights))
         return weights
+
+
+def chosen_by(rule: Rule, scores: Tensor, training: bool, by: Tensor | None = None) -> Tensor | Few:
+    """Return a rule's weights, as few of them as it takes."""
+    few = rule.few(scores, by) if isinstance(rule, Softmax) else None
+    return rule(scores, training, by) if few is None else few
+
+
+def all_of(weights: Tensor | Few) -> Tensor:
+    """Return the weights of all experts."""
+    return weights.dense() if isinstance(weights, Few) else weights
 
 
 def of_task(selection: Selection, task: int) -> Tensor:

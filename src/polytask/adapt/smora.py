@@ -27,7 +27,7 @@ from polytask.adapt.base import Adapter, Layer, Method, Rows, Trace
 from polytask.adapt.engine import Adapted
 from polytask.adapt.experts import check_top, plus_spread, reduced_common
 from polytask.adapt.low_rank import check_alpha, check_dropout, check_rank, draw
-from polytask.adapt.selection import RouterScores, Softmax
+from polytask.adapt.selection import RouterScores, Softmax, all_of, chosen_by
 from polytask.errors import UsageError
 
 
@@ -75,8 +75,10 @@ class SMoRAAdapter(Adapter):
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         scores = self.router(rows, x)
-        weights = self.rule(scores, self.training, scores + self.steer_R.to(scores.dtype))
-        rows.note_weights(self.layer.path, rows.only(weights, 0.0))
+        steered = scores + self.steer_R.to(scores.dtype)
+        weights = chosen_by(self.rule, scores, self.training, steered)
+        if rows.trace is not None:
+            rows.note_weights(self.layer.path, rows.only(all_of(weights), 0.0))
         if self.dropout:
             x = functional.dropout(x, self.dropout, self.training)
         made = reduced_common(self.layer, x, self.down_RI)

@@ -4,7 +4,7 @@ Every row of a batch belongs to one task. Where the inputs say which, in a tenso
 batch of many tasks runs once; without it each asked task runs on all rows, its own rows of one
 larger batch.
 
-Shapes: B = rows, A = asked tasks, F = channels of the features.
+Shapes: B = rows, A = asked tasks, T = tasks of the model, F = channels of the features.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from polytask.adapt import Adapted, fingerprint, follow_load
 from polytask.adapt import Trace as LayerTrace
@@ -27,14 +28,21 @@ from polytask.tasks import Task, TaskSet
 TASK = "task"
 """The input that names each row's task: int64, positions in the model's tasks."""
 
+GIVEN = "given_"
+"""What the buffers of what is given of tasks are called, before their names."""
+
 
 class AdaptedModel(SharedModel):
     """An adapted encoder, and heads of any kind and width.
 
     adapted: its base turns inputs into features: one tensor, or a mapping; see `HardSharing`.
     heads: of tasks that it is adapted to, as many as you like. reads: as for `HardSharing`.
+    given: what adapters need of a row beside its task, by name, where all rows of a task have the
+        same: (T, ...), in the order of the heads. LoRAMoE's "type", say.
     serves: task -> the name of the adapter that serves it, where that is another: several tasks may
         have one together.
+    embeds: give adapters the base's own "row" of every instance as its "embedding", as MoR1E needs
+        one; the base then runs once more, without them.
 
     What tasks share is everything but the heads: adapters are stacked, one tensor for all tasks, so
     gradients of different tasks lie in different rows of it.
@@ -51,7 +59,9 @@ class AdaptedModel(SharedModel):
         adapted: Adapted,
         heads: Mapping[str, nn.Module],
         reads: Mapping[str, str] | None = None,
+        given: Mapping[str, Tensor] | None = None,
         serves: Mapping[str, str] | None = None,
+        embeds: bool = False,
     ) -> None:
         super().__init__()
         self._serves = {task: (serves or {}).get(task, task) for task in heads}
@@ -61,15 +71,31 @@ class AdaptedModel(SharedModel):
                 raise unknown("task", name, adapted.names, known)
         self.adapted = adapted
         self.hard = HardSharing(nn.Identity(), heads, reads)
+        self.embeds = embeds
         self._follows = any(isinstance(m, SMoRAAdapter) for m in adapted.parts.modules())
         self._load: LayerTrace | None = None
         without_base(self, adapted.base, "adapted.base.")
+        self.given = tuple(given or {})
+        for name, value_T in (given or {}).items():
+            if not isinstance(value_T, Tensor) or value_T.shape[:1] != (len(heads),):
+                came = tuple(value_T.shape) if isinstance(value_T, Tensor) else repr(value_T)
+                raise UsageError(
+                    f"AdaptedModel: given[{name!r}] is {came}; give a tensor with one row for "
+                    f"each of {len(heads)} tasks: {', '.join(heads)}."
+                )
+            self.register_buffer(GIVEN + name, value_T.detach().clone(), persistent=False)
 
     @classmethod
-    def build(cls, adapted: Adapted, width: int, tasks: TaskSet) -> AdaptedModel:
+    def build(
+        cls,
+        adapted: Adapted,
+        width: int,
+        tasks: TaskSet,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> AdaptedModel:
         """Return the model whose heads are those of the tasks' kinds, for `width` channels."""
         heads = {task.name: task.kind.head(width) for task in tasks}
-        return cls(adapted, heads, {task.name: task.kind.reads for task in tasks})
+        return cls(adapted, heads, {task.name: task.kind.reads for task in tasks}, given)
 
     @property
     def penalises(self) -> bool:  # type: ignore[override]
@@ -102,9 +128,10 @@ class AdaptedModel(SharedModel):
         follows = self._follows and self.training and torch.is_grad_enabled()
         seen = LayerTrace() if trace is not None or follows else None
         if isinstance(inputs, Mapping) and TASK in inputs:
-            with self.adapted.tasks(self._index(inputs[TASK]), trace=seen):
-                outputs = self.hard.read(self.adapted.base(_without_task(inputs)), asked)
-        elif len(asked) == 1:
+            task_B, rest = inputs[TASK], _without_task(inputs)
+            with self.adapted.tasks(self._index(task_B), self._given(task_B, rest), seen):
+                outputs = self.hard.read(self.adapted.base(rest), asked)
+        elif len(asked) == 1 and not (self.given or self.embeds):
             with self.adapted.task(self._serves[asked[0]], trace=seen):
                 outputs = self.hard.read(self.adapted.base(inputs), asked)
         else:
@@ -135,14 +162,52 @@ class AdaptedModel(SharedModel):
         task: Task,
         head: nn.Module | None = None,
         optimiser: torch.optim.Optimizer | None = None,
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Add a task with an adapter and a head; see `Adapted.add_task`, `HardSharing.add_task`."""
+        """Add a task with an adapter and a head; see `Adapted.add_task`, `HardSharing.add_task`.
+
+        given: the new task's row of what the model was given of its tasks.
+        """
+        more = dict(given or {})
+        for name in self.given:
+            of_others = self._of_tasks(name).shape[1:]
+            if name not in more or more[name].shape != of_others:
+                raise UsageError(
+                    f"add_task: the model was given {name!r} of its tasks; give that of "
+                    f"{task.name!r} too, a tensor of shape {tuple(of_others)}."
+                )
+        unknown_names = sorted(more.keys() - set(self.given))
+        if unknown_names:
+            raise UsageError(
+                f"add_task: the model was given no {unknown_names[0]!r} of its tasks; leave it out."
+            )
         if task.name not in self.adapted.names:
             self.adapted.add_task(task.name, optimiser)
         self._serves[task.name] = task.name
         self.hard.add_task(task, head)
         if optimiser is not None:
             optimiser.add_param_group({"params": self.task_parameters(task.name)})
+        for name, value in more.items():
+            held_T = self._of_tasks(name)
+            setattr(self, GIVEN + name, torch.cat([held_T, value[None].to(held_T)]))
+
+    def _of_tasks(self, name: str) -> Tensor:
+        """Return what the model was given of its tasks under this name, (T, ...)."""
+        return self.get_buffer(GIVEN + name)
+
+    def embedding(self, inputs: Inputs) -> Tensor:
+        """Return what the base alone makes of rows, (B, F), of unit length and without a graph."""
+        with torch.no_grad(), self.adapted.without():
+            features: Features = self.adapted.base(inputs)
+        row_BF = features if isinstance(features, Tensor) else features["row"]
+        return functional.normalize(row_BF.float(), dim=1)
+
+    def _given(self, task_B: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+        """Return what it was given of rows' tasks, of rows without one the first task's, and the
+        rows' embeddings where adapters need them."""
+        held = {name: self._of_tasks(name) for name in self.given}
+        rows = {n: v.index_select(0, task_B.clamp(min=0).to(v.device)) for n, v in held.items()}
+        return rows | {"embedding": self.embedding(inputs)} if self.embeds else rows
 
     def _index(self, task_B: Tensor) -> Tensor:
         """Return positions in the adapted model's tasks of positions in this one's."""
@@ -162,10 +227,11 @@ class AdaptedModel(SharedModel):
         else:
             rows = len(next(iter(inputs.values())))
             repeated = {name: _repeated(value, many) for name, value in inputs.items()}
-        index_A = self.adapted.index([self._serves[task] for task in asked]).to(
-            next(self.adapted.parts.parameters()).device
-        )
-        with self.adapted.tasks(index_A.repeat_interleave(rows), trace=seen):
+        index_A = self.adapted.index([self._serves[task] for task in asked])
+        index_A = index_A.to(next(self.adapted.parts.parameters()).device)
+        task_A = torch.tensor([self.tasks.index(task) for task in asked])
+        given = self._given(task_A.repeat_interleave(rows), repeated)
+        with self.adapted.tasks(index_A.repeat_interleave(rows), given, seen):
             features: Features = self.adapted.base(repeated)
         outputs: dict[str, Tensor] = {}
         for a, task in enumerate(asked):
@@ -254,4 +320,4 @@ def _without_task(inputs: Mapping[str, Tensor]) -> Inputs:
 
 
 def _repeated(value: Tensor, many: int) -> Tensor:
-    return value.repeat(many, *[1] * (value.dim() - 1))
+    return value if many == 1 else value.repeat(many, *[1] * (value.dim() - 1))

@@ -31,18 +31,22 @@ from polytask.adapt import (
     adapt,
     arrow_of,
     clusters_of,
+    fit_centroids,
     merge_clusters,
     mtlora_at,
 )
 from polytask.errors import UsageError
 from polytask.parsing import WHERE, Choice, parse
-from polytask.recipes.adapted import AdaptedModel, without_base
+from polytask.recipes.adapted import TASK, AdaptedModel, without_base
 from polytask.recipes.keeping import Keeping
 from polytask.share import HardSharing, SharedModel
 from polytask.suites import Pretrained, Suite
 
 PROBING = "linear-probing"
 """The baseline that trains heads alone."""
+
+ROWS = 64
+"""Training rows of each stream that MoR1E's centroids are made of."""
 
 STAGES = 4
 """Stages of half fine-tuning: each quarter of a run trains another half."""
@@ -195,13 +199,15 @@ def _headed(
     adapted: Adapted,
     heads: Mapping[str, nn.Module] | None = None,
     serves: Mapping[str, str] | None = None,
+    embeds: bool = False,
 ) -> AdaptedModel:
     """Return the model with the heads given, or with fresh ones."""
     tasks = asked.suite.tasks
     if heads is None:
         torch.manual_seed(asked.seed)  # whatever the earlier stages drew
         heads = {task.name: task.kind.head(asked.suite.width) for task in tasks}
-    return AdaptedModel(adapted, heads, {t.name: t.kind.reads for t in tasks}, serves)
+    reads = {task.name: task.kind.reads for task in tasks}
+    return AdaptedModel(adapted, heads, reads, serves=serves, embeds=embeds)
 
 
 def _whole(asked: Asked) -> HardSharing:
@@ -229,6 +235,26 @@ def _mtlora(asked: Asked) -> SharedModel:
 def _mam(asked: Asked) -> SharedModel:
     plans = MAM(asked.named or asked.of("feed-forward"), **asked.settings)
     return _headed(asked, adapt(asked.encoder, plans, asked.tasks, seed=asked.seed))
+
+
+def _experts_of_types(asked: Asked) -> SharedModel:
+    """Return LoRAMoE, without its penalty unless that is asked for: tasks have no types here."""
+    return _headed(asked, _adapted(asked, asked.load()(**{"beta": 0.0, **asked.settings})))
+
+
+def _by_instances(asked: Asked) -> SharedModel:
+    """Return MoR1E on the base's own embeddings, its centroids those of training rows."""
+    settings = {"width": asked.suite.width, **asked.settings}
+    model = _headed(asked, _adapted(asked, asked.load()(**settings)), embeds=True)
+    found = []
+    for stream in asked.suite.train:
+        few = stream.take(torch.arange(min(len(stream), ROWS)))
+        inputs = few.inputs
+        if isinstance(inputs, Mapping):
+            inputs = {name: value for name, value in inputs.items() if name != TASK}
+        found.append(model.embedding(inputs))
+    fit_centroids(model.adapted, torch.cat(found), asked.seed)
+    return model
 
 
 def _from_bottlenecks(asked: Asked) -> SharedModel:
@@ -343,6 +369,8 @@ _MAKERS: dict[str, _Maker] = {
     PROBING: _probing,
     "mtlora": _mtlora,
     "mam": _mam,
+    "loramoe": _experts_of_types,
+    "mor1e": _by_instances,
     "scalearn": _from_bottlenecks,
     "adapter-fusion": _from_bottlenecks,
     "alter": _from_bottlenecks,
