@@ -33,13 +33,15 @@ POLY, MHR = "polytropon:alpha=16", "mhr:alpha=16"
 MTLORA = "mtlora:rank=8,task_rank=4,scale=1"
 MBC = "mbc:clusters=5"
 HYPER = "hyperformer:plus=true"
+PROMPT, MPT, SPT = "prompt-tuning:length=10", "mpt:length=10", "spt:length=10,memories=50"
+MAM = "mam:length=10,width=8,scale=1"
 
 GROUPS: tuple[tuple[str, ...], ...] = (
     (FULL, PROBE, LORA, BOTTLENECK, "bitfit", "mtl-lora", POLY, MHR, HYPER),
-    (FUSION, SCALEARN, ALTER, "prompt-tuning", "mpt", "arrow", MBC, "dora"),
-    ("global-task", "shared-factor", "smora", "loramoe:beta=0", "mosld", "tensorpoly", "ssf"),
-    ("spt", "polyhistor", MTLORA, "sparse-tuning:density=0.05", "half-fine-tuning"),
-    ("incremental-rank:rank=4",),
+    (FUSION, SCALEARN, ALTER, PROMPT, MPT, "arrow", MBC, "dora"),
+    ("global-task", "shared-factor", "smora", "loramoe", "mosld", "tensorpoly", "ssf"),
+    (SPT, "polyhistor", MTLORA, "sparse-tuning:density=0.05", "half-fine-tuning", "mor1e"),
+    ("prefix-tuning:length=10", MAM, "incremental-rank:rank=4"),
 )
 """What is trained first and next; widths and scales are those that make methods alike in size."""
 
@@ -57,15 +59,16 @@ GAINS: tuple[tuple[str, str, str, str], ...] = (
     ("mtl-lora", "mtl-lora", LORA, "MTL-LoRA gains over LoRA of each task"),
     ("global-task", "global-task", LORA, "a global LoRA beside each task's gains over it alone"),
     ("mosld", "mosld", LORA, "MoSLD gains over LoRA of each task"),
-    ("loramoe", "loramoe:beta=0", LORA, "a mixture of LoRA gains over LoRA of each task"),
+    ("loramoe", "loramoe", LORA, "a mixture of LoRA gains over LoRA of each task"),
     ("smora", "smora", LORA, "ranks as experts gain over LoRA of each task"),
+    ("mor1e", "mor1e", LORA, "experts of rank 1 chosen by instance gain over LoRA of each task"),
     ("dora", "dora", LORA, "DoRA gains over LoRA"),
     ("polytropon", POLY, LORA, "shared skills gain over LoRA of each task"),
     ("mhr", MHR, POLY, "shares of every part of a skill gain over shares of skills"),
     ("mbc", MBC, LORA, "LoRA of clusters gains over LoRA of each task"),
     ("hyperformer", HYPER, BOTTLENECK, "HyperFormer++ gains over adapters of each task"),
-    ("mpt", "mpt", "prompt-tuning", "a shared prompt times rank one gains over a task's own"),
-    ("spt", "spt", "prompt-tuning", "retrieved prompts gain over a task's own"),
+    ("mpt", MPT, PROMPT, "a shared prompt times rank one gains over a task's own"),
+    ("spt", SPT, PROMPT, "retrieved prompts gain over a task's own"),
     ("half-fine-tuning", "half-fine-tuning", FULL, "half of the weights at a time gains"),
     ("linear-probing", FULL, PROBE, "training all weights gains over a probe"),
 )  # fmt: skip
