@@ -22,6 +22,7 @@ from typing import Literal
 from polytask.errors import Diverged, PolytaskError, RunError
 from polytask.evaluate import delta_m
 from polytask.fit import affinity_of
+from polytask.recipes.adapting import grid_for
 from polytask.recipes.plan import GRID, SINGLE, AutoPlan, Setting
 from polytask.recipes.relating import proposals
 from polytask.recipes.runs import DIVERGED, Show
@@ -115,6 +116,7 @@ class Search:
         self.plan, self.suite, self.budget, self.show, self.pool = plan, suite, budget, show, pool
         self.tasks = suite.tasks
         self.config = plan.trained
+        self.grid = grid_for(suite, FIRST) or GRID
         self.shared: list[Tried] = []  # groups too
         self.alone: dict[str, Tried] = {}
         self.started: dict[str, Tried] = {}
@@ -139,7 +141,7 @@ class Search:
 
     def _first(self) -> None:
         """Train the first model of all tasks, watched; another setting where one diverges."""
-        for setting in GRID[: self.plan.tune]:
+        for setting in self.grid[: self.plan.tune]:
             one = self._tried("shared", FIRST, None, setting, watches=(WATCH,))
             self.shared += self._train(SHARED, [one])
             if self.shared:
@@ -191,7 +193,7 @@ class Search:
 
     def _race(self, tasks: Sequence[str]) -> None:
         """Train tasks alone; those that lead the shared models go on, twice as far each time."""
-        new = [self._tried("alone", FIRST, (task,), GRID[0]) for task in tasks]
+        new = [self._tried("alone", FIRST, (task,), self.grid[0]) for task in tasks]
         new = self._affordable(new, self.epochs, self.left)
         self._legs(self.alone, new, math.ceil(self.epochs / RUNG), ALONE, self._lead)
 
@@ -230,14 +232,14 @@ class Search:
         ]
         runs = [
             self._tried("alone", FIRST, (task,), setting)
-            for setting in GRID[1 : self.plan.tune]
+            for setting in self.grid[1 : self.plan.tune]
             for task in best
         ]
         self.others += self._train(ALONE, self._capped(runs, self.left))
 
     def _settings(self) -> list[Tried]:
         tried = {one.setting for one in self.shared}
-        rest = [setting for setting in GRID[: self.plan.tune] if setting not in tried]
+        rest = [setting for setting in self.grid[: self.plan.tune] if setting not in tried]
         return [self._tried("shared", FIRST, None, setting) for setting in rest]
 
     def _groups(self) -> list[Tried]:
