@@ -243,14 +243,14 @@ def test_a_comparison_becomes_a_table_with_what_its_runs_cost(scripts, tmp_path)
     minilm = scripts.minilm
 
     def method(name, trained, gains):
-        folders = []
+        folders = {}
         for seed in (0, 1):
             folder = tmp_path / f"{name}--s{seed}"
             folder.mkdir()
             cost = {"trained": trained, "seconds": 2.0 + seed, "steps": 10}
             (folder / "record.json").write_text(json.dumps({"cost": cost}))
             (folder / "best.safetensors").write_bytes(bytes(trained))
-            folders.append(str(folder))
+            folders[str(seed)] = str(folder)
         tasks = {
             task: {"gain": sum(both) / 2, "gains": both, "values": [0.5, 0.7]}
             for task, both in gains.items()

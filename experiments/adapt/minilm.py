@@ -13,7 +13,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -52,6 +51,7 @@ CONFIG = FitConfig(
 )  # fmt: skip
 SEEDS, TUNE = 2, 1
 WORSE = 2.0
+OUT = KEPT.runs / "minilm"
 
 GAINS: tuple[tuple[str, str, str, str], ...] = (
     ("adapter-fusion", FUSION, BOTTLENECK, "AdapterFusion gains over adapters of each task"),
@@ -138,7 +138,7 @@ def _by_seed(method: Mapping[str, Any], tasks: Sequence[str]) -> list[float]:
 
 def _cost(method: Mapping[str, Any]) -> dict[str, Any]:
     """Return what its runs cost: trained parameters, milliseconds an update, bytes on disk."""
-    folders = [Path(folder) for folder in method["runs"]]
+    folders = [OUT / folder for folder in method["runs"].values()]
     costs = [read_json(folder / RECORD)["cost"] for folder in folders]
     return {
         "trained": costs[0]["trained"],
@@ -150,8 +150,8 @@ def _cost(method: Mapping[str, Any]) -> dict[str, Any]:
 
 def _heads(result: Mapping[str, Any]) -> int:
     """Return the parameters of all heads: all that a probe trains."""
-    (folder, *_) = result["methods"][PROBE]["runs"]
-    return int(read_json(Path(folder) / RECORD)["cost"]["trained"])
+    (folder, *_) = result["methods"][PROBE]["runs"].values()
+    return int(read_json(OUT / folder / RECORD)["cost"]["trained"])
 
 
 def rows_of(table: Table) -> dict[str, Mapping[str, Any]]:
@@ -220,7 +220,7 @@ def main() -> None:
         methods = tuple(name for group in GROUPS[:last] for name in group)
         plan = Plan(
             suite="minilm", methods=methods, seeds=seeds, tune=TUNE, config=CONFIG,
-            out=KEPT.runs / "minilm", processes=2,
+            out=OUT, processes=2,
             command="python experiments/adapt/minilm.py",
         )  # fmt: skip
         made = table(compare(plan, Lines()))
