@@ -27,7 +27,6 @@ from found import section as grid
 from torch import Tensor, nn
 
 from polytask.adapt import (
-    SSF,
     Adapted,
     At,
     BitFit,
@@ -97,7 +96,6 @@ PLANS: dict[str, Plan] = {
     "bottleneck": Plan(Bottleneck(32, form="gelu"), OUT),
     "polyhistor": Plan(Polyhistor(width=32), OUT),
     "polyhistor-lite": Plan(Polyhistor(width=32, lite=True), OUT),
-    "ssf": Plan(SSF()),
     "bitfit": Plan(BitFit()),
 }
 FULL, HEADS = "all weights, all tasks", "decoders alone"
