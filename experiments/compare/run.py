@@ -37,7 +37,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COST = HERE.parent / "balance" / "cost.json"
 MERGED = HERE.parent / "merge" / "eight.json"
-ADAPTED = HERE.parent / "adapt" / "vision.json"
+ADAPTED = HERE.parent / "adapt"
+OF_ADAPTERS = ("minilm", "transfer", "vision")
 AROUND = ("wrapped", "added")
 
 EVERY = (
@@ -226,7 +227,9 @@ def train(command: str, folder: Path) -> Path:
 def pages(tables: dict[str, Any], cost: dict[str, Any]) -> dict[Path, str]:
     """Return the documents that follow from the tables, and their texts."""
     docs = ROOT / "docs"
-    others = merging.section(_read(MERGED)) + adapting.pictures(_read(ADAPTED))
+    others = merging.section(_read(MERGED)) + adapting.sections(
+        *(_read(ADAPTED / f"{name}.json") for name in OF_ADAPTERS)
+    )
     made = {docs / "results.md": page.markdown(tables, cost) + others}
     kept = (docs / "balance.md").read_text()
     methods = {name: table for name, table in tables.items() if not page.is_of_auto(table)}
