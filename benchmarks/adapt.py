@@ -9,8 +9,8 @@ Every figure of time is a ratio of neighbouring calls, processor time, the media
 that a machine whose speed drifts does not decide it. The model is a transformer written here: 512
 channels, 6 layers, LoRA of rank 8 on q and v. "One LoRA" is written out as LoRA's own code has it,
 W x + B (A x) * scale, for one task alone. Arrow's 32 experts are trained LoRA of rank 8, of which
-every token takes 3; AdapterFusion's sources are bottlenecks of 64 channels. Rows take tasks in turn.
-Training is forward and backward of the sum of the outputs; gradients begin as None.
+every token takes 3; AdapterFusion's sources are bottlenecks of 64 channels. Rows take tasks in
+turn. Training is forward and backward of the sum of the outputs; gradients begin as None.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The transformer of `benchmarks/adapt.py`, and PEFT's mixed batches on it.
 
 PEFT has requirements of its own; the interpreter that has it is named on the command line, and runs
-this file as a program. It prints, as JSON, ratios to the same base as measured in that process: 32
-LoRAs (q and v, rank 8) of which each row names its own, in inference (PEFT refuses that in training),
-the operators of that, views left out, and its Arrow over 32 LoRAs, of which every token takes 3.
+this file as a program. It prints, as JSON, ratios to the same base as measured in that process:
+32 LoRAs (q and v, rank 8) of which each row names its own, in inference (PEFT refuses that in
+training), the operators of that, views left out, and its Arrow over 32 LoRAs, of which every token
+takes 3.
 """
 
 from __future__ import annotations

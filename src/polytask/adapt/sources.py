@@ -131,7 +131,8 @@ class Sources(nn.Module):
         )
         parts_BNS = nn.functional.linear(asked_BNO, up_SO) * small_BNS
         of_bias_BNE = nn.functional.linear(asked_BNO, bias_EO)
-        return parts_BNS.unflatten(-1, (len(bias_EO), -1)).sum(-1) + of_bias_BNE
+        parts_BNER = parts_BNS.view(*parts_BNS.shape[:-1], len(bias_EO), -1)
+        return parts_BNER.sum(-1) + of_bias_BNE
 
     def together(self, weights_BNE: Tensor, small_BNS: Tensor) -> Tensor:
         """Return the sum of the bottlenecks' changes, each times its weight: (B, N, O)."""
