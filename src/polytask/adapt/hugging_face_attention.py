@@ -34,11 +34,14 @@ class View:
 
     def __init__(self, own: Any, place: Place, asked: Asked) -> None:
         self.own, self.place, self.asked = own, place, asked
+        self.known: dict[str, str] = {}  # the model's names -> polytask's, looked up once
 
     @property
     def _attn_implementation(self) -> str:
         name: str = self.own._attn_implementation
-        return name if self.place.rows() is None else registered(self)
+        if self.place.rows() is None:
+            return name
+        return self.known[name] if name in self.known else registered(self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what protocols look for is asked before `own` is there
@@ -49,6 +52,7 @@ class View:
         """Return that of a copied model; the registry is the process's."""
         own, place = copy.deepcopy((self.own, self.place), memo)
         made = memo[id(self)] = View(own, place, self.asked)
+        made.known |= self.known
         return made
 
 
@@ -106,6 +110,7 @@ def registered(view: View) -> str:
     known = f"{NAME} {implementation.__module__}.{implementation.__qualname__}"
     if known not in registry:
         registry.register(known, Prefixed(name == "sdpa", implementation))
+    view.known[name] = known
     return known
 
 
