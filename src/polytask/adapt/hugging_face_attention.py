@@ -106,7 +106,7 @@ def registered(view: View) -> str:
             f"{path!r}, a {type(view.place.layer.module).__name__}, attends by code of its own, "
             "which takes no prefix; use sdpa: model.set_attn_implementation('sdpa')."
         )
-    implementation = registry["sdpa"] if name == "sdpa" else eager
+    implementation: Any = registry["sdpa"] if name == "sdpa" else eager
     known = f"{NAME} {implementation.__module__}.{implementation.__qualname__}"
     if known not in registry:
         registry.register(known, Prefixed(name == "sdpa", implementation))
