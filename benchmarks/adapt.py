@@ -8,8 +8,9 @@
 Every figure of time is a ratio of neighbouring calls, processor time, the median over rounds, so
 that a machine whose speed drifts does not decide it. The model is a transformer written here: 512
 channels, 6 layers, LoRA of rank 8 on q and v. "One LoRA" is written out as LoRA's own code has it,
-W x + B (A x) * scale, for one task alone. Rows take tasks in turn. Training is forward and backward
-of the sum of the outputs; gradients begin as None.
+W x + B (A x) * scale, for one task alone. Arrow's 32 experts are trained LoRA of rank 8, of which
+every token takes 3; AdapterFusion's sources are bottlenecks of 64 channels. Rows take tasks in
+turn. Training is forward and backward of the sum of the outputs; gradients begin as None.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from adapt_peers import RANK, WIDTH, count, ratios, run, transformer
 from polytask.adapt import (
     SSF,
     Adapted,
+    AdapterFusion,
     BitFit,
     Bottleneck,
     DoRA,
@@ -37,6 +39,7 @@ from polytask.adapt import (
     Method,
     Where,
     adapt,
+    arrow_of,
     load_adapted,
     save_adapted,
 )
@@ -44,6 +47,9 @@ from polytask.adapt import (
 WHERE = ("q_proj", "v_proj")
 TRAINING = {1: None, 8: 1.03, 32: 1.05, 1000: None}
 MANY_TOKENS, ONE_TOKEN = 1.05, 1.15
+ARROW = 1.30
+"""Every token takes 3 experts of 32, by their prototypes."""
+SOURCES = 4
 
 
 class OneLoRA(nn.Module):
@@ -71,6 +77,14 @@ def one_lora() -> nn.Module:
 def adapted(tasks: int, method: Method | None = None) -> Adapted:
     names = [f"t{t}" for t in range(tasks)]
     return adapt(transformer(), method or LoRA(RANK), names, Where(WHERE))
+
+
+def trained(made: Adapted) -> Adapted:
+    """Return it with adapters of no zero change."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parts.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return made
 
 
 def turns(rows: int, tasks: int) -> Tensor:
@@ -149,7 +163,7 @@ def main() -> None:
         else:
             mark = "    " if bound is None else "ok  " if figure <= bound else "OVER"
             limit = "" if bound is None else f"at most {bound:.2f}"
-            print(f"{mark} {workload:28} {subject:18} {figure:8.3f}  {limit:13} {note}", flush=True)
+            print(f"{mark} {workload:28} {subject:21} {figure:8.3f}  {limit:13} {note}", flush=True)
 
     if not options.json:
         print(
@@ -176,17 +190,31 @@ def main() -> None:
         tell(
             f"training, 64 x {tokens}", f"{name}, T = 32", figure, 1.05, "against ours of one task"
         )
+    fusion = AdapterFusion(trained(adapted(SOURCES, Bottleneck(64))))
+    own = {
+        f"T = {tasks}": training(made.base, x, made, turns(64, tasks))
+        for tasks in (1, 32)
+        if (made := adapted(tasks, fusion))
+    }
+    figure = ratios(own, max(3, rounds // 3), 1)["T = 32"]
+    note = f"of {SOURCES} sources, against ours of one task"
+    tell(f"training, 64 x {tokens}", "AdapterFusion, T = 32", figure, None, note)
     base, many = transformer(), adapted(32)
+    routed = arrow_of(trained(adapted(32)), top=3)
     for length, bound in ((long, MANY_TOKENS), (1, ONE_TOKEN)):
         y = torch.randn(64, length, WIDTH)
         short = {
             "base": inference(base, y),
             "one LoRA": inference(one_lora(), y),
             "T = 32": mixed(many, y, turns(64, 32)),
+            "Arrow": mixed(routed, y, turns(64, 32)),
         }
         figures = ratios(short, rounds * (5 if length == 1 else 1), 5 if length == 1 else 1)
         note = f"against the base; one LoRA written out {figures['one LoRA']:.3f}"
         tell(f"inference, 64 x {length}", "LoRA, T = 32", figures["T = 32"], bound, note)
+        limit = None if length == 1 else ARROW
+        note = "every token takes 3; against the base"
+        tell(f"inference, 64 x {length}", "Arrow top-3, T = 32", figures["Arrow"], limit, note)
     y = torch.randn(64, 1, WIDTH)
     plain = count(inference(base, y))
     for tasks in (2, 32, 1000):

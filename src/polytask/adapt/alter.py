@@ -23,7 +23,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from polytask.adapt.base import Adapter, Layer, Rows
-from polytask.adapt.selection import spread_over
 from polytask.adapt.sources import FromSources
 
 
@@ -58,7 +57,5 @@ class ALTERAdapter(Adapter):
         bias_B1E = rows.take(self.gate_bias_TE, y).unsqueeze(1)
         weights_BNE = torch.softmax(torch.baddbmm(bias_B1E, y, rows.take(self.gate_TOE, y)), -1)
         rows.note_weights(self.layer.path, weights_BNE.unsqueeze(2))
-        small_BNS = spread_over(weights_BNE.unsqueeze(2), self.sources.small(y))
-        change = torch.matmul(small_BNS, self.sources.up_ERO.flatten(0, 1).to(y.dtype))
-        change = change + torch.matmul(weights_BNE, self.sources.up_bias_EO.to(y.dtype))
-        return y + rows.only(change, 0.0)
+        change_BNO = self.sources.together(weights_BNE, self.sources.small(y))
+        return y + rows.only(change_BNO, 0.0)

@@ -110,9 +110,8 @@ def _plus_few(y: Tensor, made: Tensor, up_SO: Tensor, few: Few, rows: Rows, scal
         own_XKR = made_XS.unsqueeze(1)
     own_XS = (own_XKR * weights_XK1).flatten(1)
     flat_XO = y.reshape(-1, y.shape[-1])
-    for part_XO, at, own in zip(
-        flat_XO.split(PIECE), at_XS.split(PIECE), own_XS.split(PIECE), strict=True
-    ):
+    pieces = (torch.split(t, PIECE) for t in (flat_XO, at_XS, own_XS))
+    for part_XO, at, own in zip(*pieces, strict=True):
         part_XO.add_(
             functional.embedding_bag(at, up_SO, per_sample_weights=own, mode="sum"), alpha=scale
         )

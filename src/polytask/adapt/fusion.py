@@ -75,14 +75,15 @@ class FusionAdapter(Adapter):
         return self.penalty > 0
 
     def forward(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        z_BNEO = self.sources.each(y)
+        small_BNS = self.sources.small(y)
         bias_B1O = rows.take(self.query_bias_TO, y).unsqueeze(1)
         query_BNO = torch.baddbmm(bias_B1O, y, rows.take(self.query_TCO, y))
-        # q . (K z) is (q K) . z, and sum_e p_e V z_e is V times sum_e p_e z_e.
+        # q . (K z) is (q K) . z, and sum_e p_e V z_e is V times sum_e p_e z_e. Neither needs the
+        # z_e, which are E times as many numbers as the layer's output.
         asked_BNC = torch.bmm(query_BNO, rows.take(self.key_TOC, y))
-        weights_BNE = torch.softmax((z_BNEO * asked_BNC.unsqueeze(2)).sum(-1), -1)
+        weights_BNE = torch.softmax(self.sources.along(asked_BNC, small_BNS), -1)
         rows.note_weights(self.layer.path, weights_BNE.unsqueeze(2))
-        met_BNC = (z_BNEO * weights_BNE.unsqueeze(-1)).sum(2)
+        met_BNC = self.sources.together(weights_BNE, small_BNS)
         if self.penalty and rows.trace is not None:
             rows.note_penalty(self.layer.path, self._penalty(rows))
         return y + rows.only(torch.bmm(met_BNC, rows.take(self.value_TCO, y)), 0.0)

@@ -2,8 +2,8 @@
 
 Such a module looks its implementation up by the name in its configuration. An adapted one gets a
 view of that configuration with a name of polytask's, under which transformers' registry has the
-function here: it puts the prefix before keys and values, lets every query see it, and calls the
-implementation that the model has. Nothing else of the model changes, and no other model.
+implementation that the model asks for, with the prefix put before keys and values on the way in.
+Nothing else of the model changes, and no other model.
 
 Shapes: B = rows, H = heads, L = queries, S = keys, P = positions of the prefix, D = channels of a
 head.
@@ -23,7 +23,10 @@ from polytask.adapt.registry import Asked, asked_by
 from polytask.errors import UsageError
 
 NAME = "polytask"
-"""The implementation's name in transformers' registry."""
+"""What implementations' names in transformers' registry begin with."""
+
+INPUTS = ("module", "query", "key", "value", "attention_mask")
+"""What every implementation takes first."""
 
 
 class View:
@@ -31,11 +34,14 @@ class View:
 
     def __init__(self, own: Any, place: Place, asked: Asked) -> None:
         self.own, self.place, self.asked = own, place, asked
+        self.known: dict[str, str] = {}  # the model's names -> polytask's, looked up once
 
     @property
     def _attn_implementation(self) -> str:
         name: str = self.own._attn_implementation
-        return name if self.place.rows() is None else NAME
+        if self.place.rows() is None:
+            return name
+        return self.known[name] if name in self.known else registered(self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what protocols look for is asked before `own` is there
@@ -46,7 +52,20 @@ class View:
         """Return that of a copied model; the registry is the process's."""
         own, place = copy.deepcopy((self.own, self.place), memo)
         made = memo[id(self)] = View(own, place, self.asked)
+        made.known |= self.known
         return made
+
+
+class Prefixed(nn.Module):
+    """An implementation whose keys and values begin with a prefix; it is called as it is itself."""
+
+    def __init__(self, causal: bool, implementation: Any) -> None:
+        super().__init__()
+        self.causal = causal  # without a mask, where the module or the call say so
+        # Taken over and not written out, so that any options reach the implementation.
+        self.forward = implementation
+        self.register_forward_pre_hook(_longer, with_kwargs=True)
+        self.register_forward_hook(_shorter)
 
 
 def host(attention: nn.Module, place: Place) -> None:
@@ -57,9 +76,10 @@ def host(attention: nn.Module, place: Place) -> None:
     check_one(place)
     asked = asked_by(attention)
     assert asked is not None
+    if getattr(attention, "reorder_and_upcast_attn", False):  # GPT-2's way around the registry
+        asked = Asked(asked.registry, None)
     view = View(attention.config, place, asked)
-    _implementation(attention, view)
-    asked.registry.register(NAME, attend)
+    registered(view)
     attention.config = view  # type: ignore[assignment]
 
 
@@ -69,69 +89,69 @@ def unhost(attention: nn.Module) -> None:
         attention.config = attention.config.own
 
 
-def attend(
-    module: nn.Module,
-    query_BHLD: Tensor,
-    key_BHSD: Tensor,
-    value_BHSD: Tensor,
-    attention_mask: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Return what the model's implementation makes of keys and values behind the prefix.
+def registered(view: View) -> str:
+    """Return the name in the registry of the model's implementation with a prefix.
 
-    attention_mask, options: as transformers hands them to an implementation. Keys may have fewer
-    heads than queries. Weights come back for the input's own keys.
+    Raises UsageError where it takes none.
     """
-    view = module.config
-    assert isinstance(view, View)
-    name, implementation = _implementation(module, view)
-    if options.get("cache") is not None:
-        raise UsageError(f"{view.place.layer.path!r} has a paged cache, which takes no prefix.")
-    _, heads, keys, _ = key_BHSD.shape
-    _check_width(view.place, key_BHSD, value_BHSD)
-    prefix = before(view.place, query_BHLD, heads)
-    assert prefix is not None, "the view names polytask only while adapters act"
-    positions, queries = prefix[0].shape[2], query_BHLD.shape[2]
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    if attention_mask is None and name == "sdpa" and causal and queries > 1:
-        # What sdpa takes for granted then, written out: query i sees the first i + 1 keys.
-        attention_mask = torch.ones(
-            1, 1, queries, keys, dtype=torch.bool, device=query_BHLD.device
-        ).tril()
-        options["is_causal"] = False
-    if attention_mask is not None:
-        attention_mask = seen_by_all(attention_mask, positions)
-    if options.get("position_bias") is not None:
-        options["position_bias"] = seen_by_all(options["position_bias"], positions)
-    output, weights_BHLS = implementation(
-        module,
-        query_BHLD,
-        torch.cat([prefix[0], key_BHSD], 2),
-        torch.cat([prefix[1], value_BHSD], 2),
-        attention_mask,
-        **options,
-    )
-    return output, None if weights_BHLS is None else weights_BHLS[..., positions:]
-
-
-def _implementation(module: nn.Module, view: View) -> tuple[str, Any]:
-    """Return the implementation's name and itself. Raises UsageError where it takes no prefix."""
     path, name = view.place.layer.path, view.own._attn_implementation
+    registry, eager = view.asked.registry, view.asked.eager
     if name not in ("eager", "sdpa"):
         raise UsageError(
             f"{path!r} attends by {name!r}, which takes no prefix; use sdpa: "
             "model.set_attn_implementation('sdpa')."
         )
-    if name == "sdpa":
-        return name, view.asked.registry["sdpa"]
-    # GPT-2's way of its own around the registry.
-    if view.asked.eager is None or getattr(module, "reorder_and_upcast_attn", False):
+    if name == "eager" and eager is None:
         raise UsageError(
-            f"{path!r}, a {type(module).__name__}, attends by code of its own, which takes no "
-            "prefix; use sdpa: model.set_attn_implementation('sdpa')."
+            f"{path!r}, a {type(view.place.layer.module).__name__}, attends by code of its own, "
+            "which takes no prefix; use sdpa: model.set_attn_implementation('sdpa')."
         )
-    return name, view.asked.eager
+    implementation: Any = registry["sdpa"] if name == "sdpa" else eager
+    known = f"{NAME} {implementation.__module__}.{implementation.__qualname__}"
+    if known not in registry:
+        registry.register(known, Prefixed(name == "sdpa", implementation))
+    view.known[name] = known
+    return known
+
+
+def _longer(
+    prefixed: Prefixed, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return an implementation's inputs with the prefix; keys may have fewer heads than queries."""
+    given = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
+    module, query_BHLD, key_BHSD, value_BHSD, mask = (given.pop(name) for name in INPUTS)
+    view = module.config
+    assert isinstance(view, View)
+    if given.get("cache") is not None:
+        raise UsageError(f"{view.place.layer.path!r} has a paged cache, which takes no prefix.")
+    _check_width(view.place, key_BHSD, value_BHSD)
+    prefix = before(view.place, query_BHLD, key_BHSD.shape[1])
+    assert prefix is not None, "the view names polytask only while adapters act"
+    positions, queries = prefix[0].shape[2], query_BHLD.shape[2]
+    causal = given.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if mask is None and prefixed.causal and causal and queries > 1:
+        # What sdpa takes for granted then, written out: query i sees the first i + 1 keys.
+        shape = (1, 1, queries, key_BHSD.shape[2])
+        mask = torch.ones(shape, dtype=torch.bool, device=query_BHLD.device).tril()
+        given["is_causal"] = False
+    if mask is not None:
+        mask = seen_by_all(mask, positions)
+    if given.get("position_bias") is not None:
+        given["position_bias"] = seen_by_all(given["position_bias"], positions)
+    key_BHSD = torch.cat([prefix[0], key_BHSD], 2)
+    value_BHSD = torch.cat([prefix[1], value_BHSD], 2)
+    return (module, query_BHLD, key_BHSD, value_BHSD, mask), given
+
+
+def _shorter(
+    prefixed: Prefixed, args: tuple[Any, ...], output: tuple[Tensor, Tensor | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return an implementation's output with weights of the input's own keys alone."""
+    attended, weights_BHLS = output
+    (adapter,) = args[0].config.place.adapters
+    positions = adapter.prefix_TPC.shape[1]
+    return attended, None if weights_BHLS is None else weights_BHLS[..., positions:]
 
 
 def _check_width(place: Place, key_BHSD: Tensor, value_BHSD: Tensor) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from polytask.adapt.base import Layer, Method
 from polytask.adapt.bottleneck import ACTIVATIONS, BottleneckAdapter, Form
 from polytask.adapt.engine import Adapted, Part
+from polytask.adapt.selection import spread_over
 from polytask.errors import UsageError
 
 Found = dict[str, dict[str, Tensor]]
@@ -123,12 +124,22 @@ class Sources(nn.Module):
         made = nn.functional.linear(y, down_SO.to(y.dtype), bias_S.to(y.dtype))
         return made if self.form == "identity" else ACTIVATIONS[self.form](made)
 
-    def each(self, y: Tensor) -> Tensor:
-        """Return the change that every bottleneck would make: (B, N, E, O)."""
-        small_BNS = self.small(y)
-        small_BNER = small_BNS.view(*small_BNS.shape[:2], *self.down_bias_ER.shape)
-        changes = torch.einsum("bner,ero->bneo", small_BNER, self.up_ERO.to(y.dtype))
-        return changes + self.up_bias_EO.to(y.dtype)
+    def along(self, asked_BNO: Tensor, small_BNS: Tensor) -> Tensor:
+        """Return the products of a vector with the changes of every bottleneck: (B, N, E)."""
+        up_SO, bias_EO = (
+            t.to(asked_BNO.dtype) for t in (self.up_ERO.flatten(0, 1), self.up_bias_EO)
+        )
+        parts_BNS = nn.functional.linear(asked_BNO, up_SO) * small_BNS
+        of_bias_BNE = nn.functional.linear(asked_BNO, bias_EO)
+        parts_BNER = parts_BNS.view(*parts_BNS.shape[:-1], len(bias_EO), -1)
+        return parts_BNER.sum(-1) + of_bias_BNE
+
+    def together(self, weights_BNE: Tensor, small_BNS: Tensor) -> Tensor:
+        """Return the sum of the bottlenecks' changes, each times its weight: (B, N, O)."""
+        up_SO, bias_EO = (
+            t.to(small_BNS.dtype) for t in (self.up_ERO.flatten(0, 1), self.up_bias_EO)
+        )
+        return spread_over(weights_BNE.unsqueeze(2), small_BNS) @ up_SO + weights_BNE @ bias_EO
 
 
 def _found(trained: Adapted, who: str) -> tuple[Found, tuple[int, Form]]:
