@@ -76,7 +76,7 @@ GAINS: tuple[tuple[str, str, str, str], ...] = (
 """Method of the catalogue, recipe, rival, and the claim: greater."""
 
 KEEPS: tuple[tuple[str, str, str, str], ...] = (
-    ("scalearn", SCALEARN, FUSION, "no worse than AdapterFusion with a hundredth of its weights"),
+    ("scalearn", SCALEARN, FUSION, "no worse than AdapterFusion with far fewer weights"),
     ("shared-factor", "shared-factor", LORA, "one A for all tasks is no worse than one of each"),
     ("tensorpoly", "tensorpoly", POLY, "no worse than Polytropon with fewer weights"),
     ("arrow", "arrow", LORA, "routed by the input alone it is no worse than told the task"),
