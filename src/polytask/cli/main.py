@@ -239,7 +239,7 @@ def compare(
 @click.argument("config")
 @click.option("--method", help="A recipe: methods joined by +. Default: equal.")
 @click.option("--tasks", help="Only these, comma-separated. Default: all.")
-@setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3.")
+@setting("--lr", type=float, help="Learning rate of AdamW. Default: 1e-3, or the suite's.")
 @setting("--weight-decay", type=float, help="Decoupled decay. Default: 1e-2.")
 @setting("--seed", type=int, help="Default: 0.")
 @setting(
@@ -273,7 +273,7 @@ def fit(
     asked = read(config)
     method = method or asked.method
     names = _split(tasks) if tasks is not None else asked.tasks
-    settings = config_of(asked.suite, {**asked.settings, **ctx.ensure_object(dict)})
+    settings = config_of(asked.suite, {**asked.settings, **ctx.ensure_object(dict)}, method)
     folder = out or asked.out or _default_folder(asked.suite, method, settings.seed)
     job = Job(asked.suite, names, method, settings, folder)
     ranks.start(settings.device)

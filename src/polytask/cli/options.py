@@ -83,13 +83,20 @@ def parallel_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def config_of(suite: str, options: dict[str, Any]) -> Any:
-    """Return the settings of a run: what was asked for, else the suite's, else the defaults."""
+def config_of(suite: str, options: dict[str, Any], recipe: str | None = None) -> Any:
+    """Return the settings of a run: what was asked for, else the suite's, else the defaults.
+
+    recipe: of the run, where it is one: a pretrained encoder has learning rates of its own.
+    """
     from polytask.fit import FitConfig
     from polytask.recipes import load_suite
+    from polytask.recipes.adapting import grid_for
 
     loaded = load_suite(suite)
     base = FitConfig(epochs=loaded.epochs, batch_size=loaded.batch_size)
+    grid = None if recipe is None else grid_for(loaded, recipe)
+    if grid is not None:
+        base = replace(base, lr=grid[0][0], weight_decay=grid[0][1])
     return replace(base, **options)
 
 

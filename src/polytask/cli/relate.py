@@ -74,7 +74,7 @@ def relate(
     from polytask.recipes.relating import EVIDENCE, PHASES
     from polytask.report import write_report
 
-    config = config_of(suite, ctx.ensure_object(dict))
+    config = config_of(suite, ctx.ensure_object(dict), recipe)
     plan = RelatePlan(
         suite=suite,
         methods=parsing.split(names) if names is not None else EVIDENCE,
