@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from found import KEPT, Table, claim, minus, spread
 from found import section as grid
-from minilm import BOTTLENECK, CONFIG, HYPER, LORA, MHR, POLY, PROBE
+from minilm import BOTTLENECK, CONFIG, LORA, MHR, POLY, PROBE
 
 from polytask.adapt import (
     AdapterFusion,
@@ -123,14 +123,12 @@ METHODS: dict[str, tuple[Make, float]] = {
     "Arrow, its head alone": (routed, 3e-3),
     "ScaLearn": (partial(reading, ScaLearn), 3e-3),
     "AdapterFusion": (partial(reading, AdapterFusion), 3e-3),
-    "HyperFormer++": (partial(more, HYPER), 3e-3),
 }
 """Who makes the model that meets the target, and the learning rate."""
 
 BETTER = (
     ("polytropon", "Polytropon", "LoRA of the target"),
     ("mhr", "MHR", "LoRA of the target"),
-    ("hyperformer", "HyperFormer++", "LoRA of the target"),
     ("scalearn", "ScaLearn", "LoRA of the target"),
     ("adapter-fusion", "AdapterFusion", "LoRA of the target"),
     ("mhr", "MHR", "Polytropon"),
