@@ -235,7 +235,10 @@ def test_every_way_to_meet_a_target_trains_and_sources_are_trained_once(scripts,
     before = [(tmp_path / name / "record.json").stat().st_mtime_ns for name in sources]
     transfer.attempt("MHR", "kind", 0)
     assert before == [(tmp_path / n / "record.json").stat().st_mtime_ns for n in sources]
-    assert len(transfer.few(texts).train[0]) == 8
+    first, again, other = (transfer.few(texts, seed).train[0] for seed in (0, 0, 1))
+    assert len(first) == 8
+    assert torch.equal(first.inputs["tokens"], again.inputs["tokens"])
+    assert not torch.equal(first.inputs["tokens"], other.inputs["tokens"])
 
 
 def test_a_comparison_becomes_a_table_with_what_its_runs_cost(scripts, tmp_path):

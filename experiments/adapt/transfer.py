@@ -41,7 +41,7 @@ from polytask.recipes.train import (
     validated,
 )
 from polytask.share import HardSharing, SharedModel
-from polytask.suites import Suite
+from polytask.suites import Stream, Suite
 from polytask.tasks import Task
 
 TARGETS = ("cr", "entailment", "intent")
@@ -137,15 +137,20 @@ BETTER = (
 AS_GOOD = (("mhr", "MHR-z", "MHR"), ("mhr", "MHR-mu", "MHR"))
 
 
-def few(suite: Suite) -> Suite:
-    """Return the suite with its first rows alone to train on."""
-    return replace(suite, train=tuple(s.take(torch.arange(ROWS)) for s in suite.train))
+def few(suite: Suite, seed: int) -> Suite:
+    """Return the suite with a few rows to train on, drawn with the seed: sources may be sorted."""
+
+    def drawn(stream: Stream) -> Stream:
+        generator = torch.Generator().manual_seed(seed)
+        return stream.take(torch.randperm(len(stream), generator=generator)[:ROWS])
+
+    return replace(suite, train=tuple(drawn(stream) for stream in suite.train))
 
 
 def attempt(name: str, target: str, seed: int) -> dict[str, Any]:
     """Return the accuracy on the target's test rows, in %, and what was trained."""
     make, lr = METHODS[name]
-    suite = few(load_suite("minilm").only((target,)))
+    suite = few(load_suite("minilm").only((target,)), seed)
     model = make(suite.tasks[0], seed)
     if not isinstance(model, HardSharing):
         suite = naming_tasks(suite, model.tasks)
