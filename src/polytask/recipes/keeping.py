@@ -6,8 +6,7 @@ next update, before validation and before weights are saved, so no loop has to k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ class Keeping(SharedModel):
         self.model = model
         self.held, self.stages = held, stages
         self._stage = -1
+        self.register_state_dict_pre_hook(_as_it_was)  # type: ignore[no-untyped-call]
 
     @property
     def traces(self) -> bool:  # type: ignore[override]
@@ -82,11 +82,11 @@ class Keeping(SharedModel):
         super().train(mode)
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:  # type: ignore[override]
-        """Return the state with what is held as it was."""
-        self._restore()
-        return super().state_dict(*args, **kwargs)  # type: ignore[no-any-return]
-
     def _restore(self) -> None:
         if self.held is not None:
             self.held.restore()
+
+
+def _as_it_was(model: Keeping, prefix: str, keep_vars: bool) -> None:
+    """Put back what is held before a state is taken."""
+    model._restore()
