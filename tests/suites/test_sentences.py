@@ -9,7 +9,7 @@ import torch
 
 from polytask.suites import load
 from polytask.suites.base import Split, Suite
-from polytask.suites.sentences import LONGEST, RUN, _sources, split_by_text
+from polytask.suites.sentences import LONGEST, RUN, sources, split_by_text
 from polytask.suites.texts import Row, Sets, plain, tokens, without
 from polytask.suites.vocabulary import PAD, UNKNOWN
 
@@ -25,7 +25,7 @@ def suite() -> Suite:
 @pytest.fixture(scope="module")
 def parts() -> dict[Split, Sets]:
     """The splits before anything is removed."""
-    return split_by_text(*_sources())
+    return split_by_text(*sources())
 
 
 @pytest.fixture(autouse=True)
