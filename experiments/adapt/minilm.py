@@ -19,12 +19,11 @@ from typing import Any
 from found import KEPT, Table, claim, minus
 from found import section as grid
 
+from polytask.cli.show import live
 from polytask.evaluate import Claim
 from polytask.fit import RECORD, WEIGHTS, FitConfig
 from polytask.recipes import SINGLE, Plan, compare
-from polytask.recipes.runs import Show
-from polytask.recipes.train import Job
-from polytask.records import Values, read_json
+from polytask.records import read_json
 
 FULL, PROBE = "equal", "linear-probing"
 LORA, BOTTLENECK = "lora", "bottleneck:width=8"
@@ -88,23 +87,6 @@ KEEPS: tuple[tuple[str, str, str, str], ...] = (
     ("sparse-tuning", "sparse-tuning:density=0.05", FULL, "a twentieth of the weights is no worse"),
 )
 """The same: no worse."""
-
-
-class Lines(Show):
-    """A line for each run that is done."""
-
-    def begin(self, runs: Sequence[int]) -> None:
-        print(f"runs: {sum(runs)}", flush=True)
-
-    def step(self, phase: int, job: Job, step: int, steps: int, losses: Values) -> None:
-        pass
-
-    def done(self, phase: int, job: Job, fresh: bool) -> None:
-        if fresh:
-            print(f"{phase} {job.folder.name}", flush=True)
-
-    def failed(self, job: Job, reason: str, dropped: Sequence[int]) -> None:
-        print(f"{job.folder.name}: {reason}", flush=True)
 
 
 def table(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +205,8 @@ def main() -> None:
             out=OUT, processes=2,
             command="python experiments/adapt/minilm.py",
         )  # fmt: skip
-        made = table(compare(plan, Lines()))
+        with live("minilm") as show:
+            made = table(compare(plan, show))
         found |= {row["method"]: row for row in made["rows"]}
         KEPT.write("minilm", made | {"seeds": list(range(seeds)), "rows": list(found.values())})
 

@@ -91,22 +91,30 @@ def enable_checkpointing(model, reentrant: bool) -> None:
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_its_own_checkpointing_takes_the_right_rows(name, reentrant):
+def with_and_without_checkpoints(make, index_B: Tensor, reentrant: bool) -> list[list[Tensor]]:
+    """Return the gradients of two passes with other rows, without and with checkpointing."""
     gradients = []
     for saving in (False, True):
-        adapted = moved(adapt(MODELS[name](), PLACES[name], TASKS))
+        adapted = make()
         adapted.train()
         if saving:
             enable_checkpointing(adapted.base, reentrant)
             adapted.base.enable_input_require_grads()
         losses = []
-        for index_B in (INDEX_B, INDEX_B.roll(1)):
-            with adapted.tasks(index_B):
+        for rows_B in (index_B, index_B.roll(1)):
+            with adapted.tasks(rows_B):
                 losses.append(adapted(**batch()).logits.square().mean())
         sum(losses).backward()
         gradients.append([p.grad for p in adapted.parts.parameters()])
+    return gradients
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_its_own_checkpointing_takes_the_right_rows(name, reentrant):
+    gradients = with_and_without_checkpoints(
+        lambda: moved(adapt(MODELS[name](), PLACES[name], TASKS)), INDEX_B, reentrant
+    )
     for mine, theirs in zip(*gradients, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-5)
 

@@ -22,7 +22,7 @@ from polytask.adapt import (
 from polytask.adapt.registry import asked_by, width_of
 from polytask.errors import UsageError
 
-from .test_hugging_face import TASKS, batch, bert, enable_checkpointing, gpt2, llama, moved
+from .test_hugging_face import TASKS, batch, bert, gpt2, llama, moved, with_and_without_checkpoints
 
 transformers = pytest.importorskip("transformers")
 
@@ -224,19 +224,7 @@ def test_rows_have_their_tasks_and_the_model_is_given_back_as_it_was(name, imple
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_its_own_checkpointing_takes_the_right_rows(name, reentrant):
-    gradients = []
-    for saving in (False, True):
-        adapted = prefixed(MODELS[name]())
-        adapted.train()
-        if saving:
-            enable_checkpointing(adapted.base, reentrant)
-            adapted.base.enable_input_require_grads()
-        losses = []
-        for index_B in (INDEX_B, INDEX_B.roll(1)):
-            with adapted.tasks(index_B):
-                losses.append(adapted(**batch()).logits.square().mean())
-        sum(losses).backward()
-        gradients.append([p.grad for p in adapted.parts.parameters()])
+    gradients = with_and_without_checkpoints(lambda: prefixed(MODELS[name]()), INDEX_B, reentrant)
     for mine, theirs in zip(*gradients, strict=True):
         assert mine.abs().sum() > 0
         assert torch.allclose(mine, theirs, atol=1e-5)

@@ -1,7 +1,6 @@
 """Methods of adapt by name: each trains on a suite with a pretrained encoder, in its stages."""
 
 import importlib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from polytask.recipes.keeping import Keeping
 from polytask.recipes.train import Job, Stages, build, load_run, suite_of
 from polytask.share import HardSharing, SharedModel
 
+from .conftest import Seen
 from .pretrained import TASKS, WIDTH, Encoder, stream, suite
 
 CONFIG = FitConfig(
@@ -170,6 +170,23 @@ def test_a_suite_without_pretrained_weights_says_so() -> None:
         build(suite(pretrained=False), parse("lora"), 0)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("linear-probing:where=query", "goes to no layers"),
+        ("half-fine-tuning:where=query", "goes to no layers"),
+        ("sparse-tuning:where=query", "goes to no layers"),
+        ("arrow:experts=3", "its library says experts"),
+        ("sparse-tuning:l1=0.1", "give l1=0"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    recipe: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        train(job(tmp_path, recipe))
+
+
 def test_stages_need_a_run() -> None:
     with pytest.raises(UsageError, match="trains in stages"):
         build(suite(), parse("arrow"), 0)
@@ -191,17 +208,8 @@ def test_a_comparison_gives_each_kind_its_own_learning_rates(
     assert grid_for(suite(pretrained=False), "lora") is None
     with pytest.raises(UsageError, match="has 4 settings"):
         compare(
-            Plan("small", ("lora",), seeds=1, tune=5, config=CONFIG, out=tmp_path / "many"), Quiet()
+            Plan("small", ("lora",), seeds=1, tune=5, config=CONFIG, out=tmp_path / "many"), Seen()
         )
-
-
-class Quiet:
-    """A Show that shows nothing."""
-
-    def begin(self, runs: Sequence[int]) -> None: ...
-    def step(self, *told: Any) -> None: ...
-    def done(self, *told: Any) -> None: ...
-    def failed(self, *told: Any) -> None: ...
 
 
 def test_keeping_is_the_model_with_its_gradients() -> None:
@@ -223,7 +231,7 @@ def test_stages_are_kept_apart_and_their_cost_counts(tmp_path: Path) -> None:
     made = suite_of(run)
     stages = Stages(run, made)
     build_model = partial(build, made, parse("equal"))
-    score = stages(build_model(0)[0], "one")
+    record = stages(build_model(0)[0], "one")
     stages(build_model(1)[0], "two", ("kind",))
     assert [len(r.tasks) for r in stages.records] == [3, 1]
-    assert score == stages.records[0].best.score
+    assert stages.records[0] == record

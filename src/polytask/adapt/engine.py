@@ -17,7 +17,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -402,23 +402,20 @@ def adapt(
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Where adapting a model fails, let its parameters be trained as before."""
-    free = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
+    with ExitStack() as undo:  # what stops it, Ctrl-C too, goes on to whoever called
+        for parameter in model.parameters():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
         yield
-    except BaseException:  # whatever stopped it, Ctrl-C too: it is raised again
-        for parameter, before in free.items():
-            parameter.requires_grad_(before)
-        raise
+        undo.pop_all()
 
 
 @contextmanager
 def off_again(adapted: Adapted) -> Iterator[None]:
     """Where making or filling it fails, take the adapters off the model."""
-    try:
+    with ExitStack() as undo:
+        undo.callback(adapted.detach)
         yield
-    except BaseException:  # whatever stopped it, Ctrl-C too: it is raised again
-        adapted.detach()
-        raise
+        undo.pop_all()
 
 
 def plans_of(

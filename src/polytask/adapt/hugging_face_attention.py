@@ -26,7 +26,7 @@ NAME = "polytask"
 """What implementations' names in transformers' registry begin with."""
 
 INPUTS = ("module", "query", "key", "value", "attention_mask")
-"""What every implementation takes first."""
+"""What every implementation takes first, in this order."""
 
 
 class View:
@@ -117,9 +117,14 @@ def registered(view: View) -> str:
 def _longer(
     prefixed: Prefixed, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an implementation's inputs with the prefix; keys may have fewer heads than queries."""
-    given = {**dict(zip(INPUTS, args, strict=False)), **kwargs}
-    module, query_BHLD, key_BHSD, value_BHSD, mask = (given.pop(name) for name in INPUTS)
+    """Return an implementation's inputs with the prefix; keys may have fewer heads than queries.
+
+    Of its options `is_causal`, `position_bias` and `cache` are looked at; all others are its own.
+    """
+    given = dict(kwargs)
+    own, further = args[: len(INPUTS)], args[len(INPUTS) :]
+    by_name = [given.pop(name) for name in INPUTS[len(own) :]]
+    module, query_BHLD, key_BHSD, value_BHSD, mask = (*own, *by_name)
     view = module.config
     assert isinstance(view, View)
     if given.get("cache") is not None:
@@ -141,7 +146,7 @@ def _longer(
         given["position_bias"] = seen_by_all(given["position_bias"], positions)
     key_BHSD = torch.cat([prefix[0], key_BHSD], 2)
     value_BHSD = torch.cat([prefix[1], value_BHSD], 2)
-    return (module, query_BHLD, key_BHSD, value_BHSD, mask), given
+    return (module, query_BHLD, key_BHSD, value_BHSD, mask, *further), given
 
 
 def _shorter(

@@ -118,19 +118,21 @@ def part_sizes(lengths_B: Lengths, groups: int) -> list[int]:
 
     A run costs its rows times its longest, which is its last; the cheapest runs are found exactly.
     """
-    rows = len(lengths_B)
-    cost_B = np.concatenate([[0], np.full(rows, np.iinfo(np.int64).max // 2)])
+    # Rows of one length stay together: so the table below has a place per length, not per row.
+    lengths_U, many_U = np.unique(lengths_B, return_counts=True)
+    ends = np.concatenate([[0], many_U.cumsum()])  # rows up to each length
+    longest = np.concatenate([[0], lengths_U])
+    at = np.arange(len(ends))
+    widths = np.maximum(ends[:, None] - ends, 0) * longest[:, None]
+    costs = np.where(at == 0, 0, np.iinfo(np.int64).max // 2)
     begins = []
-    starts = np.arange(rows + 1)
-    # One more run than before: up to row j it begins where the sum is least.
-    widths = np.maximum(starts[:, None] - starts, 0) * np.concatenate([[0], lengths_B])[:, None]
-    for _ in range(groups):
-        sums = np.where(starts <= starts[:, None], cost_B + widths, np.iinfo(np.int64).max)
+    for _ in range(groups):  # one more run than before: up to each length, where it begins
+        sums = np.where(at <= at[:, None], costs + widths, np.iinfo(np.int64).max)
         begins.append(sums.argmin(1))
-        cost_B = sums.min(1)
-    sizes, end = [], rows
+        costs = sums.min(1)
+    sizes, end = [], len(lengths_U)
     for begin in reversed(begins):
-        sizes.append(end - int(begin[end]))
+        sizes.append(int(ends[end] - ends[begin[end]]))
         end = int(begin[end])
     return sizes[::-1]
 

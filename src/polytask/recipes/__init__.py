@@ -5,8 +5,9 @@ from polytask.recipes.compare import PHASES, RESULT, TESTS, compare
 from polytask.recipes.plan import AUTO, BESIDE, GRID, METHODS, SINGLE, AutoPlan, Plan
 from polytask.recipes.relating import RELATED, RelatePlan, relate
 from polytask.recipes.runs import Show
+from polytask.recipes.scoring import score_for
 from polytask.recipes.served import Served
-from polytask.recipes.train import Job, build, load_suite, score_for, test, train
+from polytask.recipes.train import Job, build, load_suite, test, train
 from polytask.recipes.truth import measure
 
 __all__ = [

@@ -28,6 +28,9 @@ from polytask.tasks import Task, TaskSet
 TASK = "task"
 """The input that names each row's task: int64, positions in the model's tasks."""
 
+FINGERPRINT = "base_fingerprint"
+"""What the state of a model without its base says of it: 32 bytes."""
+
 GIVEN = "given_"
 """What the buffers of what is given of tasks are called, before their names."""
 
@@ -72,6 +75,7 @@ class AdaptedModel(SharedModel):
         self.adapted = adapted
         self.hard = HardSharing(nn.Identity(), heads, reads)
         self.embeds = embeds
+        self._served_T = self._find_served()
         self._follows = any(isinstance(m, SMoRAAdapter) for m in adapted.parts.modules())
         self._load: LayerTrace | None = None
         without_base(self, adapted.base, "adapted.base.")
@@ -185,6 +189,7 @@ class AdaptedModel(SharedModel):
             self.adapted.add_task(task.name, optimiser)
         self._serves[task.name] = task.name
         self.hard.add_task(task, head)
+        self._served_T = self._find_served()
         if optimiser is not None:
             optimiser.add_param_group({"params": self.task_parameters(task.name)})
         for name, value in more.items():
@@ -211,11 +216,16 @@ class AdaptedModel(SharedModel):
 
     def _index(self, task_B: Tensor) -> Tensor:
         """Return positions in the adapted model's tasks of positions in this one's."""
-        served = [self._serves[task] for task in self.tasks]
-        if tuple(served) == self.adapted.names[: len(served)]:
+        if self._served_T is None:
             return task_B
-        at_T = self.adapted.index(served).to(task_B.device)
+        at_T = self._served_T.to(task_B.device)
         return torch.where(task_B < 0, -1, at_T[task_B.clamp(min=0)])
+
+    def _find_served(self) -> Tensor | None:
+        """Return the position of each task's adapter, (T,); None where they are the tasks' own."""
+        served = [self._serves[task] for task in self.tasks]
+        own = tuple(served) == self.adapted.names[: len(served)]
+        return None if own else self.adapted.index(served)
 
     def _each(
         self, inputs: Inputs, asked: tuple[str, ...], seen: LayerTrace | None
@@ -250,30 +260,38 @@ def without_base(model: nn.Module, base: nn.Module, prefix: str) -> None:
 
     prefix: of the base's names in that state. What of the base is trained stays in.
     """
-    own = nn.Buffer(_digest(base))
-    model.base_fingerprint = own
+    digest: list[Tensor] = []  # made when first asked for: it reads the whole base
+
+    def own() -> Tensor:
+        if not digest:
+            digest.append(_digest(base))
+        return digest[0]
 
     def leave_out(module: nn.Module, state: dict[str, Tensor], before: str, local: object) -> None:
         trained = {name for name, p in base.named_parameters() if p.requires_grad}
         for name in base.state_dict():
             if name not in trained:
                 state.pop(before + prefix + name, None)
+        state[before + FINGERPRINT] = own()
 
     def check(module: nn.Module, state: Mapping[str, Tensor], before: str, *rest: object) -> None:
-        found = state.get(f"{before}base_fingerprint")
-        if found is not None and not torch.equal(found.cpu(), own.cpu()):
+        found = state.get(before + FINGERPRINT)
+        if found is not None and not torch.equal(found.cpu(), own()):
             raise RunError(
                 "These weights were trained on another base: its fingerprint is "
                 f"{bytes(found.tolist()).hex()[:12]}…, this model's is "
-                f"{bytes(own.tolist()).hex()[:12]}…. Start from the weights they were trained on."
+                f"{bytes(own().tolist()).hex()[:12]}…. Start from the weights they were trained on."
             )
 
-    def not_missing(module: nn.Module, keys: Any) -> None:
+    def expected(module: nn.Module, keys: Any) -> None:
         keys.missing_keys[:] = [name for name in keys.missing_keys if prefix not in name]
+        own_keys = [name for name in keys.unexpected_keys if name.endswith(FINGERPRINT)]
+        for name in own_keys:
+            keys.unexpected_keys.remove(name)
 
     model.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]
-    model.register_load_state_dict_post_hook(not_missing)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_post_hook(expected)  # type: ignore[no-untyped-call]
 
 
 def _digest(base: nn.Module) -> Tensor:

@@ -36,9 +36,12 @@ from polytask.adapt import (
     mtlora_at,
 )
 from polytask.errors import UsageError
+from polytask.fit import primary
 from polytask.parsing import WHERE, Choice, parse
 from polytask.recipes.adapted import TASK, AdaptedModel, without_base
 from polytask.recipes.keeping import Keeping
+from polytask.recipes.scoring import progress
+from polytask.records import Record
 from polytask.share import HardSharing, SharedModel
 from polytask.suites import Pretrained, Suite
 
@@ -94,9 +97,9 @@ def grid_for(suite: Suite, recipe: str) -> tuple[tuple[float, float], ...] | Non
 class Earlier(Protocol):
     """Trains a stage that comes before the run itself, or loads it."""
 
-    def __call__(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> float:
-        """Train the model in place, on the suite's tasks or on these of them; return its best
-        validation score. name: of the stage, another for each."""
+    def __call__(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> Record:
+        """Train the model in place, on the suite's tasks or on these of them; return the record.
+        name: of the stage, another for each."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,20 @@ class Asked:
         known = {field.name for field in fields(kind)}
         return kind(**{name: value for name, value in self.settings.items() if name in known})
 
+    def takes_no_where(self) -> None:
+        """Raise UsageError where the recipe names layers."""
+        if self.named:
+            raise UsageError(
+                f"{self.name} goes to no layers that could be named; leave "
+                f"{WHERE}={'/'.join(self.named)} out."
+            )
+
     def others(self, kind: type) -> dict[str, Any]:
         """Return the settings that a method of this kind does not have."""
         known = {field.name for field in fields(kind)}
         return {name: value for name, value in self.settings.items() if name not in known}
 
-    def train(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> float:
+    def train(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> Record:
         """Train or load an earlier stage."""
         if self.earlier is None:
             raise UsageError(
@@ -217,6 +228,7 @@ def _whole(asked: Asked) -> HardSharing:
 
 
 def _probing(asked: Asked) -> SharedModel:
+    asked.takes_no_where()
     asked.load()(**asked.settings)(asked.encoder)
     model = _whole(asked)
     without_base(model, model.encoder, "encoder.")
@@ -277,6 +289,9 @@ def _library(asked: Asked) -> AdaptedModel:
 
 def _arrow(asked: Asked) -> SharedModel:
     """Return a library's routed model, of which the heads alone are trained on."""
+    said = {"experts", "scale"} & asked.settings.keys()
+    if said:
+        raise UsageError(f"arrow: its library says {' and '.join(sorted(said))}; leave them out.")
     first = _library(asked)
     routed = arrow_of(first.adapted, **asked.others(LoRA))
     routed.parts.requires_grad_(False)
@@ -316,6 +331,7 @@ def _one_after_another(asked: Asked) -> SharedModel:
 
 
 def _halves(asked: Asked) -> SharedModel:
+    asked.takes_no_where()
     model = _whole(asked)
     method = HalfFineTuning(**{"seed": asked.seed, **asked.settings})
 
@@ -326,9 +342,11 @@ def _halves(asked: Asked) -> SharedModel:
 
 
 def _sparse(asked: Asked) -> SharedModel:
-    """Return a model that trains the numbers that moved farthest in a stage before."""
+    """Return a model that trains the numbers that moved farthest in a stage before, and heads."""
+    asked.takes_no_where()
     model = _whole(asked)
-    method = SparseTuning(dense=("heads.*",), **asked.settings)
+    settings = dict(asked.settings)
+    method = SparseTuning(dense=("heads.*", *settings.pop("dense", ())), **settings)
     if method.l1:
         raise UsageError("sparse-tuning: a run has no place for the penalty; give l1=0.")
     start = method.start(model)
@@ -355,9 +373,14 @@ def _blocks(asked: Asked) -> SharedModel:
             place.requires_grad_(True)
         return model
 
+    tasks = asked.suite.tasks
+    first: dict[str, float] = {}  # what heads alone reach: all others are scored against it
+
     def score(chosen: tuple[str, ...]) -> float:
         name = "+".join(block.rpartition(".")[2] for block in chosen) or "none"
-        return asked.train(of(chosen), name)
+        values = primary(asked.train(of(chosen), name).best.val, tasks)
+        first.update({} if first else values)
+        return progress(tasks, values, first)
 
     choice = SubTuning(**asked.settings)(blocks, score)
     return of(choice.blocks)

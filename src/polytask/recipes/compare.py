@@ -100,8 +100,9 @@ class _Runs:
             picked={who: self.picked[who] for who in everyone},
             stopped=[
                 texts[setting]
-                for _, texts in sorted(self.stopped.items(), key=lambda item: str(item[0]))
-                for setting in texts
+                for who, texts in sorted(self.stopped.items(), key=lambda item: str(item[0]))
+                for setting in self.grids[who]
+                if setting in texts
             ],
             failed={
                 name: self.failed[name, None]

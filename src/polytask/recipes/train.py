@@ -19,7 +19,6 @@ from torch import Tensor
 from polytask import suites
 from polytask.balance import Balance, Wrapper
 from polytask.errors import RunError, unknown
-from polytask.evaluate import delta_m
 from polytask.fit import (
     RECORD,
     RESTING,
@@ -29,7 +28,6 @@ from polytask.fit import (
     MakeWatch,
     Meters,
     Progress,
-    Score,
     fit,
     load_weights,
     validate,
@@ -38,11 +36,11 @@ from polytask.mix import Mix, steps_per_epoch
 from polytask.parsing import Recipe, choose, parse, settings_of
 from polytask.recipes.adapted import naming_tasks
 from polytask.recipes.adapting import Earlier, build_adapted
+from polytask.recipes.scoring import score_for
 from polytask.records import Record, file_name, read_json, write_json
 from polytask.relate import TAG, GradientCosine, Watch
 from polytask.share import SharedModel
 from polytask.suites import Stream, Suite
-from polytask.tasks import TaskSet
 
 TEST = "test.json"
 LOOKED = "validation.json"
@@ -161,31 +159,6 @@ def _updates(suite: Suite, config: FitConfig) -> int:
     return each * config.epochs
 
 
-def score_for(tasks: TaskSet, reference: Mapping[str, float] | None) -> Score:
-    """Return how weights are chosen: by delta-m in % against `reference`.
-
-    Without one: a single task by its primary metric; several by delta-m against the run's own
-    first validation, so that every task counts alike whatever its unit.
-    """
-    if reference is not None:
-        return lambda values, first: delta_m(tasks, values, reference)
-    if len(tasks) == 1:
-        sign = 1.0 if tasks[0].primary.direction == "max" else -1.0
-        return lambda values, first: sign * values[tasks[0].name]
-    return lambda values, first: _progress(tasks, values, first)
-
-
-def _progress(tasks: TaskSet, values: Mapping[str, float], first: Mapping[str, float]) -> float:
-    """Return delta-m of a run against its own first validation.
-
-    A task that scored exactly 0 there (an F1 before anything is found) has no relative change; it
-    counts by its points, so that what it learns later is not left out.
-    """
-    zero = {name for name in tasks.names if first[name] == 0}
-    moved = {n: values[n] + 1 if n in zero else values[n] for n in tasks.names}
-    return delta_m(tasks, moved, {n: 1.0 if n in zero else first[n] for n in tasks.names})
-
-
 def train(job: Job, progress: Progress | None = None) -> Record:
     """Train one job; a finished folder is returned as it is, an unfinished one is taken up."""
     suite = suite_of(job)
@@ -223,8 +196,8 @@ class Stages:
         self.job, self.suite, self.progress = job, suite, progress
         self.records: list[Record] = []
 
-    def __call__(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> float:
-        """Train the model, or load it where it was trained; return its best validation score."""
+    def __call__(self, model: SharedModel, name: str, tasks: Sequence[str] | None = None) -> Record:
+        """Train the model, or load it where it was trained; return the stage's record."""
         job, recipe = self.job, parse(self.job.recipe)
         suite = self.suite if tasks is None else self.suite.only(tasks)
         record = fit(
@@ -239,7 +212,7 @@ class Stages:
             progress=self.progress,
         )
         self.records.append(record)
-        return record.best.score
+        return record
 
 
 def suite_of(job: Job) -> Suite:
