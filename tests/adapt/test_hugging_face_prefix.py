@@ -359,3 +359,18 @@ def test_attention_that_takes_no_prefix_is_refused():
     config = transformers.BloomConfig(vocab_size=30, hidden_size=16, n_layer=1, n_head=2)
     with pytest.raises(UsageError, match="PrefixTuning changes layers of kind attention"):
         prefixed(transformers.BloomForCausalLM(config))
+
+
+def test_options_reach_the_implementation_by_name_and_by_place():
+    adapted = prefixed(bert().eval())
+    attention = adapted.layers()[0].module
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(4, 2, 5, 8, generator=draw) for _ in range(3))
+    with torch.no_grad(), adapted.tasks(INDEX_B):
+        name = attention.config._attn_implementation
+        attend = transformers.AttentionInterface()[name]
+        named = attend(attention, query, key, value, None, dropout=0.0, scaling=2.0)[0]
+        placed = attend(attention, query, key, value, None, 0.0, 2.0)[0]
+        other = attend(attention, query, key, value, None, 0.0, 0.1)[0]
+    assert torch.equal(named, placed)
+    assert not torch.allclose(named, other)
