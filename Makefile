@@ -6,7 +6,7 @@ BIN := .venv/bin
 # It names the interpreter and this folder: scripts inside .venv hold its absolute path.
 STAMP := .venv/.ready
 # Compiled when the package is installed, by hatch_build.py.
-KERNELS := src/polytask/merge/kernels.c
+KERNELS := src/polytask/kernels
 IDENTITY = $(CURDIR) $$($(BIN)/python -V 2>&1)
 
 # In the environment rather than as an option: so the build backends are pinned too.
@@ -28,7 +28,7 @@ setup:
 	@if [ ! -x $(BIN)/polytask ] || [ "$$(cat $(STAMP) 2>/dev/null)" != "$(IDENTITY)" ]; then \
 	    $(MAKE) --no-print-directory .fresh && $(MAKE) --no-print-directory .install; \
 	elif [ pyproject.toml -nt $(STAMP) ] || [ constraints.txt -nt $(STAMP) ] || \
-	    [ hatch_build.py -nt $(STAMP) ] || [ $(KERNELS) -nt $(STAMP) ]; then \
+	    [ hatch_build.py -nt $(STAMP) ] || [ -n "$$(find $(KERNELS) -name '*.[ch]' -newer $(STAMP))" ]; then \
 	    $(MAKE) --no-print-directory .install; \
 	fi
 

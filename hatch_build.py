@@ -1,14 +1,15 @@
-"""Compiles the kernels of `polytask merge`, where this machine has a C compiler.
+"""Compiles the kernels, where this machine has a C compiler.
 
     python hatch_build.py    # beside their source, for a checkout
 
-Without a compiler, or where it fails, the package is built all the same, says so, and merges by
-torch alone: slower, and the same to the last bit. CC names another compiler; "none" takes none.
+Without a compiler, or where it fails, the package is built all the same, says so, and does by torch
+alone what the kernels would: slower. CC names another compiler; "none" takes none.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -21,8 +22,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path(__file__).resolve().parent / "src" / "polytask" / "merge"
-SOURCE = FOLDER / "kernels.c"
+FOLDER = Path(__file__).resolve().parent / "src" / "polytask" / "kernels"
 LIBRARY = FOLDER / "libkernels.so"
 """Its name is no module's: Python would take kernels.so for an extension."""
 
@@ -43,19 +43,22 @@ def compiled(library: Path) -> str:
     if os.name == "nt" or compiler is None:
         return "there is no C compiler"
     command = shlex.split(compiler)
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+    files = sorted(FOLDER.glob("*.[ch]"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     many = platform.machine() in ("x86_64", "AMD64")
     with tempfile.TemporaryDirectory() as folder:
         said = ""
         for levels in (LEVELS, ()) if many else ((),):  # an old compiler may not know them
             objects = []
-            for level in ("0", *levels):
-                objects.append(f"{folder}/{level}.o")
+            for level, file in itertools.product(("0", *levels), files):
+                if file.suffix != ".c":
+                    continue
+                objects.append(f"{folder}/{file.stem}{level}.o")
                 mine = [f'-DSOURCE="{digest}"', *(["-DLEVELS"] if levels else [])]
                 if level != "0":
                     mine = [f"-march=x86-64-v{level}"]
                 said = _failed(
-                    [*command, *FLAGS, f"-DLEVEL={level}", *mine, "-c", str(SOURCE),
+                    [*command, *FLAGS, f"-DLEVEL={level}", *mine, "-c", str(file),
                      "-o", objects[-1]]
                 )  # fmt: skip
                 if said:
@@ -93,10 +96,10 @@ class CustomBuildHook(BuildHookInterface):
             library = Path(self._folder.name) / LIBRARY.name
             why = compiled(library)
             if not why:
-                build_data["force_include"][str(library)] = f"polytask/merge/{LIBRARY.name}"
+                build_data["force_include"][str(library)] = f"polytask/kernels/{LIBRARY.name}"
         if why:
             self.app.display_warning(
-                f"polytask: merging will be done by torch alone, which is slower: {why}."
+                f"polytask: all will be done by torch alone, which is slower: {why}."
             )
         elif version != "editable":
             tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")

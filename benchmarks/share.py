@@ -9,9 +9,8 @@
 Every figure is a ratio of neighbouring calls on the same batch, the median over rounds, so that a
 machine whose speed drifts does not decide it. The shared bottom is an MLP of two layers and linear
 heads, of the width that makes its multiply-adds per row those of the whole model it stands beside;
-for one task, too, it runs all of its bottom. "To rounding" is extracted with same_bits=False.
-"Written out" is the same model on the same weights in a dozen calls of torch, without modules: the
-least that these operators take.
+for one task, too, it runs all of its bottom.
+"Written out" is the same model on the same weights in a dozen calls of torch, without modules.
 Workload: 256 inputs; 8 experts 256-128 (MMoE), or 2 levels of 1 shared and 1 own expert per task
 256-128 (PLE); a linear head per task. Training is forward and backward of the sum of the outputs.
 Operators are those a forward pass dispatches, views left out. Multiply-adds of M3ViT for one task
@@ -146,9 +145,9 @@ def inference(made: SharedModel, inputs: Tensor) -> Callable[[], object]:
     return call
 
 
-def extracted(made: TrunkModel, inputs: Tensor, *, same_bits: bool = True) -> Callable[[], object]:
+def extracted(made: TrunkModel, inputs: Tensor) -> Callable[[], object]:
     task = made.tasks[len(made.tasks) // 2]
-    alone = made.extract(task, same_bits=same_bits).eval()
+    alone = made.extract(task).eval()
 
     def call() -> Tensor:
         with torch.inference_mode():
@@ -159,7 +158,7 @@ def extracted(made: TrunkModel, inputs: Tensor, *, same_bits: bool = True) -> Ca
 
 
 def written_out(made: TrunkModel, inputs: Tensor) -> Callable[[], object]:
-    """Return one task of MMoE in torch's operators on the same weights: no model undercuts it."""
+    """Return one task of MMoE in torch's operators on the same weights."""
     task = made.tasks[len(made.tasks) // 2]
     with torch.no_grad():
         stacked = made.trunk.stack([task])
@@ -307,7 +306,6 @@ def main() -> None:
             "bottom": inference(beside, inputs[:rows]),
             kind: inference(made, inputs[:rows]),
             f"{kind}, extracted": extracted(made, inputs[:rows]),
-            f"{kind}, to rounding": extracted(made, inputs[:rows], same_bits=False),
         }
         ours = list(calls)[1:]
         if kind == "MMoE":

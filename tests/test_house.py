@@ -23,8 +23,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "polytask"
 
 FLOOR = {
-    "errors": 0, "catalog": 0, "lazily": 0, "lock": 0, "parsing": 0, "peft_folders": 0,
-    "records": 0,
+    "errors": 0, "catalog": 0, "kernels": 0, "lazily": 0, "lock": 0, "parsing": 0,
+    "peft_folders": 0, "records": 0,
     "tasks": 1,
     # suites name their tasks, so they stand above them
     "suites": 2, "share": 2, "balance": 2, "mix": 2,
@@ -38,8 +38,9 @@ FLOOR = {
 }  # fmt: skip
 
 INSIDE = {
-    # seven files of one ground floor, not seven rooms
-    ("catalog", "errors"), ("lock", "errors"), ("parsing", "errors"), ("parsing", "catalog"),
+    # eight files of one ground floor, not eight rooms
+    ("catalog", "errors"), ("kernels", "errors"), ("lock", "errors"), ("parsing", "errors"),
+    ("parsing", "catalog"),
     ("peft_folders", "errors"), ("peft_folders", "records"), ("records", "errors"),
     ("records", "catalog"),
 }  # fmt: skip

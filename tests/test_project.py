@@ -63,7 +63,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """A wheel as a machine without a C compiler builds it."""
     path, said = build(tmp_path_factory.mktemp("wheel"), "wheel", CC="no-such-compiler")
     assert path.name.endswith("-py3-none-any.whl")
-    assert "merging will be done by torch alone, which is slower: there is no C compiler" in said
+    assert "all will be done by torch alone, which is slower: there is no C compiler" in said
     return zipfile.ZipFile(path)
 
 
@@ -81,7 +81,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel):
     assert "polytask/py.typed" in held
 
 
-LIBRARY = "polytask/merge/libkernels.so"
+LIBRARY = "polytask/kernels/libkernels.so"
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
 
@@ -99,7 +99,8 @@ def test_where_there_is_a_compiler_the_wheel_holds_the_kernels_and_is_for_this_p
     compiled.extractall(tmp_path / "site")
     merged = (
         "import torch\n"
-        "from polytask.merge import TIES, kernels, merge\n"
+        "from polytask import kernels\n"
+        "from polytask.merge import TIES, merge\n"
         "base = {'x': torch.arange(9.0)}\n"
         "print(kernels.__file__, kernels.missing() or 'compiled')\n"
         "print(merge(base, [base, {'x': torch.ones(9)}], TIES())['x'].tolist())\n"
@@ -127,7 +128,7 @@ def test_the_source_archive_holds_what_compiles(tmp_path):
     path, _ = build(tmp_path, "sdist")
     with tarfile.open(path) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
-    assert {"hatch_build.py", "src/polytask/merge/kernels.c", "Makefile"} <= names
+    assert {"hatch_build.py", "src/polytask/kernels/merge.c", "Makefile"} <= names
     assert not any(name.endswith(".so") for name in names)
 
 
@@ -330,7 +331,7 @@ def test_make_setup_starts_afresh_where_the_environment_is_not_whole(set_up, har
 
 @pytest.mark.parametrize(
     "changed",
-    ["pyproject.toml", "constraints.txt", "hatch_build.py", "src/polytask/merge/kernels.c"],
+    ["pyproject.toml", "constraints.txt", "hatch_build.py", "src/polytask/kernels/level.h"],
 )
 def test_make_setup_installs_once_when_a_requirement_changed(set_up, changed):
     (set_up / changed).parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
     from polytask import errors as errors
     from polytask import evaluate as evaluate
     from polytask import fit as fit
+    from polytask import kernels as kernels
     from polytask import lazily as lazily
     from polytask import lock as lock
     from polytask import merge as merge
@@ -37,9 +38,9 @@ if TYPE_CHECKING:  # what __getattr__ does, in words that editors and type check
 __version__ = "0.1.0"
 
 _ROOMS = (
-    "adapt", "balance", "catalog", "errors", "evaluate", "fit", "lazily", "lock", "merge", "mix",
-    "parsing", "peft_folders", "recipes", "records", "relate", "report", "share", "suites", "tasks",
-    "testing",
+    "adapt", "balance", "catalog", "errors", "evaluate", "fit", "kernels", "lazily", "lock",
+    "merge", "mix", "parsing", "peft_folders", "recipes", "records", "relate", "report",
+    "share", "suites", "tasks", "testing",
 )  # fmt: skip
 
 

@@ -1,14 +1,11 @@
 """The compiled kernels give what torch gives, to the last bit, on whatever models hold.
 
-Without kernels, as where polytask was installed without a C compiler, these tests are skipped, but
-for those of how they are found.
+Without kernels, as where polytask was installed without a C compiler, these tests are skipped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polytask.errors import DataError, RunError, UsageError
+from polytask.errors import DataError, RunError
+from polytask.kernels import SWITCH, missing
 from polytask.merge import (
     DARE,
     SLERP,
@@ -31,9 +29,8 @@ from polytask.merge import (
     prepare,
     stream,
 )
-from polytask.merge import kernels as module
 from polytask.merge.base import GRAIN, Changes, Sizes
-from polytask.merge.kernels import Kernels, kernels, missing
+from polytask.merge.kernels import Kernels, kernels
 from polytask.testing import check_merge
 
 needs_kernels = pytest.mark.skipif(bool(missing()), reason=f"no kernels: {missing()}")
@@ -124,9 +121,9 @@ def both(
     models: list[dict[str, Tensor]],
     options: Options,
 ) -> tuple[object, object]:
-    monkeypatch.setenv(module.SWITCH, "0")
+    monkeypatch.setenv(SWITCH, "0")
     slow = outcome(method, models, options)
-    monkeypatch.setenv(module.SWITCH, "1")
+    monkeypatch.setenv(SWITCH, "1")
     return outcome(method, models, options), slow
 
 
@@ -222,8 +219,8 @@ def test_no_level_of_the_machines_vectors_changes_a_bit(name, monkeypatch):
         rows = hard("any", 2 * GRAIN + 77, count, dtype)
         models = [{"x": row_P} for row_P in rows]
         found = []
-        for level in {0, 3, best.level} if best.level >= 3 else {0}:
-            one = dataclasses.replace(best, level=level)
+        for level in {0, 3, best.compiled.level} if best.compiled.level >= 3 else {0}:
+            one = Kernels(dataclasses.replace(best.compiled, level=level))
             monkeypatch.setattr(stream, "kernels", lambda one=one: one)
             found.append(outcome(method, models, Options(chunk=GRAIN)))
         assert found.count(found[0]) == len(found)
@@ -236,7 +233,7 @@ def test_merged_files_are_the_same_bytes_and_say_who_made_them(name, monkeypatch
     sizes = {"long": 3 * GRAIN + 77, "short": 50}
     made = {}
     for switch in ("0", "1"):
-        monkeypatch.setenv(module.SWITCH, switch)
+        monkeypatch.setenv(SWITCH, switch)
         tensors = {key: hard("plain", n, count, torch.bfloat16) for key, n in sizes.items()}
         models = [{key: rows[m] for key, rows in tensors.items()} for m in range(count + 1)]
         base = models[0] if method.needs_base else None
@@ -278,54 +275,3 @@ class OtherLook(Breadcrumbs):
 def test_the_contract_finds_what_is_said_to_the_kernels_and_not_done(method):
     with pytest.raises(AssertionError, match="where what it says to the kernels counts"):
         check_merge(method)
-
-
-@pytest.mark.parametrize("value", ["2", "", "no"])
-def test_the_switch_is_0_or_1(value, monkeypatch):
-    monkeypatch.setenv(module.SWITCH, value)
-    with pytest.raises(UsageError, match=r"POLYTASK_KERNELS is .*; give 0 to merge by torch alone"):
-        kernels()
-
-
-def test_the_switch_turns_them_off(monkeypatch):
-    monkeypatch.setenv(module.SWITCH, "0")
-    assert kernels() is None
-    assert missing() == "POLYTASK_KERNELS is 0"
-
-
-@pytest.fixture
-def fresh(monkeypatch):
-    """Nothing is loaded yet, and nothing of what is stays."""
-    monkeypatch.delenv(module.SWITCH, raising=False)
-    module._loaded.cache_clear()
-    yield
-    module._loaded.cache_clear()
-
-
-def test_without_a_library_torch_does_it_all_and_the_reason_is_said(fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "LIBRARY", tmp_path / "libkernels.so")
-    assert kernels() is None
-    assert missing() == "they were not compiled when polytask was installed"
-    rows = hard("plain", 10, 2, torch.float32)
-    models = [{"x": row_P} for row_P in rows]
-    assert isinstance(outcome(TIES(), models, Options()), dict)
-
-
-def test_a_library_that_is_none_is_left(fresh, monkeypatch, tmp_path):
-    library = tmp_path / "libkernels.so"
-    library.write_bytes(b"not a library")
-    monkeypatch.setattr(module, "LIBRARY", library)
-    assert kernels() is None
-    assert missing().startswith("libkernels.so does not load: ")
-
-
-@needs_kernels
-def test_a_library_of_another_source_is_left(fresh, monkeypatch, tmp_path):
-    source = tmp_path / "kernels.c"
-    shutil.copy(module.SOURCE, source)
-    monkeypatch.setattr(module, "SOURCE", source)
-    assert isinstance(kernels(), Kernels)
-    module._loaded.cache_clear()
-    source.write_text(Path(source).read_text() + "\n")
-    assert kernels() is None
-    assert "was compiled from another kernels.c" in missing()

@@ -32,12 +32,6 @@ from .conftest import (
     rows,
 )
 
-WIDE = (
-    "aitm", "cgc", "cgc:own=2", "dselect-k", "mmoe", "mmoeex", "mmoeex:kind=exclusion", "ple",
-    "ple:levels=1,own=2",
-)  # fmt: skip
-"""Their experts, or the first ones, read the features themselves."""
-
 
 def reached(model, tasks, inputs=None):
     """Return the names of the parameters that the outputs of these tasks depend on."""
@@ -141,31 +135,6 @@ def test_what_is_extracted_is_smaller_and_computes_the_same_bits(recipe):
         for p in model.parameters():
             p.add_(1.0)
     assert torch.equal(alone(inputs), kept)
-
-
-@pytest.mark.parametrize("recipe", WIDE)
-def test_what_is_extracted_for_few_rows_is_the_same_up_to_rounding_and_exports(recipe):
-    """First weights as one matrix: as many numbers, and no copy of the former ones is left."""
-    model = make(recipe, 3).eval()
-    alone, same = model.extract("t1", same_bits=False), model.extract("t1")
-    assert {n for n in alone.state_dict() if n.endswith("_wide")} == {
-        f"{name}_wide" for name in model.trunk.wide if not name.endswith("gates")
-    }
-    assert sum(map(torch.numel, alone.parameters())) == sum(map(torch.numel, same.parameters()))
-    assert all(value.is_contiguous() for value in alone.state_dict().values())
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(alone, (rows(4),), dynamic_shapes=({0: batch},))
-    for number in (1, 2, 17):
-        inputs = rows(number, seed=number)
-        wanted = model(inputs, tasks=["t1"])["t1"]
-        torch.testing.assert_close(alone(inputs), wanted, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(program.module()(inputs), wanted, rtol=1e-12, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(one(rows()).square().sum(), [*one.encoder.parameters()])
-        for one in (alone, same)
-    ]
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_extracted_exports_with_any_number_of_rows(recipe):

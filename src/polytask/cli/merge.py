@@ -200,7 +200,7 @@ def _plain(done: Written | AdapterWritten) -> dict[str, Any]:
 
 def _state(job: Job, out: Path) -> None:
     """Say what the merge needs before it begins, and by what it is computed."""
-    from polytask.merge.kernels import missing
+    from polytask.kernels import missing
 
     why = missing()
     sizes = sum(item.entry.numel * item.entry.dtype.itemsize for item in job.plan.items)

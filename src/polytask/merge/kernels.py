@@ -1,21 +1,13 @@
 """Compiled kernels that merge a piece in one pass; absent, all is done by torch, to the same bits.
 
-`hatch_build.py` makes the library of kernels.c when the package is built on a machine with a C
-compiler. POLYTASK_KERNELS=0 in the environment leaves it unused.
-
 Shapes: R = rows of a piece, the models; P = elements of a piece.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polytask.errors import UsageError
+from polytask.kernels import Library, library
 from polytask.merge.base import Changes, Mixture, Moved, Signs, Sizes, State
-
-SWITCH = "POLYTASK_KERNELS"
-"""Environment variable: 0 leaves the kernels unused, 1 or nothing uses them where they are."""
-
-SOURCE = Path(__file__).with_name("kernels.c")
-LIBRARY = Path(__file__).with_name("libkernels.so")
 
 CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 """Dtypes of rows and results, as the kernels count them."""
@@ -56,10 +42,9 @@ class _Changes(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels of one level of the machine's vectors; levels differ in no bit."""
+    """The kernels, as methods on tensors."""
 
-    code: ctypes.CDLL
-    level: int
+    compiled: Library
 
     def finite(self, rows: Sequence[Tensor]) -> bool:
         """Return whether all elements of all rows are, (P,) each, of one dtype."""
@@ -116,7 +101,8 @@ class Kernels:
     def signs(self, look: Signs, rows: Sequence[Tensor], draws: Draws) -> int:
         """Return how many sums of changes are above 0, less how many are below."""
         of = _changes(look.changes, look.weights, rows, draws)
-        return self._call("signs", of, _long(rows[0].numel()))
+        found: int = self.compiled.function("signs", ctypes.c_int64)(of, _long(rows[0].numel()))
+        return found
 
     def count(
         self,
@@ -136,50 +122,14 @@ class Kernels:
         )  # fmt: skip
 
     def _call(self, name: str, *arguments: Any) -> int:
-        found: int = getattr(self.code, f"polytask_{name}_{self.level}")(*arguments)
+        found: int = self.compiled.function(name)(*arguments)
         return found
 
 
 def kernels() -> Kernels | None:
-    """Return the kernels for this machine; None where there are none, see `missing`.
-
-    Raises UsageError where POLYTASK_KERNELS is neither 0 nor 1.
-    """
-    switch = os.environ.get(SWITCH, "1")
-    if switch not in ("0", "1"):
-        raise UsageError(
-            f"{SWITCH} is {switch!r}; give 0 to merge by torch alone, or 1 (the default)."
-        )
-    found = _loaded() if switch == "1" else None
-    return found if isinstance(found, Kernels) else None
-
-
-def missing() -> str:
-    """Return in words why `kernels` returns none; "" where it returns some."""
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH} is 0"
-    found = _loaded()
-    return found if isinstance(found, str) else ""
-
-
-@functools.cache
-def _loaded() -> Kernels | str:
-    if sys.byteorder != "little":
-        return "they are for processors whose low bytes come first"
-    if not LIBRARY.exists():
-        return "they were not compiled when polytask was installed"
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        made_of = ctypes.c_char_p.in_dll(library, "polytask_source")
-        level = int(library.polytask_level())
-        for each in (level, 0):  # levels differ in no bit; the tests try both
-            getattr(library, f"polytask_signs_{each}").restype = ctypes.c_int64
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{LIBRARY.name} does not load: {error}"
-    source = ctypes.string_at(ctypes.addressof(made_of)).decode()
-    if source != hashlib.sha256(SOURCE.read_bytes()).hexdigest():
-        return f"{LIBRARY.name} was compiled from another {SOURCE.name}; install polytask again"
-    return Kernels(library, level)
+    """Return the kernels for this machine; None where there are none, see `kernels.missing`."""
+    found = library()
+    return None if found is None else Kernels(found)
 
 
 def _at(values: Tensor) -> ctypes.c_void_p:

@@ -35,8 +35,6 @@ class AITM(Trunk):
     penalty on a probability above that of the step before, for tasks that are yes or no.
     """
 
-    wide = ("networks",)
-
     def __init__(
         self,
         tasks: Sequence[str],

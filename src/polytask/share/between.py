@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError, unknown
 from polytask.share.base import Features, Gate, SharedModel, Trace, branches_of, key, looking
-from polytask.share.experts import Stacked, own, widened
+from polytask.share.experts import Stacked, own
 from polytask.tasks import Task
 
 Seen = dict[str, Tensor]
@@ -190,16 +190,12 @@ class BetweenModel(SharedModel):
 
 
 class Alone(nn.Module):
-    """One task's part of a model: copies of the encoder, of the head, and of what was stacked.
+    """One task's part of a model: copies of the encoder, of the head, and of what was stacked."""
 
-    wide: networks to lay out for few rows at a time, see `widened`.
-    """
-
-    def __init__(self, model: BetweenModel, task: str, wide: Sequence[str] = ()) -> None:
+    def __init__(self, model: BetweenModel, task: str) -> None:
         super().__init__()
         with looking(model.trunk):
-            stacked = widened(model.trunk.stack([task]), wide)
-            stacked = {name: value.clone() for name, value in stacked.items()}
+            stacked = {name: value.clone() for name, value in model.trunk.stack([task]).items()}
         self.encoder = copy.deepcopy(model.encoder)
         self.head = copy.deepcopy(model.head(task))
         self._read = model._reads[task]

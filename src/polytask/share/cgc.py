@@ -133,8 +133,6 @@ class CGC(Trunk):
     expert's layers.
     """
 
-    wide = ("level_shared", "level_own", "level_gates")
-
     def __init__(
         self,
         tasks: Sequence[str],

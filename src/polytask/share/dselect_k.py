@@ -40,8 +40,6 @@ class DSelectK(Trunk):
     gamma: > 0, width of the smooth step. entropy: >= 0, of the penalty on undecided selectors.
     """
 
-    wide = ("experts",)
-
     codes_EM: Tensor
 
     def __init__(

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from polytask.errors import UsageError, unknown
 from polytask.share.base import key
+from polytask.share.one_row import product_of_one
 
 Stacked = dict[str, Tensor]
 """Named tensors, such as "experts_0_weight" (S, I, O): all that a pass for some tasks needs."""
@@ -134,46 +135,36 @@ def run(stacked: Stacked, name: str, rows: Tensor, activate: Activation = torch.
     activate: what follows each layer but one called "out"; it may work in place.
     """
     layer = 0
-    wide_IX = stacked.get(f"{name}_wide")
-    if wide_IX is not None:
-        bias_SO = stacked[f"{name}_0_bias"]
-        made_RX = activate(torch.addmm(bias_SO.flatten(), rows, wide_IX))
-        rows, layer = made_RX.view(-1, *bias_SO.shape).transpose(0, 1), 1
     while (weight_SIO := stacked.get(f"{name}_{layer}_weight")) is not None:
-        # In place: what a product gives is needed by nobody before the ReLU.
-        rows = activate(product(rows, weight_SIO, stacked[f"{name}_{layer}_bias"]))
+        bias_SO = stacked[f"{name}_{layer}_bias"]
+        if activate is torch.relu_:
+            rows = product(rows, weight_SIO, bias_SO, relu=True)
+        else:
+            rows = activate(product(rows, weight_SIO, bias_SO))
         layer += 1
     last_SIO = stacked.get(f"{name}_out_weight")
     return rows if last_SIO is None else product(rows, last_SIO, stacked[f"{name}_out_bias"])
 
 
-def widened(stacked: Stacked, names: Sequence[str]) -> Stacked:
-    """Return the same laid out for few rows at a time, equal up to rounding.
-
-    names: of networks that `run` gives shared rows, no more than 2 dimensions: their first weights
-    become one matrix, (I, S * O), one product for all. And of gates that `opened` gives such rows:
-    where there is one alone, its weight becomes (E, D).
-    """
-    found = dict(stacked)
-    for name in names:
-        if f"{name}_0_weight" in found:
-            found[f"{name}_wide"] = found.pop(f"{name}_0_weight").transpose(0, 1).flatten(1)
-        elif found[f"{name}_weight"].shape[1] == 1:
-            found[f"{name}_weight"] = found[f"{name}_weight"][:, 0]
-    return found
-
-
-def product(rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None) -> Tensor:
+def product(
+    rows: Tensor, weight_SIO: Tensor, bias_SO: Tensor | None = None, *, relu: bool = False
+) -> Tensor:
     """Return (S, R, O) of shared rows (R, I), or of each network its own (S, R, I)."""
+    if (made := product_of_one(rows, weight_SIO, bias_SO, relu=relu)) is not None:
+        return made
     if rows.ndim == 2:
         rows = rows.expand(weight_SIO.shape[0], -1, -1)
     elif weight_SIO.shape[2] == 1:
         # Element by element: BLAS would take a matrix and a vector at a time, five times slower.
-        single_SR1 = (rows * weight_SIO.mT).sum(-1, keepdim=True)
-        return single_SR1 if bias_SO is None else single_SR1 + bias_SO[:, None]
+        made = (rows * weight_SIO.mT).sum(-1, keepdim=True)
+        made = made if bias_SO is None else made + bias_SO[:, None]
+        return torch.relu_(made) if relu else made
     if bias_SO is None:
-        return torch.bmm(rows, weight_SIO)
-    return torch.baddbmm(bias_SO.unsqueeze(1), rows, weight_SIO)
+        made = torch.bmm(rows, weight_SIO)
+    else:
+        made = torch.baddbmm(bias_SO.unsqueeze(1), rows, weight_SIO)
+    # In place: what a product gives is needed by nobody before the ReLU.
+    return torch.relu_(made) if relu else made
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -309,11 +300,6 @@ def opened(stacked: Stacked, name: str, rows: Tensor) -> Tensor:
     Gates of one weight (E, 1, D) and several biases `{name}_bias` (G, E) are G gates.
     """
     weight_EGD = stacked[f"{name}_weight"]
-    if weight_EGD.ndim == 2:  # of one gate, as `widened` lays it out
-        logits_RE = functional.linear(rows, weight_EGD)
-        if (closed_1E := stacked.get(f"{name}_closed")) is not None:
-            logits_RE = logits_RE.masked_fill(closed_1E, -math.inf)
-        return logits_RE.softmax(1).unsqueeze(1)
     if rows.ndim == 2:  # one product for all gates, which are too narrow to be quick one by one
         logits_RX = functional.linear(rows, weight_EGD.flatten(0, 1))
         logits_REG = logits_RX.view(-1, *weight_EGD.shape[:2])

@@ -27,8 +27,6 @@ class MMoE(Trunk):
     experts: all shared. gates: one per task, over these experts.
     """
 
-    wide = ("experts", "gates")
-
     def __init__(self, experts: Experts, gates: Gates) -> None:
         super().__init__(experts.inputs, experts.width)
         if (gates.inputs, gates.experts) != (experts.inputs, experts.number):

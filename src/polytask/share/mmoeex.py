@@ -34,8 +34,6 @@ class MMoEEx(Trunk):
     closed: task -> shared experts closed to it (exclusion).
     """
 
-    wide = ("experts", "gates")
-
     def __init__(
         self,
         tasks: Sequence[str],

@@ -35,8 +35,6 @@ class PLE(Trunk):
     tasks and of each, on every level. widths: of an expert's layers.
     """
 
-    wide = ("level0_shared", "level0_own")
-
     def __init__(
         self,
         tasks: Sequence[str],

@@ -37,12 +37,10 @@ class Trunk(Between):
     grow with the number of tasks, and what is left for one task is a handful of tensors.
 
     inputs, width: D and W. also: features beside the rows that `mix` finds in `stacked`, by their
-        names. wide: the networks and gates in `stacked` that `mix` gives these rows,
-        see `widened`.
+        names.
     """
 
     also: tuple[str, ...] = ()
-    wide: tuple[str, ...] = ()
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
@@ -138,25 +136,22 @@ class TrunkModel(BetweenModel):
                 trace.penalties |= trunk.penalties(names, seen, outputs)
         return {task: outputs[task] for task in asked}
 
-    def extract(self, task: str, *, same_bits: bool = True) -> nn.Module:
+    def extract(self, task: str) -> nn.Module:
         """Return a model of one task alone, inputs -> its output, with copies of the weights.
 
         It holds what the task needs and nothing else, and computes the same bits as this model in
         evaluation mode.
-
-        same_bits: False lets the outputs differ by rounding where few rows at a time are quicker
-            so: the first weights of experts that read the features are laid out as one matrix.
         """
         (name,) = self._asked((task,))
-        return Extracted(self, name, same_bits)
+        return Extracted(self, name)
 
 
 class Extracted(Alone):
     """One task's part of a `TrunkModel`: inputs -> the task's output."""
 
-    def __init__(self, model: TrunkModel, task: str, same_bits: bool) -> None:
+    def __init__(self, model: TrunkModel, task: str) -> None:
         trunk = model.trunk
-        super().__init__(model, task, () if same_bits else trunk.wide)
+        super().__init__(model, task)
         self._form, self._task = Form(type(trunk).mix, trunk.inputs, trunk.also), task
 
     def forward(self, inputs: Inputs) -> Tensor:

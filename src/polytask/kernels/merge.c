@@ -1,4 +1,4 @@
-/* Merging in one pass over the elements: what `kernels.py` calls instead of torch, bit for bit.
+/* Merging in one pass over the elements: what `merge/kernels.py` calls instead of torch, bit for bit.
 
 Each function takes rows of one piece as their files hold them, widens them, computes, and rounds
 once. Every product, sum and quotient is rounded by itself and in the order of the torch code that
@@ -10,40 +10,9 @@ in no bit. Nothing is kept between calls, so that any number of threads may call
 
 Names: rows = models; count = elements of the piece; a step = two vectors of elements. */
 
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
 
-#ifndef LEVEL
-#define LEVEL 0 /* 3 and 4 are those of x86-64: with AVX2, and with AVX-512 */
-#endif
-#define JOINED(name, level) polytask_##name##_##level
-#define NAMED(name, level) JOINED(name, level)
-#define EXPORT(type, name) __attribute__((visibility("default"))) type NAMED(name, LEVEL)
-#define INLINE static inline __attribute__((always_inline))
-
-#if LEVEL == 0
-#ifndef SOURCE
-#define SOURCE ""
-#endif
-/* What the library was made of, and the highest level that this machine runs. */
-__attribute__((visibility("default"))) const char polytask_source[] = SOURCE;
-__attribute__((visibility("default"))) int polytask_level(void) {
-#ifdef LEVELS
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-               ? 4
-               : 3;
-#else
-    return 0;
-#endif
-}
-#endif
+#include "level.h"
 
 enum { BF16, F16, F32 }; /* dtypes of rows and results */
 /* A vector of float64 is as long as the machine's, one of 32 bits has as many elements. */
