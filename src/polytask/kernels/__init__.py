@@ -40,11 +40,11 @@ class Library:
 
         takes: its arguments' types, which lets it be called with Python's numbers.
         """
-        found = self.code[f"polytask_{name}_{self.level}"]
+        found: Any = getattr(self.code, f"polytask_{name}_{self.level}")
         found.restype = returns
         if takes is not None:
             found.argtypes = takes
-        return found
+        return found  # type: ignore[no-any-return]
 
 
 def library() -> Library | None:

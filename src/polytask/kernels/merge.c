@@ -258,19 +258,132 @@ INLINE void mix_steps(const Mixture *given, const void *const *rows, int64_t sta
     if (below) *below = small;
 }
 
-/* In blocks, the quick way first. */
-INLINE void mix_all(const Mixture *mix, const void *const *rows, int64_t count, void *out,
-                    U *spoiled, int plain, int dtype, int out_dtype) {
-    for (int64_t at = 0; at < count; at += BLOCK) {
-        int64_t stop = count - at < BLOCK ? count : at + BLOCK;
-        U below = {0}, bad = {0};
-        mix_steps(mix, rows, at, stop, out, &bad, &below, plain, dtype, out_dtype);
-        if (any_top_bit(below)) {
-            bad = (U){0};
-            mix_steps(mix, rows, at, stop, out, &bad, 0, plain, dtype, out_dtype);
-        }
-        *spoiled |= bad;
+/* The quick way first. */
+INLINE void mix_block(const Mixture *mix, const void *const *rows, int64_t start, int64_t stop,
+                      void *out, U *spoiled, int plain, int dtype, int out_dtype) {
+    U below = {0}, bad = {0};
+    mix_steps(mix, rows, start, stop, out, &bad, &below, plain, dtype, out_dtype);
+    if (any_top_bit(below)) {
+        bad = (U){0};
+        mix_steps(mix, rows, start, stop, out, &bad, 0, plain, dtype, out_dtype);
     }
+    *spoiled |= bad;
+}
+
+INLINE void mix_all(const Mixture *mix, const void *const *rows, int64_t start, int64_t stop,
+                    void *out, U *spoiled, int plain, int dtype, int out_dtype) {
+    for (int64_t at = start; at < stop; at += BLOCK)
+        mix_block(mix, rows, at, stop - at < BLOCK ? stop : at + BLOCK, out, spoiled, plain, dtype,
+                  out_dtype);
+}
+
+/* ---- the same of bfloat16 in float32, where that must round as float64 does ---- */
+
+/* factor: what each row is multiplied by in all. error: times the size of the largest element, more
+than what the sum is off by, and what the sum in float64 is off by. */
+typedef struct { float factor[MODELS], error; } Nearly;
+
+/* Puts it; returns whether it is so for the mixture. */
+INLINE int nearly(const Mixture *mix, Nearly *out) {
+    double scale = mix->moves ? mix->scale : 1, sizes = 0, on_the_way = mix->moves;
+    for (int r = 0; r < mix->rows; r++) {
+        double part = mix->factor[r] / mix->over * scale;
+        double whole = part + (mix->moves && r == mix->rows - 1);
+        double size = whole < 0 ? -whole : whole;
+        if (!(size == 0 || (size > 0x1p-40 && size < 0x1p40))) return 0;
+        out->factor[r] = (float)whole;
+        sizes += size;
+        on_the_way += part < 0 ? -part : part;
+    }
+    /* A row is off by its factor's rounding and a product's, the sum by one of each row, and the
+    ends that are looked at by one more, each 2^-24 of the sizes at most; float64 by far less. */
+    out->error = (float)(sizes * (mix->rows + 5) * 0x1p-24);
+    return on_the_way < sizes * 0x1p20;
+}
+
+/* Vectors as long as the machine's, of 32 bits. */
+typedef float WideF __attribute__((vector_size(8 * LANES)));
+typedef uint32_t WideU __attribute__((vector_size(8 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(8 * LANES)));
+
+INLINE WideU larger(WideU x, WideU y) { /* of 16 bits each, none above 0x7fff */
+#if defined(__AVX512BW__)
+    return (WideU)_mm512_max_epi16((__m512i)x, (__m512i)y);
+#elif defined(__AVX2__)
+    return (WideU)_mm256_max_epi16((__m256i)x, (__m256i)y);
+#else
+    WideU is = (WideU)((Shorts)x > (Shorts)y);
+    return (x & is) | (y & ~is);
+#endif
+}
+
+INLINE WideF times_and(WideF x, float factor, WideF sum) {
+#if defined(__AVX512F__)
+    return (WideF)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), (__m512)sum);
+#elif defined(__FMA__)
+    return (WideF)_mm256_fmadd_ps((__m256)x, _mm256_set1_ps(factor), (__m256)sum);
+#else
+    return x * factor + sum;
+#endif
+}
+
+INLINE int any_bit(WideU x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+    uint32_t found = 0;
+    for (int i = 0; i < 2 * LANES; i++) found |= x[i];
+    return found != 0;
+#endif
+}
+
+/* Returns whether both ends of where each sum may lie are rounded to one number, no small one. */
+INLINE int nearly_steps(const Nearly *of, const void *const *rows, int count_rows, int64_t start,
+                        int64_t stop, void *out, WideU *spoiled) {
+    WideU apart = {0}, small = {0}, bad = *spoiled, least = (WideU){0} + 0x0d800000; /* 2^-100 */
+    for (int64_t at = start; at < stop; at += 2 * STEP) {
+        WideU most = {0};
+        WideF a = {0}, b = {0};
+        for (int r = 0; r < count_rows; r++) {
+            WideU words;
+            memcpy(&words, (const uint16_t *)rows[r] + at, sizeof words);
+            most = larger(most, words & 0x7fff7fff);
+            a = times_and((WideF)(words << 16), of->factor[r], a);
+            b = times_and((WideF)(words & 0xffff0000u), of->factor[r], b);
+        }
+        WideF of_a = (WideF)(most << 16) * of->error, of_b = (WideF)(most & 0xffff0000u) * of->error;
+        WideU low_a = (WideU)(a - of_a) + 0x8000, high_a = (WideU)(a + of_a) + 0x8000;
+        WideU low_b = (WideU)(b - of_b) + 0x8000, high_b = (WideU)(b + of_b) + 0x8000;
+        apart |= (low_a ^ high_a) | (low_b ^ high_b);
+        small |= ((low_a & 0x7fffffff) - least) | ((low_b & 0x7fffffff) - least);
+        bad |= ((low_a & 0x7fffffff) + 0x00800000) | ((low_b & 0x7fffffff) + 0x00800000);
+        low_b = (low_a >> 16) | (low_b & 0xffff0000u);
+        memcpy((uint16_t *)out + at, &low_b, sizeof low_b);
+    }
+    *spoiled = bad;
+    return !any_bit((apart & 0xffff0000u) | (small & 0x80000000u));
+}
+
+/* In blocks of two steps or more; those it does not settle are for float64. Where few are settled,
+as where a factor such as 0.3 takes whole digits to ties, so is the rest. Returns how far it came. */
+INLINE int64_t mix_nearly(const Mixture *mix, const Nearly *of, const void *const *rows,
+                          int64_t count, void *out, U *spoiled, int plain) {
+    WideU bad = {0};
+    int64_t at = 0, left = 32; /* blocks that may fail beyond those that are settled */
+    for (; at < count && left; at += BLOCK) {
+        int64_t stop = count - at < BLOCK ? count : at + BLOCK;
+        if (nearly_steps(of, rows, mix->rows, at, stop, out, &bad)) {
+            left++;
+        } else {
+            left--;
+            mix_block(mix, rows, at, stop, out, spoiled, plain, BF16, BF16);
+        }
+    }
+    /* Where only float32 left its range, torch finds what float64 gives. */
+    if (any_bit(bad & 0x80000000u)) *spoiled |= 0x80000000u;
+    return at < count ? at : count;
 }
 
 /* (sum of factor * row) / over; with `moves`, the last row + scale * that. Returns whether all of
@@ -287,15 +400,26 @@ EXPORT(int, mix)(const void *const *rows, int count_rows, int dtype, const doubl
     int plain = 1;
     for (int r = 0; r < count_rows - 1; r++) plain &= factor[r] == 1;
     U spoiled = {0};
-    int64_t whole = count / STEP * STEP, left = count - whole;
-    if (plain) BY_DTYPES(dtype, out_dtype, mix_all(&mix, rows, whole, out, &spoiled, 1, DTYPE, OUT))
-    else BY_DTYPES(dtype, out_dtype, mix_all(&mix, rows, whole, out, &spoiled, 0, DTYPE, OUT))
+    int64_t whole = count / STEP * STEP, left = count - whole, done = 0;
+    Nearly of;
+    if (dtype == BF16 && out_dtype == BF16 && nearly(&mix, &of)) {
+        int64_t most = count / (2 * STEP) * (2 * STEP);
+        done = plain ? mix_nearly(&mix, &of, rows, most, out, &spoiled, 1)
+                     : mix_nearly(&mix, &of, rows, most, out, &spoiled, 0);
+    }
+    if (plain) {
+        BY_DTYPES(dtype, out_dtype,
+                  mix_all(&mix, rows, done, whole, out, &spoiled, 1, DTYPE, OUT))
+    } else {
+        BY_DTYPES(dtype, out_dtype,
+                  mix_all(&mix, rows, done, whole, out, &spoiled, 0, DTYPE, OUT))
+    }
     if (left) {
         Tail tail;
         uint32_t last[STEP];
         take_tail(&tail, rows, count_rows, whole, left, dtype);
         BY_DTYPES(dtype, out_dtype,
-                  mix_all(&mix, tail.rows, STEP, last, &spoiled, 0, DTYPE, OUT))
+                  mix_all(&mix, tail.rows, 0, STEP, last, &spoiled, 0, DTYPE, OUT))
         memcpy((char *)out + whole * width(out_dtype), last, (size_t)(left * width(out_dtype)));
     }
     return !any_top_bit(spoiled);

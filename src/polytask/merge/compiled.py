@@ -1,4 +1,4 @@
-"""Pieces as the compiled kernels make them: read as they lie in the files, merged, rounded once.
+"""Pieces as the compiled kernels make them: taken as they lie in the files, merged, rounded once.
 
 What comes back is what `Pieces` and the method would have made of it, to the last bit. Where the
 kernels take no part, or something is not finite, it is None, and torch sees to the piece.
@@ -27,7 +27,7 @@ from polytask.merge.base import (
     Surveyor,
 )
 from polytask.merge.draws import drawn, width
-from polytask.merge.kernels import CODES, MODELS, Draws, Kernels
+from polytask.merge.kernels import CODES, MODELS, Draws, Kernels, Rows
 from polytask.merge.need import WIDEST
 from polytask.merge.pieces import Buffers, Pieces, pools
 from polytask.merge.plan import Item, Part
@@ -37,10 +37,11 @@ from polytask.merge.rounding import all_finite
 
 @dataclass
 class Compiled:
-    """Merges pieces by kernels; used: whether any has been, so far."""
+    """Merges pieces by kernels. mapped: see `Need`. used: whether any piece has been, so far."""
 
     pieces: Pieces
     kernels: Kernels
+    mapped: bool
     used: bool = False
 
     def takes(self, item: Item) -> bool:
@@ -57,6 +58,8 @@ class Compiled:
     def room(self, item: Item, form: Mixture | Moved | Look, chunk: int) -> int:
         """Return how many elements as they lie in the files go where `chunk` go widened."""
         most = max(item.parts[0].dtype.itemsize, item.entry.dtype.itemsize)
+        if self.mapped and isinstance(form, (Mixture, Products)):  # only a result takes room
+            return max(chunk * WIDEST, LONG) // most
         if not isinstance(form, (Mixture, Products)) and form.changes.kept < 1:
             most = max(most, 2 * width(form.changes.kept))  # draws take no more than half of it
         return chunk * WIDEST // most
@@ -76,7 +79,7 @@ class Compiled:
         seen: whether what is not finite shows in the result, or was looked for before.
         """
         parts = self.pieces.mixed_parts(item, method)
-        rows = _read(parts, start, count, own)
+        rows = _rows(parts, start, count, own)
         if not seen and not self.kernels.finite(rows):
             return None
         out_P = own.raw.one(count, item.entry.dtype).values_P
@@ -109,7 +112,7 @@ class Compiled:
         thin: only the first element in so many is looked at.
         """
         part = -(-count // thin)
-        rows = _read(self.pieces.mixed_parts(item, method), start, part, own)
+        rows = _rows(self.pieces.mixed_parts(item, method), start, part, own)
         self.used = True
         if isinstance(look, Products):
             sums_QA = sums_of(sums, len(rows) - method.needs_base)
@@ -131,6 +134,9 @@ class Compiled:
         return True
 
 
+LONG = 2 << 20
+"""Bytes of a result that are made at once of files as they lie; a multiple of GRAIN elements."""
+
 RANKS = Ranks()
 """Sizes have no sign; whether values are kept, the state says."""
 
@@ -138,12 +144,17 @@ PRODUCTS = 16
 """Models whose inner products the kernels take at most."""
 
 
-def _read(parts: Sequence[Part], start: int, count: int, own: Buffers) -> list[Tensor]:
-    """Return rows of one dtype, (P,) each, as they lie in the files."""
+def _rows(parts: Sequence[Part], start: int, count: int, own: Buffers) -> Rows:
+    """Return elements of one dtype as they lie in the files: there, or read into memory."""
+    if own.trails is not None:
+        places = [part.place(start, count, own.trails) for part in parts]
+        found = [place for place in places if place is not None]
+        if len(found) == len(parts):
+            return Rows(found, count, parts[0].dtype)
     _, rows = own.pieces.rows(len(parts), count, parts[0].dtype)
     for part, row in zip(parts, rows, strict=True):
         part.read(start, row)
-    return [row.values_P for row in rows]
+    return Rows([row.values_P.data_ptr() for row in rows], count, parts[0].dtype)
 
 
 def _draws(form: Changes, item: Item, models: int, start: int, count: int) -> Draws:

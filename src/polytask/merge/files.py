@@ -1,7 +1,7 @@
 """Models as named tensors that are read stretch by stretch: files, folders, modules, state dicts.
 
-Nothing is unpickled and nothing is mapped into memory: bytes go by `preadv` into a buffer that the
-caller reuses, so what a model needs does not depend on its size.
+Nothing is unpickled. Bytes go by `preadv` into a buffer that the caller reuses, or are looked at
+where the system maps them (see `mapped`); what that needs does not depend on the model's size.
 
 Shapes: P = elements of a stretch; 2 = the two that are compared.
 """
@@ -9,6 +9,7 @@ Shapes: P = elements of a stretch; 2 = the two that are compared.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from polytask.errors import DataError, UsageError
 from polytask.merge.headers import Entry, read_header
+from polytask.merge.mapped import Mapped, Trails, cut_short
 from polytask.merge.window import Arena, Window
 from polytask.records import read_json
 
@@ -51,6 +53,9 @@ class Model(Protocol):
     def read(self, name: str, start: int, out: Window) -> None:
         """Fill `out`, of the tensor's dtype, with elements from `start` on. Raises DataError."""
 
+    def place(self, name: str, start: int, count: int, trails: Trails) -> int | None:
+        """Return where so many elements from `start` on lie in memory; None where they do not."""
+
 
 class FileModel:
     """A model in one or several safetensors files."""
@@ -82,6 +87,18 @@ class FileModel:
         at = entry.start + start * entry.dtype.itemsize
         self._fill(self._file_of[name], name, at, out.bytes)
 
+    def place(self, name: str, start: int, count: int, trails: Trails) -> int | None:
+        """Return where elements lie in memory; see `Model`."""
+        number, entry = self._file_of[name], self.entries[name]
+        try:
+            mapped = self._opened(number).mapped
+        except OSError as error:
+            raise _unread(self._files[number], name, error) from None
+        if mapped is None:
+            return None
+        begin = entry.start + start * entry.dtype.itemsize
+        return mapped.place(self, name, begin, begin + count * entry.dtype.itemsize, trails)
+
     def _fill(self, number: int, name: str, at: int, view: memoryview) -> None:
         path = self._files[number]
         try:
@@ -89,15 +106,10 @@ class FileModel:
             while view:
                 got = os.preadv(file.handle, [view], at)
                 if got == 0:
-                    raise DataError(
-                        f"{path} ends inside tensor {name!r}: it was cut short since its header "
-                        "was read. Fetch or save it again."
-                    )
+                    raise cut_short(path, name)
                 view, at = view[got:], at + got
         except OSError as error:
-            raise DataError(
-                f"{path}: tensor {name!r} cannot be read: {error.strerror or error}."
-            ) from None
+            raise _unread(path, name, error) from None
 
     def _opened(self, number: int) -> _Open:
         found = self._open.get(number)
@@ -112,11 +124,19 @@ class FileModel:
 
 
 class _Open:
-    """A file, open until nobody holds it."""
+    """A file, open until nobody holds it. mapped: None where the system cannot map it."""
 
     def __init__(self, path: Path) -> None:
         self.handle = -1
         self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._path = path
+
+    @functools.cached_property
+    def mapped(self) -> Mapped | None:
+        try:
+            return Mapped(self._path, self.handle)
+        except (OSError, ValueError):
+            return None
 
     def __del__(self) -> None:
         if self.handle >= 0:
@@ -143,6 +163,17 @@ class MemoryModel:
     def read(self, name: str, start: int, out: Window) -> None:
         """Fill `out` from memory; see `Model`."""
         out.values_P.copy_(self._flat[name][start : start + out.values_P.numel()])
+
+    def place(self, name: str, start: int, count: int, trails: Trails) -> int | None:
+        """Return where elements lie in memory; see `Model`."""
+        flat_P = self._flat[name]
+        if not flat_P.is_cpu or flat_P.stride() != (1,):
+            return None
+        return flat_P.data_ptr() + start * flat_P.itemsize
+
+
+def _unread(path: Path, name: str, error: OSError) -> DataError:
+    return DataError(f"{path}: tensor {name!r} cannot be read: {error.strerror or error}.")
 
 
 def open_model(source: Source, label: str) -> Model:

@@ -29,8 +29,20 @@ Draws = tuple[Sequence[NDArray[np.unsignedinteger]], int]
 """Each model's draws, (P,), and the largest that keeps an element; none where all are kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Elements of several models, (P,) each. places: where they lie in memory."""
+
+    places: Sequence[int]
+    count: int
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 class _Changes(ctypes.Structure):
-    """As kernels.c has it."""
+    """As kernels/merge.c has it."""
 
     _fields_ = (
         ("rows", ctypes.c_void_p), ("draws", ctypes.c_void_p), ("below", ctypes.c_void_p),
@@ -46,43 +58,43 @@ class Kernels:
 
     compiled: Library
 
-    def finite(self, rows: Sequence[Tensor]) -> bool:
-        """Return whether all elements of all rows are, (P,) each, of one dtype."""
-        code, count = CODES[rows[0].dtype], _long(rows[0].numel())
+    def finite(self, rows: Rows) -> bool:
+        """Return whether all elements of all rows are."""
+        code, count = CODES[rows.dtype], _long(rows.count)
         return bool(self._call("finite", _all(rows), len(rows), code, count))
 
-    def mix(self, mixture: Mixture, rows: Sequence[Tensor], out_P: Tensor) -> bool:
+    def mix(self, mixture: Mixture, rows: Rows, out_P: Tensor) -> bool:
         """Put a mixture of the rows, in float64, and rounded once; return whether it is finite.
 
-        rows: of one dtype, (P,) each: the tuned ones, then the base where it takes part.
+        rows: the tuned ones, then the base where it takes part.
         """
         factors = (*mixture.tuned, mixture.base)[: len(rows)]
         moves = mixture.scale is not None
         return bool(
             self._call(
-                "mix", _all(rows), len(rows), CODES[rows[0].dtype], _doubles(factors),
+                "mix", _all(rows), len(rows), CODES[rows.dtype], _doubles(factors),
                 ctypes.c_double(mixture.over), int(moves), ctypes.c_double(mixture.scale or 0.0),
                 _long(out_P.numel()), _at(out_P), CODES[out_P.dtype],
             )
         )  # fmt: skip
 
-    def pool(self, rows: Sequence[Tensor], out_P: Tensor) -> bool:
+    def pool(self, rows: Rows, out_P: Tensor) -> bool:
         """Put the mean of 1, 2, 4 or 8 rows of bfloat16, summed in float32; return as `mix`."""
         return bool(self._call("pool", _all(rows), len(rows), _long(out_P.numel()), _at(out_P)))
 
-    def products(self, rows: Sequence[Tensor], with_base: bool, sums_QA: Tensor) -> None:
+    def products(self, rows: Rows, with_base: bool, sums_QA: Tensor) -> None:
         """Add the products of each row with itself and those after it; see `angles.Angles`.
 
         with_base: the last row is the base, and is taken from each of the others.
         """
-        code, count = CODES[rows[0].dtype], _long(rows[0].numel())
+        code, count = CODES[rows.dtype], _long(rows.count)
         models = len(rows) - with_base
         self._call("products", _all(rows), models, int(with_base), code, count, _at(sums_QA))
 
-    def move(self, form: Moved, rows: Sequence[Tensor], draws: Draws, out_P: Tensor) -> bool:
+    def move(self, form: Moved, rows: Rows, draws: Draws, out_P: Tensor) -> bool:
         """Put the moved base, rounded once; return whether it is finite.
 
-        rows: of one dtype, (P,) each: the tuned ones, then the base. draws: see `Draws`.
+        rows: the tuned ones, then the base. draws: see `Draws`.
         """
         scale, result = ctypes.c_float(form.scale), (_at(out_P), CODES[out_P.dtype])
         count = _long(out_P.numel())
@@ -98,16 +110,16 @@ class Kernels:
         each = _doubles(sizes) if sizes else None
         return bool(self._call("elect", of, majority, each, least, scale, count, *result))
 
-    def signs(self, look: Signs, rows: Sequence[Tensor], draws: Draws) -> int:
+    def signs(self, look: Signs, rows: Rows, draws: Draws) -> int:
         """Return how many sums of changes are above 0, less how many are below."""
         of = _changes(look.changes, look.weights, rows, draws)
-        found: int = self.compiled.function("signs", ctypes.c_int64)(of, _long(rows[0].numel()))
+        found: int = self.compiled.function("signs", ctypes.c_int64)(of, _long(rows.count))
         return found
 
     def count(
         self,
         look: Sizes,
-        rows: Sequence[Tensor],
+        rows: Rows,
         draws: Draws,
         lines: Sequence[NDArray[np.uint32]],
         sums: State,
@@ -116,7 +128,7 @@ class Kernels:
         inside_LB = sums["inside_LB"]
         kept = _at(sums["kept_L"]) if "kept_L" in sums else None
         self._call(
-            "count", _changes(look.changes, (), rows, draws), _long(rows[0].numel()),
+            "count", _changes(look.changes, (), rows, draws), _long(rows.count),
             len(lines[0]) // (len(rows) - 1), *(ctypes.c_void_p(one.ctypes.data) for one in lines),
             _at(sums["above_L"]), _at(inside_LB), kept, _long(inside_LB.shape[1]),
         )  # fmt: skip
@@ -136,15 +148,15 @@ def _at(values: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(values.data_ptr())
 
 
-def _all(rows: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(rows))(*[row.data_ptr() for row in rows])
+def _all(rows: Rows) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(rows))(*rows.places)
 
 
 def _doubles(values: Sequence[float]) -> ctypes.Array[ctypes.c_double]:
     return (ctypes.c_double * len(values))(*values)
 
 
-def _changes(form: Changes, weights: Sequence[float], rows: Sequence[Tensor], draws: Draws) -> Any:
+def _changes(form: Changes, weights: Sequence[float], rows: Rows, draws: Draws) -> Any:
     """Return a pointer to what the kernels are told of changes."""
     given, most = draws
     ends = (form.below, form.most, weights)
@@ -155,7 +167,7 @@ def _changes(form: Changes, weights: Sequence[float], rows: Sequence[Tensor], dr
     ]
     places = [ctypes.addressof(array) if len(array) else None for array in arrays]
     made = _Changes(
-        *places, len(rows) - 1, CODES[rows[0].dtype], given[0].itemsize if given else 0, most,
+        *places, len(rows) - 1, CODES[rows.dtype], given[0].itemsize if given else 0, most,
         form.over,
     )  # fmt: skip
     made.arrays = arrays  # held as long as what points to them

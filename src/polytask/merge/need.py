@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polytask.merge.base import GRAIN, Merge, Surveyor
+from polytask.merge.mapped import HELD
 from polytask.merge.options import Options
 from polytask.merge.plan import Plan
 
@@ -31,16 +32,22 @@ PER_TENSOR = 1000
 """Bytes that the plan holds of a tensor, for each model."""
 
 
+MAPPED = 12
+"""Files, counted once for each thread, that are looked at where they lie; more are read."""
+
+
 @dataclass(frozen=True)
 class Need:
     """chunk: elements of a piece, a multiple of GRAIN. memory: bytes above what the process holds
-    before, at most. passes over the inputs are the method's business."""
+    before, at most. mapped: whether kernels look at files where they lie, which takes memory for
+    each. passes over the inputs are the method's business."""
 
     chunk: int
     threads: int
     piece_bytes: int
     scratch_bytes: int
     memory: int
+    mapped: bool
 
 
 def need_of(plan: Plan, methods: tuple[Merge, ...], options: Options) -> Need:
@@ -58,4 +65,7 @@ def need_of(plan: Plan, methods: tuple[Merge, ...], options: Options) -> Need:
     if any(method.reach == "tensor" for method in methods):
         largest = max(item.entry.numel for item in plan.items if item.merged)
         memory += threads * rows * largest * WIDEST * (1 + WORK)
-    return Need(chunk, threads, piece, scratch, memory)
+    mapped = threads * rows <= MAPPED
+    if mapped:
+        memory += threads * rows * HELD
+    return Need(chunk, threads, piece, scratch, memory, mapped)

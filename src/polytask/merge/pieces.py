@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from polytask.errors import DataError
 from polytask.merge.base import Merge, Mixture
+from polytask.merge.mapped import Trails
 from polytask.merge.need import Need
 from polytask.merge.options import Nonfinite
 from polytask.merge.plan import Item, Part, Plan
@@ -24,15 +25,20 @@ from polytask.merge.window import Arena
 
 @dataclass
 class Buffers:
-    """One thread's memory. pieces: all models, widened. raw: one model, as its file has it."""
+    """One thread's memory. pieces: all models, widened. raw: one model, as its file has it.
+
+    trails: what it holds of files where they lie; None where it shall read them instead.
+    """
 
     pieces: Arena
     raw: Arena
+    trails: Trails | None
 
     @classmethod
     def of(cls, need: Need) -> Buffers:
         """Return buffers for pieces of `need.chunk` elements; they grow for whole tensors alone."""
-        return cls(Arena(need.piece_bytes), Arena(need.scratch_bytes))
+        trails: Trails | None = {} if need.mapped else None
+        return cls(Arena(need.piece_bytes), Arena(need.scratch_bytes), trails)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 from polytask.errors import DataError
 from polytask.merge.files import COMPARED, Model, unequal
 from polytask.merge.headers import MERGED, Entry
+from polytask.merge.mapped import Trails
 from polytask.merge.options import Buffers, Options
 from polytask.merge.vocabulary import Vocabularies, aligned
 from polytask.merge.window import Arena, Window
@@ -34,6 +35,9 @@ class Part(Protocol):
     def read(self, start: int, out: Window) -> None:
         """Fill `out`, of this dtype, from element `start` on; see `files.Model`."""
 
+    def place(self, start: int, count: int, trails: Trails) -> int | None:
+        """Return where elements lie in memory; see `files.Model`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Whole:
@@ -46,6 +50,10 @@ class Whole:
     def read(self, start: int, out: Window) -> None:
         """Fill `out` from element `start` on."""
         self.model.read(self.name, start, out)
+
+    def place(self, start: int, count: int, trails: Trails) -> int | None:
+        """Return where elements lie in memory."""
+        return self.model.place(self.name, start, count, trails)
 
 
 @dataclass(frozen=True, slots=True)

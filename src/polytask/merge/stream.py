@@ -62,7 +62,7 @@ class Stream:
         wide = self._surveyor() is not None and any(map(is_wide, self._items))
         self._pieces = Pieces(self.plan, self.nonfinite, wide)
         found = kernels()
-        self._compiled = None if found is None else Compiled(self._pieces, found)
+        self._compiled = None if found is None else Compiled(self._pieces, found, self.need.mapped)
         self._buffers = [Buffers.of(self.need) for _ in range(self.need.threads)]
 
     @property

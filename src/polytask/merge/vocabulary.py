@@ -22,6 +22,7 @@ from torch import Tensor
 
 from polytask.errors import DataError, UsageError
 from polytask.merge.files import Model
+from polytask.merge.mapped import Trails
 from polytask.merge.options import Vocabulary
 from polytask.merge.window import Window, window
 from polytask.records import read_json
@@ -128,6 +129,10 @@ class Rows:
             else:
                 self._read(model, source * self.width + offset, part_P)
             at = until
+
+    def place(self, start: int, count: int, trails: Trails) -> int | None:
+        """Return None: what is put together lies nowhere."""
+        return None
 
     def _where(self, row: int) -> tuple[int, int]:
         """Return the model and its row; MEAN as the row where several are averaged."""
