@@ -520,6 +520,16 @@ INLINE void many_products(Tiles *tiles, int models, int with_base, int64_t k, in
     }
 }
 
+/* Asks for one of the PLACES of a later tile, little by little while there is work on this one: no
+processor foresees so many streams, and few can be waited for at once. */
+INLINE void ask_for(const void *const *rows, int count_rows, int64_t at, int dtype) {
+    for (int m = 0; m < count_rows; m++) {
+        const char *from = (const char *)rows[m] + at * width(dtype);
+        for (int line = 0; line < TILE * width(dtype); line += 64)
+            __builtin_prefetch(from + line, 0, 2);
+    }
+}
+
 INLINE void all_products(const void *const *rows, int models, int with_base, int64_t count,
                          double *sums, int dtype) {
     Tiles tiles;
@@ -538,7 +548,11 @@ INLINE void all_products(const void *const *rows, int models, int with_base, int
                     }
                 }
             }
+            int64_t later = first + 2 * TILE;
+            later = later < ACROSS ? at + later : at + PLACES * ACROSS + later - ACROSS;
             for (int64_t k = 0; k < TILE; k += STEP) {
+                if (k / STEP < PLACES)
+                    ask_for(rows, models + with_base, later + k / STEP * ACROSS, dtype);
                 for (int half = 0; half < 2; half++) {
                     double *to = sums + first + k + half * LANES;
 #define FEW_OF(M) few_products(&tiles, M, with_base, k, half, to, dtype)

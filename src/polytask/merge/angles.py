@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import numpy as np
@@ -139,9 +139,12 @@ def sums_of(sums: State, models: int) -> Tensor:
     return sums["sums_QA"]
 
 
-def cosine(gram_MM: Tensor, i: int, j: int) -> float:
-    """Return the cosine between vectors i and j, in [-1, 1]; 0 where one of them is 0."""
-    lengths = math.sqrt(float(gram_MM[i, i])), math.sqrt(float(gram_MM[j, j]))
+def cosine(gram: Sequence[Sequence[float]], i: int, j: int) -> float:
+    """Return the cosine between vectors i and j, in [-1, 1]; 0 where one of them is 0.
+
+    gram: their inner products, as `tolist` gives them.
+    """
+    lengths = math.sqrt(gram[i][i]), math.sqrt(gram[j][j])
     if 0 in lengths:
         return 0.0
-    return max(-1.0, min(1.0, float(gram_MM[i, j]) / lengths[0] / lengths[1]))
+    return max(-1.0, min(1.0, gram[i][j] / lengths[0] / lengths[1]))

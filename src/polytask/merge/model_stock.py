@@ -31,7 +31,8 @@ class ModelStock(Angles):
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
         """Return 1 - t for the base, and t / M for each model."""
         models = len(gram_MM)
-        pairs = sorted(cosine(gram_MM, i, j) for i, j in combinations(range(models), 2))
+        gram = gram_MM.tolist()
+        pairs = sorted(cosine(gram, i, j) for i, j in combinations(range(models), 2))
         cos = max(0.0, sum(pairs) / len(pairs))
         t = models * cos / (1 + (models - 1) * cos)
         return 1 - t, (t / models,) * models

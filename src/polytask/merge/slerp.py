@@ -45,7 +45,7 @@ class SLERP(Angles):
 
     def mix(self, gram_MM: Tensor) -> tuple[float, tuple[float, ...]]:
         """Return 0 for the base, and the two models' factors."""
-        cos = cosine(gram_MM, 0, 1)
+        cos = cosine(gram_MM.tolist(), 0, 1)
         empty = float(gram_MM[0, 0]) == 0 or float(gram_MM[1, 1]) == 0
         if empty or abs(cos) > STRAIGHT:
             return 0.0, (1 - self.t, self.t)
