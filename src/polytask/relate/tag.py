@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from polytask.errors import UsageError
 from polytask.relate.base import NAN, Affinity, Losses, check_tasks
-from polytask.relate.stepping import displaced
+from polytask.relate.stepping import Stepping
 from polytask.relate.watching import Looking, gradients, positive, products, shared_list
 
 
@@ -81,6 +81,7 @@ class TAG:
             raise UsageError(f"TAG: against is {against!r}; give 'idle' or 'now'.")
         self.first_order, self.against = first_order, against
         self._looking = Looking("TAG", tasks, every, sources, seed)
+        self._stepping = Stepping(optimizer, self.shared)
         self._diverged = 0
 
     def observe(self, losses: Losses, again: Callable[[], Losses] | None = None) -> bool:
@@ -127,14 +128,8 @@ class TAG:
         self._looking.load_state_dict(rest)
         self._diverged = int(state.get("diverged", 0))
 
-    def _step(self, losses: Losses, task: int | None) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Return a task's gradient and the shared parameters after a step on it; None: on none."""
-        grads: list[Tensor | None]
-        if task is None:
-            grads = [torch.zeros_like(parameter) for parameter in self.shared]
-        else:
-            grads = gradients(losses[self._looking.tasks[task]], self.shared)
-        return grads, displaced(self.optimizer, self.shared, grads)
+    def _gradients(self, losses: Losses, task: int) -> list[Tensor | None]:
+        return gradients(losses[self._looking.tasks[task]], self.shared)
 
     def _first_order(
         self,
@@ -145,8 +140,11 @@ class TAG:
     ) -> None:
         begin = [parameter.detach() for parameter in self.shared]
         if self.against == "idle":
-            begin = self._step(losses, None)[1]
-        steps = [self._step(losses, i) for i in turns]
+            begin = [value.clone() for value in self._stepping.on_nothing()]
+        steps = []
+        for i in turns:
+            grads = self._gradients(losses, i)
+            steps.append((grads, [value.clone() for value in self._stepping.on(grads)]))
         change_MM = torch.zeros(len(turns), len(turns), dtype=torch.float64)
         for n, parameter in enumerate(begin):
             moved = [after[n] - parameter for _, after in steps]
@@ -165,9 +163,6 @@ class TAG:
     ) -> None:
         devices = sorted({p.device.index or 0 for p in self.shared if p.device.type == "cuda"})
         random = torch.get_rng_state()
-        idle = self._step(losses, None)[1] if self.against == "idle" else None
-        if idle is not None and all(map(torch.equal, idle, self.shared)):
-            idle = None  # such as plain SGD: a step on no task is no step
         drew = bool(devices)
 
         with kept(self.model, self.shared) as put:
@@ -185,8 +180,12 @@ class TAG:
             for i in turns:
                 put(None)  # the graph of the losses reads these parameters
                 with torch.enable_grad():
-                    step = self._step(losses, i)[1]
+                    step = self._stepping.on(self._gradients(losses, i))
                 after[i] = seen(step)
+            put(None)
+            idle = self._stepping.on_nothing() if self.against == "idle" else None
+            if idle is not None and all(map(torch.equal, idle, self.shared)):
+                idle = None  # such as plain SGD: a step on no task is no step
             # losses that were drawn with other numbers are no measure: compute them again
             before = seen(idle) if idle is not None or drew else now
         for i, found in after.items():
