@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import adapting
+import arithmetic
 import claims
 import guide
 import merging
@@ -165,6 +166,10 @@ def keep(folder: Path) -> None:
     """Write the table of the finished comparison in `folder`."""
     result = json.loads((folder / RESULT).read_text())
     name = check(result, folder)
+    if "auto" in result["methods"]:
+        searches = result["methods"]["auto"]["searches"]
+        for one, part in zip(searches, arithmetic.of_single(folder, result), strict=True):
+            one["of_single"] = part
     table = json.dumps(small(result, COMMANDS[name]), indent=None, separators=(",", ":"))
     # One line per method and task, so that a change of one figure is one line of a diff.
     (HERE / f"{name}.json").write_text(table.replace('},"', '},\n"') + "\n")
