@@ -107,3 +107,15 @@ def test_a_state_that_takes_another_form_is_taken_over():
     before = kept(optimizer, mine)
     stepping.on(grads)
     assert all(map(torch.equal, before, kept(optimizer, mine)))
+
+
+def test_parameters_that_became_others_are_those_of_the_moment():
+    """As where a model goes to another device or type after the watch was made."""
+    mine = parameters(torch.float32)
+    optimizer = torch.optim.Adam(mine, lr=0.1)
+    stepping = Stepping(optimizer, mine)
+    stepping.on(gradients(mine, 3))
+    for parameter in mine:
+        parameter.data = parameter.data.double()
+    found = stepping.on(gradients(mine, 3))
+    assert {value.dtype for value in found} == {torch.float64}

@@ -110,6 +110,7 @@ def test_where_torch_is_to_compute_it_does(monkeypatch):
         assert left(row, weight_SIO.bfloat16(), bias_SO)
         assert left(weight=weight_SIO.transpose(1, 2).contiguous().mT)
         assert left(row=row_of(None, 12)[:, ::2])
+        assert left(row=torch._neg_view(row))
         assert left(bias=bias_SO.to("meta"))
         assert left(bias=type("Mine", (Tensor,), {})(bias_SO))
         large = torch.zeros(1, 2, MOST // 2 + 1)

@@ -90,14 +90,14 @@ class FileModel:
     def place(self, name: str, start: int, count: int, trails: Trails) -> int | None:
         """Return where elements lie in memory; see `Model`."""
         number, entry = self._file_of[name], self.entries[name]
+        begin = entry.start + start * entry.dtype.itemsize
+        end = begin + count * entry.dtype.itemsize
         try:
-            mapped = self._opened(number).mapped
+            file = self._opened(number)  # held here: another thread may let it go meanwhile
+            mapped = file.mapped
+            return None if mapped is None else mapped.place(self, name, begin, end, trails)
         except OSError as error:
             raise _unread(self._files[number], name, error) from None
-        if mapped is None:
-            return None
-        begin = entry.start + start * entry.dtype.itemsize
-        return mapped.place(self, name, begin, begin + count * entry.dtype.itemsize, trails)
 
     def _fill(self, number: int, name: str, at: int, view: memoryview) -> None:
         path = self._files[number]
@@ -135,7 +135,7 @@ class _Open:
     def mapped(self) -> Mapped | None:
         try:
             return Mapped(self._path, self.handle)
-        except (OSError, ValueError):
+        except (OSError, OverflowError, ValueError):
             return None
 
     def __del__(self) -> None:
@@ -167,7 +167,7 @@ class MemoryModel:
     def place(self, name: str, start: int, count: int, trails: Trails) -> int | None:
         """Return where elements lie in memory; see `Model`."""
         flat_P = self._flat[name]
-        if not flat_P.is_cpu or flat_P.stride() != (1,):
+        if not flat_P.is_cpu or flat_P.stride() != (1,) or flat_P.is_neg():
             return None
         return flat_P.data_ptr() + start * flat_P.itemsize
 

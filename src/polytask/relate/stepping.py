@@ -21,13 +21,12 @@ class Stepping:
 
     def __init__(self, optimizer: torch.optim.Optimizer, shared: Sequence[Tensor]) -> None:
         self.optimizer, self.shared = optimizer, shared
-        self._copies = [one.detach().clone().requires_grad_() for one in shared]
+        self._copies: list[Tensor | None] = [None for _ in shared]
         self._states: list[dict[str, Any]] = [{} for _ in shared]
-        self._none = [torch.zeros_like(one) for one in shared]
 
     def on_nothing(self) -> list[Tensor]:
         """Return the parameters as they would be after a step on gradients of 0; see `on`."""
-        return self.on([one.zero_() for one in self._none])
+        return self.on([torch.zeros_like(one) for one in self.shared])
 
     def on(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
         """Return the parameters as they would be after a step on these gradients alone.
@@ -35,8 +34,12 @@ class Stepping:
         A parameter without a gradient stays. They are overwritten by the next call.
         """
         of = {id(parameter): n for n, parameter in enumerate(self.shared)}
-        for one, parameter, grad in zip(self._copies, self.shared, grads, strict=True):
-            one.data.copy_(parameter.detach())
+        copies: list[Tensor] = [
+            _own(parameter.detach(), None if held is None else held.detach()).requires_grad_()
+            for parameter, held in zip(self.shared, self._copies, strict=True)
+        ]
+        self._copies = [*copies]
+        for one, grad in zip(copies, grads, strict=True):
             one.grad = grad
         optimizer = self.optimizer
         made = object.__new__(type(optimizer))
@@ -49,18 +52,16 @@ class Stepping:
             if (n := of.get(id(parameter))) is not None:
                 held = self._states[n]
                 self._states[n] = {k: _own(v, held.get(k)) for k, v in state.items()}
-                made.state[self._copies[n]] = self._states[n]
+                made.state[copies[n]] = self._states[n]
         made.param_groups = []
         for group in optimizer.param_groups:
-            mine = [self._copies[of[id(p)]] for p in group["params"] if id(p) in of]
+            mine = [copies[of[id(p)]] for p in group["params"] if id(p) in of]
             if mine:
                 rest = {key: _own(value) for key, value in group.items() if key != "params"}
                 fused = {"fused": True} if self._fuses(group) else {}
                 made.param_groups.append({**rest, **fused, "params": mine})
         made.step()
-        for one in self._copies:
-            one.grad = None
-        return [one.detach() for one in self._copies]
+        return [one.detach() for one in copies]
 
     def _fuses(self, group: Mapping[str, Any]) -> bool:
         """Return whether torch has the step of a group in one pass, where nobody chose a form."""

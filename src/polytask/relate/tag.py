@@ -31,7 +31,8 @@ class TAG:
 
     model: its buffers (batch-norm statistics) are put back after every look. shared: the
         parameters that the step changes. optimizer: the one that trains them; its own rule is
-        applied to copies. Any of torch's but LBFGS, which evaluates losses itself.
+        applied to copies, which are kept beside it: of the shared parameters and of its state of
+        them. Any of torch's but LBFGS, which evaluates losses itself.
     every: looks at the first of so many steps.
     sources: M, tasks that take their turn in one look; None: one per 20 tasks. A look costs M
         backward and M + 1 forward passes and as many steps of the optimiser, whatever T is, and

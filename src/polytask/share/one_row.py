@@ -42,6 +42,7 @@ def product_of_one(
             or not tensor.is_cpu
             or type(tensor) not in PLAIN
             or not tensor.is_contiguous()
+            or tensor.is_neg()  # its numbers are those in memory, times -1
         ):
             return None
     networks, inputs, outputs = weight_SIO.shape
