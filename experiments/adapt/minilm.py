@@ -41,6 +41,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("global-task", "shared-factor", "smora", "loramoe", "mosld", "tensorpoly", "ssf"),
     (SPT, "polyhistor", MTLORA, "sparse-tuning:density=0.05", "half-fine-tuning", "mor1e"),
     ("prefix-tuning:length=10", MAM, "incremental-rank:rank=4"),
+    ("subtuning:most=2",),
 )
 """What is trained first and next; widths and scales are those that make methods alike in size."""
 

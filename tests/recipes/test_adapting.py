@@ -205,6 +205,7 @@ def test_a_comparison_gives_each_kind_its_own_learning_rates(
     assert grid_for(made, "lora") == made.pretrained.grid  # type: ignore[union-attr]
     assert grid_for(made, "equal") == made.pretrained.whole  # type: ignore[union-attr]
     assert grid_for(made, "sparse-tuning") == made.pretrained.whole  # type: ignore[union-attr]
+    assert grid_for(made, "hyperformer:plus=true") == made.pretrained.made  # type: ignore[union-attr]
     assert grid_for(suite(pretrained=False), "lora") is None
     with pytest.raises(UsageError, match="has 4 settings"):
         compare(

@@ -82,6 +82,9 @@ so they are left out."""
 OWN_WEIGHTS = ("sparse-tuning", "half-fine-tuning", "subtuning")
 """Methods that train the encoder's own weights."""
 
+MADE = ("hyperformer",)
+"""Methods whose adapters a network makes; at the rate of adapters HyperFormer diverged."""
+
 
 def grid_for(suite: Suite, recipe: str) -> tuple[tuple[float, float], ...] | None:
     """Return the learning rates and weight decays that a recipe tries on a suite, the likeliest
@@ -91,7 +94,7 @@ def grid_for(suite: Suite, recipe: str) -> tuple[tuple[float, float], ...] | Non
     adapts = parse(recipe).adapt
     if adapts is None or adapts.method.name in OWN_WEIGHTS:
         return suite.pretrained.whole
-    return suite.pretrained.grid
+    return suite.pretrained.made if adapts.method.name in MADE else suite.pretrained.grid
 
 
 class Earlier(Protocol):
