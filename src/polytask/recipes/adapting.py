@@ -83,7 +83,7 @@ OWN_WEIGHTS = ("sparse-tuning", "half-fine-tuning", "subtuning")
 """Methods that train the encoder's own weights."""
 
 MADE = ("hyperformer",)
-"""Methods whose adapters a network makes; at the rate of adapters HyperFormer diverged."""
+"""Methods whose adapters a network makes: at the rate of adapters HyperFormer learns nothing."""
 
 
 def grid_for(suite: Suite, recipe: str) -> tuple[tuple[float, float], ...] | None:

@@ -80,8 +80,8 @@ class Pretrained:
         "blocks" for its blocks in order, "feed-forward" for what stands beside those.
     grid, whole, made: learning rate and weight decay of AdamW to choose from, the likeliest first:
         of adapters, of what trains the encoder's own weights, and of networks that make adapters.
-        Adapters begin at nothing and want steps that would undo trained weights; a network that
-        makes all of them moves them all at once.
+        Adapters begin at nothing and want steps that would undo trained weights; a step of a
+        network that makes all of them moves each number by many times as much.
     """
 
     where: Mapping[str, tuple[str, ...]]
@@ -92,7 +92,7 @@ class Pretrained:
         (5e-4, 1e-2),
         (2e-5, 1e-2),
     )
-    made: tuple[tuple[float, float], ...] = ((3e-4, 1e-2), (1e-3, 1e-2), (1e-4, 1e-2))
+    made: tuple[tuple[float, float], ...] = ((1e-4, 1e-2), (3e-4, 1e-2), (3e-5, 1e-2))
 
 
 @dataclass(frozen=True)
