@@ -372,8 +372,9 @@ def _blocks(asked: Asked) -> SharedModel:
     def of(chosen: Sequence[str]) -> HardSharing:
         model = _whole(replace(asked, encoder=asked.suite.encoder()))
         model.encoder.requires_grad_(False)
-        for place in Where(tuple(f"{block}.*" for block in chosen)).modules(model.encoder):
-            place.requires_grad_(True)
+        if chosen:  # no name at all would be every place
+            for place in Where(tuple(f"{block}.*" for block in chosen)).modules(model.encoder):
+                place.requires_grad_(True)
         return model
 
     tasks = asked.suite.tasks
