@@ -18,6 +18,7 @@ from polytask.recipes.adapted import AdaptedModel
 from polytask.recipes.adapting import OWN_WEIGHTS, STAGES, grid_for
 from polytask.recipes.keeping import Keeping
 from polytask.recipes.train import Job, Stages, build, load_run, suite_of
+from polytask.records import read_json
 from polytask.share import HardSharing, SharedModel
 
 from .conftest import Seen
@@ -97,6 +98,19 @@ def test_what_is_held_keeps_its_bits_whatever_the_optimiser_does(tmp_path: Path)
         moved += int((value != before[name]).sum())
         total += value.numel()
     assert 0 < moved <= 0.1 * total + 1, "weight decay moved numbers that were not chosen"
+
+
+def test_subsets_of_blocks_are_held_against_heads_alone(tmp_path: Path) -> None:
+    run = job(tmp_path, "subtuning:most=1")
+    train(run)
+    probe = train(job(tmp_path, "linear-probing")).cost.trained
+    block = sum(p.numel() for p in Encoder().get_submodule("model.encoder.layer.0").parameters())
+    trained = {
+        path.parent.name: read_json(path)["cost"]["trained"]
+        for path in run.folder.glob(f"stages/*/{RECORD}")
+    }
+    assert trained.pop("none") == probe
+    assert set(trained.values()) == {probe + block}
 
 
 def test_halves_are_those_of_the_method_and_change_with_the_stage() -> None:
