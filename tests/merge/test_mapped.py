@@ -184,10 +184,6 @@ def test_what_is_held_does_not_grow_with_the_files(tmp_path):
 def test_a_system_that_cannot_let_go_maps_nothing(tmp_path, monkeypatch):
     path = file_of(tmp_path / "file", 4096)
 
-    class Without:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-    monkeypatch.setattr(mapped.mmap, "mmap", Without)
+    monkeypatch.setattr(mapped.mmap, "mmap", lambda *_, **__: object())
     with pytest.raises(OSError, match="does not let go"):
         mapping(path)

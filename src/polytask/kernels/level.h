@@ -9,6 +9,14 @@ compiled once for each LEVEL of the machine's vectors, and all go into one libra
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__)
+enum { VECTOR = 64 }; /* bytes of the machine's vectors */
+#elif defined(__AVX__)
+enum { VECTOR = 32 };
+#else
+enum { VECTOR = 16 };
+#endif
+
 #ifndef LEVEL
 #define LEVEL 0 /* 3 and 4 are those of x86-64: with AVX2, and with AVX-512 */
 #endif

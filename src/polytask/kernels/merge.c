@@ -16,20 +16,14 @@ Names: rows = models; count = elements of the piece; a step = two vectors of ele
 
 enum { BF16, F16, F32 }; /* dtypes of rows and results */
 /* A vector of float64 is as long as the machine's, one of 32 bits has as many elements. */
-#ifdef __AVX512F__
-enum { LANES = 8 };
-#elif defined(__AVX__)
-enum { LANES = 4 };
-#else
-enum { LANES = 2 };
-#endif
+enum { LANES = VECTOR / 8 };
 enum { STEP = 2 * LANES, BLOCK = 128, MODELS = 64 };
 
 typedef float F __attribute__((vector_size(4 * LANES)));
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 typedef int32_t I __attribute__((vector_size(4 * LANES)));
-typedef double D __attribute__((vector_size(8 * LANES)));
-typedef uint64_t L __attribute__((vector_size(8 * LANES)));
+typedef double D __attribute__((vector_size(VECTOR)));
+typedef uint64_t L __attribute__((vector_size(VECTOR)));
 
 /* STEP elements. Of 16-bit rows `a` holds those at even places and `b` those at odd ones, so that
 one operation takes them out of 32-bit words; of float32 `a` holds the first half. */
@@ -302,9 +296,9 @@ INLINE int nearly(const Mixture *mix, Nearly *out) {
 }
 
 /* Vectors as long as the machine's, of 32 bits. */
-typedef float WideF __attribute__((vector_size(8 * LANES)));
-typedef uint32_t WideU __attribute__((vector_size(8 * LANES)));
-typedef int16_t Shorts __attribute__((vector_size(8 * LANES)));
+typedef float WideF __attribute__((vector_size(VECTOR)));
+typedef uint32_t WideU __attribute__((vector_size(VECTOR)));
+typedef int16_t Shorts __attribute__((vector_size(VECTOR)));
 
 INLINE WideU larger(WideU x, WideU y) { /* of 16 bits each, none above 0x7fff */
 #if defined(__AVX512BW__)

@@ -6,17 +6,11 @@ differ in no bit, and a network's output does not depend on its siblings. */
 
 #include "level.h"
 
-#ifdef __AVX512F__
-enum { LANES = 16 };
-#elif defined(__AVX__)
-enum { LANES = 8 };
-#else
-enum { LANES = 4 };
-#endif
+enum { LANES = VECTOR / 4 };
 enum { VECTORS = 8, WIDE = 256, DEEP = 8 }; /* VECTORS: as many sums are under way at once */
 
-typedef float F __attribute__((vector_size(4 * LANES)));
-typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef float F __attribute__((vector_size(VECTOR)));
+typedef int32_t I __attribute__((vector_size(VECTOR)));
 
 INLINE F load(const float *from) { F x; memcpy(&x, from, sizeof x); return x; }
 

@@ -58,14 +58,14 @@ def need_of(plan: Plan, methods: tuple[Merge, ...], options: Options) -> Need:
         chunk = max(GRAIN, PIECES // (threads * rows * WIDEST) // GRAIN * GRAIN)
     piece = rows * chunk * WIDEST
     scratch = chunk * WIDEST
-    memory = FIXED + threads * (piece * (1 + WORK) + scratch)
+    mapped = threads * rows <= MAPPED
+    # What is mapped is let go before torch sees to a piece, which makes copies.
+    working = max(WORK * piece, rows * HELD if mapped else 0)
+    memory = FIXED + threads * (piece + working + scratch)
     memory += len(plan.items) * rows * PER_TENSOR
     if any(isinstance(method, Surveyor) for method in methods):
         memory += threads * rows * SURVEY
     if any(method.reach == "tensor" for method in methods):
         largest = max(item.entry.numel for item in plan.items if item.merged)
         memory += threads * rows * largest * WIDEST * (1 + WORK)
-    mapped = threads * rows <= MAPPED
-    if mapped:
-        memory += threads * rows * HELD
     return Need(chunk, threads, piece, scratch, memory, mapped)

@@ -40,6 +40,13 @@ class Buffers:
         trails: Trails | None = {} if need.mapped else None
         return cls(Arena(need.piece_bytes), Arena(need.scratch_bytes), trails)
 
+    def let_go(self) -> None:
+        """Hold nothing of files where they lie: what torch does with a piece takes its room."""
+        for trail in (self.trails or {}).values():
+            trail.file.let_go(trail.begin, trail.end)
+        if self.trails:
+            self.trails.clear()
+
 
 @dataclass
 class Pieces:
@@ -62,6 +69,7 @@ class Pieces:
         seen: whether it was looked at for NaN in an earlier pass of this process.
         They are the thread's buffers: the next call overwrites them.
         """
+        own.let_go()
         dtype = self.dtype(item, method)
         parts = self._parts(item, method)
         rows_RP, rows = own.pieces.rows(len(parts), count, dtype)
@@ -88,6 +96,7 @@ class Pieces:
 
         Formed as they are read, in float64; or at once in the result's dtype, see `_pooled`.
         """
+        own.let_go()
         parts = self.mixed_parts(item, method)
         if pools(item, parts, mixture):
             raw_MP, rows = own.pieces.rows(len(parts), count, torch.bfloat16)
