@@ -7,34 +7,33 @@ of the setting that was best.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from polytask.fit import RECORD, FitConfig
+from polytask.recipes.auto import FOUND
 from polytask.recipes.train import Job
 from polytask.recipes.work import work_of_epoch
-
-SEARCH = "auto.json"
+from polytask.records import read_json
 
 
 def of_single(folder: Path, result: dict[str, Any]) -> list[float]:
     """Return for each seed of a finished comparison's searches their part of that arithmetic."""
+    searches = [read_json(folder / "auto" / f"s{seed}" / FOUND) for seed in result["seeds"]]
+    asked = searches[0]["settings"]  # those of all seeds, but for the seed
+    config = FitConfig(batch_size=asked["batch_size"], min_epoch_steps=asked["min_epoch_steps"])
+
+    def epoch(*tasks: str) -> float:
+        return work_of_epoch(Job(result["suite"], tasks or None, "equal", config, folder))
+
     runs = result["methods"]["single"]["runs"]
+    each, together = {task: epoch(task) for task in runs}, epoch()
     found = []
-    for seed in result["seeds"]:
-        search = json.loads((folder / "auto" / f"s{seed}" / SEARCH).read_text())
+    for seed, search in zip(result["seeds"], searches, strict=True):
         first = search["tried"][0]
-        asked = search["settings"]
-        config = FitConfig(batch_size=asked["batch_size"], min_epoch_steps=asked["min_epoch_steps"])
-
-        def epoch(tasks: tuple[str, ...] | None, config: FitConfig = config) -> float:
-            return work_of_epoch(Job(result["suite"], tasks, "equal", config, folder))
-
-        spent = search["work"] * epoch(None) * first["epochs"] / first["work"]
+        spent = search["work"] * together * first["epochs"] / first["work"]
         alone = sum(
-            epoch((task,))
-            * len(json.loads((folder / of[str(seed)] / RECORD).read_text())["points"])
+            each[task] * len(read_json(folder / of[str(seed)] / RECORD)["points"])
             for task, of in runs.items()
         )
         found.append(spent / alone)

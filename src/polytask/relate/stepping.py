@@ -65,10 +65,12 @@ class Stepping:
 
     def _fuses(self, group: Mapping[str, Any]) -> bool:
         """Return whether torch has the step of a group in one pass, where nobody chose a form."""
-        chosen = [group.get(key) for key in ("foreach", "fused", "capturable", "differentiable")]
         return (
             type(self.optimizer) in FUSED
-            and not any(chosen)
+            and group.get("foreach") is None
+            and group.get("fused") is None
+            and not group.get("capturable")
+            and not group.get("differentiable")
             and all(p.is_cpu and p.dtype is torch.float32 for p in group["params"])
         )
 
