@@ -29,8 +29,9 @@ from polytask.merge import (
     prepare,
     stream,
 )
-from polytask.merge.base import GRAIN, Changes, Sizes
-from polytask.merge.kernels import Kernels, kernels
+from polytask.merge.base import GRAIN, Changes, Mixture, Sizes
+from polytask.merge.kernels import Kernels, Rows, kernels
+from polytask.merge.rounding import nearest
 from polytask.testing import check_merge
 
 needs_kernels = pytest.mark.skipif(bool(missing()), reason=f"no kernels: {missing()}")
@@ -207,6 +208,59 @@ def test_any_few_numbers_give_the_same(data):
     with pytest.MonkeyPatch.context() as patched:
         quick, slow = both(patched, method, models, Options(nonfinite="continue"))
     assert quick == slow
+
+
+KINDS = ("tuned", "few digits", "cancelling", "any size", "powers of two")
+
+
+def spread(kind: str, models: int, scale: float, generator: torch.Generator) -> Tensor:
+    """Return tuned models and, last, the base, (M + 1, P), in bfloat16."""
+    shape = (models, GRAIN)
+    base_P = 0.02 * torch.randn(GRAIN, generator=generator)
+    tau_MP = 0.002 * torch.randn(shape, generator=generator)
+    if kind == "few digits":
+        base_P = (base_P * 400).round() / 8
+        tau_MP = torch.randint(-5, 6, shape, generator=generator) / 16
+    elif kind == "cancelling":  # all but the models' last digits
+        tau_MP = (-base_P / scale / models).expand(shape)
+    elif kind != "tuned":  # each number of a size of its own, and some that cancel out
+        exponent_MP = torch.randint(-26, 1, shape, generator=generator)
+        digits_MP = torch.randint(128, shape, generator=generator) / 128 * (kind == "any size")
+        sign_MP = 2 * torch.randint(2, shape, generator=generator) - 1
+        tuned_MP = torch.ldexp(1 + digits_MP, exponent_MP) * sign_MP
+        tuned_MP[1:2] = -tuned_MP[0]
+        base_P = tuned_MP[-1].roll(1)
+        kept_MP = torch.rand(shape, generator=generator) < 0.6
+        tau_MP = torch.where(kept_MP, tuned_MP - base_P, 0)
+    return torch.cat([base_P + tau_MP, base_P[None]]).to(torch.bfloat16)
+
+
+@needs_kernels
+@pytest.mark.parametrize("models", [1, 2, 4, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_fractions_round_as_float64_does(kind, models):
+    """They lead to ties, which the kernels may decide in float32: at scales of two digits, and at
+    means of any number."""
+    found = kernels()
+    assert found is not None
+    generator = torch.Generator().manual_seed(0)
+    scales = [top / 100 for top in range(-120, 121, 3)] + [0.7, 1 / 3, 3 / 128, 7.0, 100.0]
+    mixtures = [Mixture((1.0,) * models, base=-float(models), scale=scale) for scale in scales]
+    mixtures += [Mixture((2.0,) * models, base=-1.0, scale=scale) for scale in scales]
+    mixtures += [Mixture((1.0,) * models, over=float(over)) for over in (3, 5, 6, 7, 10, 100, 129, 0.3, 0.7)]
+    for mixture in mixtures:
+        rows_RP = spread(kind, models, mixture.scale or 1.0, generator)
+        rows_RP = rows_RP[: models + (mixture.base != 0)]
+        out_P = torch.empty(GRAIN, dtype=torch.bfloat16)
+        rows = Rows([row_P.data_ptr() for row_P in rows_RP], GRAIN, torch.bfloat16)
+        assert found.mix(mixture, rows, out_P)
+        exact_P = mixture.of(rows_RP, torch.empty(2, GRAIN, dtype=torch.float64))
+        assert torch.equal(bits(out_P), bits(nearest(exact_P, torch.bfloat16))), mixture
+
+
+def bits(values_P: Tensor) -> Tensor:
+    """Return what tells 0 from -0."""
+    return values_P.view(BITS[values_P.itemsize])
 
 
 @needs_kernels

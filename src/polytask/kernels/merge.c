@@ -311,6 +311,9 @@ INLINE WideU larger(WideU x, WideU y) { /* of 16 bits each, none above 0x7fff */
 #endif
 }
 
+/* Elements that are asked for ahead: there is much to do on those at hand. */
+enum { AHEAD = 256 };
+
 INLINE WideF times_and(WideF x, float factor, WideF sum) {
 #if defined(__AVX512F__)
     return (WideF)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), (__m512)sum);
@@ -342,6 +345,7 @@ INLINE int nearly_steps(const Nearly *of, const void *const *rows, int count_row
         WideF a = {0}, b = {0};
         for (int r = 0; r < count_rows; r++) {
             WideU words;
+            __builtin_prefetch((const uint16_t *)rows[r] + at + AHEAD, 0, 3);
             memcpy(&words, (const uint16_t *)rows[r] + at, sizeof words);
             most = larger(most, words & 0x7fff7fff);
             a = times_and((WideF)(words << 16), of->factor[r], a);
@@ -360,15 +364,134 @@ INLINE int nearly_steps(const Nearly *of, const void *const *rows, int count_row
     return !any_bit((apart & 0xffff0000u) | (small & 0x80000000u));
 }
 
-/* In blocks of two steps or more; those it does not settle are for float64. Where few are settled,
-as where a factor such as 0.3 takes whole digits to ties, so is the rest. Returns how far it came. */
-INLINE int64_t mix_nearly(const Mixture *mix, const Nearly *of, const void *const *rows,
-                          int64_t count, void *out, U *spoiled, int plain) {
+/* ---- the same where the factors are short fractions, such as 0.3, which lead to ties ---- */
+
+/* Sums of whole numbers of bfloat16 that are not far apart are exact in float32, and so is what
+lies on a tie; what does not is off it by a `bottom`-th of a last digit or more, when the factor is
+a fraction with that bottom: further than float32 errs. What is to be known of each element is how
+far apart its rows and the result are, by their bits, 128 to an octave.
+
+factor: whole numbers. high + low: what their sum is multiplied by, of one sign. rows, result: how
+far below the largest element the least that is not 0 may be, and the result. */
+typedef struct { float factor[MODELS], high, low; uint16_t rows, result; int moves; } Digits;
+
+#if defined(__AVX2__) && defined(__FMA__)
+
+INLINE WideU in_both_halves(uint16_t x) { return (WideU){0} + (x | (uint32_t)x << 16); }
+
+#if defined(__AVX512BW__)
+#define BY_SHORTS(name, x, y) (WideU)_mm512_##name((__m512i)(x), (__m512i)(y))
+#else
+#define BY_SHORTS(name, x, y) (WideU)_mm256_##name((__m256i)(x), (__m256i)(y))
+#endif
+
+/* Puts it; returns whether it is so for the mixture. */
+INLINE int digits(const Mixture *mix, Digits *out) {
+    double sizes = 0, by = mix->moves ? mix->scale * mix->share : mix->share;
+    if (mix->divides) {
+        if (mix->moves) return 0; /* rounded twice on the way */
+        if (!(mix->over >= 1 && mix->over <= 128) || (double)(int)mix->over != mix->over) return 0;
+        by = 1 / mix->over;
+    }
+    for (int r = 0; r < mix->rows; r++) {
+        double factor = mix->factor[r], size = factor < 0 ? -factor : factor;
+        if (!(size <= 256) || (double)(int)factor != factor) return 0;
+        out->factor[r] = (float)factor;
+        sizes += size;
+    }
+    double size = by < 0 ? -by : by;
+    if (!(size >= 0x1p-10 && size <= 0x1p10)) return 0;
+    int bottom = 1;
+    for (; bottom <= 128; bottom++) {
+        /* So near to the fraction that float64, too, gives a tie where the fraction does, as it
+        does where it divides. */
+        double top = (double)(int64_t)(size * bottom + 0.5);
+        double off = __builtin_fma(size, bottom, -top);
+        if ((off < 0 ? -off : off) <= top * (mix->divides ? 0x1p-50 : 0x1p-54)) break;
+    }
+    if (bottom > 128) return 0;
+    /* Rows are whole multiples of 2^-8 of the least of them, ties of 2^-9 of the result; float32
+    is off by `errs` * 2^-24 of the largest. Bits are logarithms up to 0.09, a factor of 1.07. */
+    double errs = bottom * (2 * size * sizes + 1) * 1.07;
+    int far = 128 * 16;
+    for (; errs > 2; errs /= 2) far -= 128;
+    far -= (int)(128 * (errs - 1)) + 12; /* at least its logarithm */
+    if (errs < 1 || far < 128 * 4) return 0;
+    out->rows = (uint16_t)far, out->result = (uint16_t)(far - 128);
+    out->moves = mix->moves;
+    uint32_t bits;
+    out->high = (float)by;
+    memcpy(&bits, &out->high, sizeof bits);
+    if ((double)out->high * (by < 0 ? -1 : 1) > size) bits--; /* towards 0 */
+    memcpy(&out->high, &bits, sizeof bits);
+    double rest = by - (double)out->high;
+    out->low = rest != 0 ? (float)rest : by < 0 ? -0.0f : 0.0f;
+    return 1;
+}
+
+/* Returns whether no element's rows and result are too far apart, nor too small. */
+INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows, int64_t start,
+                       int64_t stop, void *out, WideU *spoiled) {
+    const WideU size = in_both_halves(0x7fff), one = in_both_halves(1);
+    const WideU apart = in_both_halves(of->rows), below = in_both_halves(of->result);
+    const WideU small = in_both_halves((127 - 60) << 7); /* 2^-60 */
+    const WideF low = of->low - (WideF){0}; /* -0 stays */
+    WideU far = {0}, bad = *spoiled;
+    for (int64_t at = start; at < stop; at += 2 * STEP) {
+        WideU words, most, least, result;
+        WideF a, b, x_a, x_b;
+        for (int r = 0; r < count_rows; r++) {
+            __builtin_prefetch((const uint16_t *)rows[r] + at + AHEAD, 0, 3);
+            memcpy(&words, (const uint16_t *)rows[r] + at, sizeof words);
+            x_a = (WideF)(words << 16), x_b = (WideF)(words & 0xffff0000u);
+            words = BY_SHORTS(sub_epi16, words & size, one); /* no 0 is the least, nor the most */
+            if (r == 0) {
+                a = x_a * of->factor[0], b = x_b * of->factor[0];
+                most = least = words;
+            } else {
+                a = times_and(x_a, of->factor[r], a), b = times_and(x_b, of->factor[r], b);
+                most = BY_SHORTS(max_epi16, most, words);
+                least = BY_SHORTS(min_epu16, least, words);
+            }
+        }
+        a = times_and(a, of->high, a * low), b = times_and(b, of->high, b * low);
+        if (of->moves) a += x_a, b += x_b;
+        WideU of_a = (WideU)a, of_b = (WideU)b;
+        of_a += 0x7fff + ((of_a >> 16) & 1), of_b += 0x7fff + ((of_b >> 16) & 1);
+        result = (of_a >> 16) | (of_b & 0xffff0000u);
+        memcpy((uint16_t *)out + at, &result, sizeof result);
+        result &= size;
+        bad |= result + in_both_halves(0x0080);
+        result = BY_SHORTS(sub_epi16, result, one);
+        far |= BY_SHORTS(subs_epu16, most, BY_SHORTS(adds_epu16, least, apart));
+        far |= BY_SHORTS(subs_epu16, most, BY_SHORTS(adds_epu16, result, below));
+        far |= BY_SHORTS(subs_epu16, small, most);
+    }
+    *spoiled = bad;
+    return !any_bit(far);
+}
+
+#else /* not worth it, or not exact */
+INLINE int digits(const Mixture *mix, Digits *out) { return (void)mix, (void)out, 0; }
+INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows, int64_t start,
+                       int64_t stop, void *out, WideU *spoiled) {
+    return (void)of, (void)rows, (void)count_rows, (void)start, (void)stop, (void)out,
+           (void)spoiled, 0;
+}
+#endif
+
+/* In blocks; those it does not settle are for float64. Where few are settled, so is the rest.
+Returns how far it came. of, by_digits: one of them, the other is null. */
+INLINE int64_t mix_nearly(const Mixture *mix, const Nearly *of, const Digits *by_digits,
+                          const void *const *rows, int64_t count, void *out, U *spoiled,
+                          int plain) {
     WideU bad = {0};
+    const int block = by_digits ? 2 * STEP : BLOCK;
     int64_t at = 0, left = 32; /* blocks that may fail beyond those that are settled */
-    for (; at < count && left; at += BLOCK) {
-        int64_t stop = count - at < BLOCK ? count : at + BLOCK;
-        if (nearly_steps(of, rows, mix->rows, at, stop, out, &bad)) {
+    for (; at < count && left; at += block) {
+        int64_t stop = count - at < block ? count : at + block;
+        if (by_digits ? digit_steps(by_digits, rows, mix->rows, at, stop, out, &bad)
+                      : nearly_steps(of, rows, mix->rows, at, stop, out, &bad)) {
             left++;
         } else {
             left--;
@@ -376,7 +499,7 @@ INLINE int64_t mix_nearly(const Mixture *mix, const Nearly *of, const void *cons
         }
     }
     /* Where only float32 left its range, torch finds what float64 gives. */
-    if (any_bit(bad & 0x80000000u)) *spoiled |= 0x80000000u;
+    if (any_bit(bad & (by_digits ? 0x80008000u : 0x80000000u))) *spoiled |= 0x80000000u;
     return at < count ? at : count;
 }
 
@@ -396,10 +519,15 @@ EXPORT(int, mix)(const void *const *rows, int count_rows, int dtype, const doubl
     U spoiled = {0};
     int64_t whole = count / STEP * STEP, left = count - whole, done = 0;
     Nearly of;
-    if (dtype == BF16 && out_dtype == BF16 && nearly(&mix, &of)) {
+    Digits by;
+    if (dtype == BF16 && out_dtype == BF16) {
         int64_t most = count / (2 * STEP) * (2 * STEP);
-        done = plain ? mix_nearly(&mix, &of, rows, most, out, &spoiled, 1)
-                     : mix_nearly(&mix, &of, rows, most, out, &spoiled, 0);
+        if (digits(&mix, &by))
+            done = plain ? mix_nearly(&mix, 0, &by, rows, most, out, &spoiled, 1)
+                         : mix_nearly(&mix, 0, &by, rows, most, out, &spoiled, 0);
+        else if (nearly(&mix, &of))
+            done = plain ? mix_nearly(&mix, &of, 0, rows, most, out, &spoiled, 1)
+                         : mix_nearly(&mix, &of, 0, rows, most, out, &spoiled, 0);
     }
     if (plain) {
         BY_DTYPES(dtype, out_dtype,
@@ -460,9 +588,20 @@ INLINE void *tile(Tiles *tiles, int row, int place, int dtype) {
     return (char *)tiles->of[0][0] + (row * PLACES + place) * TILE * width(dtype);
 }
 
-INLINE D half_of(Doubles x, int half) { return half ? x.b : x.a; }
+INLINE F half_of(Floats x, int half) { return half ? x.b : x.a; }
 INLINE D get(const double *from) { D x; memcpy(&x, from, sizeof x); return x; }
 INLINE void set(double *to, D x) { memcpy(to, &x, sizeof x); }
+
+/* Products of what were float32 are exact, so that it is all one whether they are rounded. */
+INLINE D product_and(D x, D y, D sum) {
+#if defined(__AVX512F__)
+    return (D)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)sum);
+#elif defined(__FMA__)
+    return (D)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)sum);
+#else
+    return x * y + sum;
+#endif
+}
 
 /* Of a few models: all in registers. The base, where there is one, is the last row. */
 INLINE void few_products(Tiles *tiles, int models, int with_base, int64_t k, int half, double *sums,
@@ -472,14 +611,16 @@ INLINE void few_products(Tiles *tiles, int models, int with_base, int64_t k, int
         found[pair] = get(sums + pair * ACROSS);
     for (int r = 0; r < PLACES; r++) {
         D x[FEW];
-        for (int m = 0; m < models; m++) x[m] = half_of(widest(tile(tiles, m, r, dtype), k, dtype), half);
-        if (with_base) {
-            D base = half_of(widest(tile(tiles, models, r, dtype), k, dtype), half);
-            for (int m = 0; m < models; m++) x[m] -= base;
+        F base = (F){0};
+        if (with_base) base = half_of(widened(tile(tiles, models, r, dtype), k, dtype), half);
+        for (int m = 0; m < models; m++) {
+            F tuned = half_of(widened(tile(tiles, m, r, dtype), k, dtype), half);
+            x[m] = wide(with_base ? tuned - base : tuned);
         }
         int pair = 0;
         for (int i = 0; i < models; i++)
-            for (int j = i; j < models; j++) found[pair++] += x[i] * x[j];
+            for (int j = i; j < models; j++, pair++)
+                found[pair] = product_and(x[i], x[j], found[pair]);
     }
     for (int pair = 0; pair < models * (models + 1) / 2; pair++)
         set(sums + pair * ACROSS, found[pair]);
@@ -490,11 +631,11 @@ INLINE void many_products(Tiles *tiles, int models, int with_base, int64_t k, in
                           double *sums, int dtype) {
     D x[PLACES][PRODUCTS];
     for (int r = 0; r < PLACES; r++) {
-        D base = (D){0};
-        if (with_base) base = half_of(widest(tile(tiles, models, r, dtype), k, dtype), half);
+        F base = (F){0};
+        if (with_base) base = half_of(widened(tile(tiles, models, r, dtype), k, dtype), half);
         for (int m = 0; m < models; m++) {
-            D tuned = half_of(widest(tile(tiles, m, r, dtype), k, dtype), half);
-            x[r][m] = with_base ? tuned - base : tuned;
+            F tuned = half_of(widened(tile(tiles, m, r, dtype), k, dtype), half);
+            x[r][m] = wide(with_base ? tuned - base : tuned);
         }
     }
     for (int i = 0; i < models; i++) {
@@ -504,10 +645,12 @@ INLINE void many_products(Tiles *tiles, int models, int with_base, int64_t k, in
             for (int n = 0; n < many; n++) found[n] = get(sums + n * ACROSS);
             if (many == 4)
                 for (int r = 0; r < PLACES; r++)
-                    for (int n = 0; n < 4; n++) found[n] += x[r][i] * x[r][j + n];
+                    for (int n = 0; n < 4; n++)
+                        found[n] = product_and(x[r][i], x[r][j + n], found[n]);
             else
                 for (int n = 0; n < many; n++)
-                    for (int r = 0; r < PLACES; r++) found[n] += x[r][i] * x[r][j + n];
+                    for (int r = 0; r < PLACES; r++)
+                        found[n] = product_and(x[r][i], x[r][j + n], found[n]);
             for (int n = 0; n < many; n++) set(sums + n * ACROSS, found[n]);
             sums += many * ACROSS;
         }
@@ -574,7 +717,7 @@ INLINE void reordered(double *sums, int64_t count, int back) {
 }
 
 /* Adds the products of each of the models with itself and those after it, ACROSS sums for a pair;
-each less the last row, the base, where there is one. */
+each less the last row, the base, in float32, where there is one. */
 EXPORT(void, products)(const void *const *rows, int models, int with_base, int dtype, int64_t count,
                        double *sums) {
     int64_t all = models * (models + 1) / 2 * ACROSS;

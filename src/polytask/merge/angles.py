@@ -26,6 +26,7 @@ from polytask.merge.base import (
     State,
     Surveyor,
 )
+from polytask.merge.rounding import all_finite
 
 ACROSS = 1 << 11
 """Sums of a pair's products that are carried along; a divisor of GRAIN."""
@@ -37,10 +38,11 @@ AT_ONCE = 16
 class Angles(Surveyor):
     """A mix of base and models, per tensor, by their inner products, in float64.
 
-    The products are those of the models; where the base takes part, of how far they went from it.
-    Of a pair of models, the products at elements k, k + ACROSS, k + 2 ACROSS, ... are added in this
-    order, and in the end their sums by halves. So a tensor gives the same to the last bit however
-    it is cut, and on every machine; a product of matrices would add in the order that suits it.
+    The products are those of the models; where the base takes part, of how far they went from it,
+    in float32 as in other methods, so that products are exact. Of a pair of models, those at
+    elements k, k + ACROSS, k + 2 ACROSS, ... are added in this order, and in the end their sums by
+    halves. So a tensor gives the same to the last bit however it is cut, and on every machine; a
+    product of matrices would add in the order that suits it.
     """
 
     @abstractmethod
@@ -74,11 +76,11 @@ class Angles(Surveyor):
         sums_QA = sums_of(sums, len(tuned_MP))
         for start in range(0, tuned_MP.shape[1], GRAIN):
             block = slice(start, start + GRAIN)
-            vectors_MG = tuned_MP[:, block].to(torch.float64)
+            vectors_MG = tuned_MP[:, block]
             if self.needs_base:
-                vectors_MG = vectors_MG - base_P[block].to(torch.float64)
+                vectors_MG = _changes(base_P[block], vectors_MG)
             first = 0
-            for products_JG in _products(vectors_MG):
+            for products_JG in _products(vectors_MG.to(torch.float64)):
                 those_QA = sums_QA[first : first + len(products_JG)]
                 for products_JA in torch.split(products_JG.cpu(), ACROSS, dim=1):
                     those_QA[:, : products_JA.shape[1]].add_(products_JA)
@@ -114,6 +116,14 @@ class Angles(Surveyor):
         return self.mixture(len(tuned_MP), state)(
             base_P if self.needs_base else base_P[:0], tuned_MP
         )
+
+
+def _changes(base_G: Tensor, tuned_MG: Tensor) -> Tensor:
+    """Return how far models went, (M, G): in float64 where float32 has no room for it."""
+    changes_MG = tuned_MG - base_G
+    if all_finite(changes_MG):
+        return changes_MG
+    return tuned_MG.to(torch.float64) - base_G.to(torch.float64)
 
 
 def _products(vectors_MG: Tensor) -> Iterator[Tensor]:

@@ -118,8 +118,9 @@ class Compiled:
             sums_QA = sums_of(sums, len(rows) - method.needs_base)
             before_QA = sums_QA.clone()
             self.kernels.products(rows, method.needs_base, sums_QA)
-            # The squares of what is finite stay finite in float64, and those of all else do not.
-            finite = seen or all_finite(sums_QA)
+            # The squares of what is finite stay finite in float64, and those of all else do not,
+            # nor those of changes that float32 has no room for.
+            finite = all_finite(sums_QA)
             if not finite:
                 sums_QA.copy_(before_QA)
             return finite
@@ -134,7 +135,7 @@ class Compiled:
         return True
 
 
-LONG = 2 << 20
+LONG = 1 << 20
 """Bytes of a result that are made at once of files as they lie; a multiple of GRAIN elements."""
 
 RANKS = Ranks()

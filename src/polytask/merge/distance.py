@@ -1,6 +1,6 @@
 """How far tuned models lie from what is said to be their base, from a sample.
 
-Shapes: P = elements of a stretch.
+Shapes: R = the base and the tuned models, P = elements of a stretch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from polytask.merge.base import GRAIN
 from polytask.merge.plan import Part, Plan
 from polytask.merge.window import Arena
 
@@ -22,6 +21,10 @@ MATRICES = 64
 """Matrices that are looked at, spread over the model; norms and biases are alike in strangers."""
 
 
+STRETCH = 1 << 12
+"""Elements of a matrix that are looked at, in its middle."""
+
+
 def distances(plan: Plan) -> dict[str, float]:
     """Return of each tuned model |tuned - base| / |base|, over a sample; empty without a base.
 
@@ -31,15 +34,15 @@ def distances(plan: Plan) -> dict[str, float]:
     if not plan.has_base or not items:
         return {}
     step = max(1, len(items) // MATRICES)
-    arena = Arena(GRAIN * 8)
+    arena = Arena(STRETCH * 8)
     squares = [0.0] * len(plan.labels)
     for item in items[::step]:
-        count = min(GRAIN, item.entry.numel)
+        count = min(STRETCH, item.entry.numel)
         start = (item.entry.numel - count) // 2
-        base_P = _sample(item.parts[0], start, count, arena)
-        squares[0] += _squares(base_P)
-        for model, part in enumerate(item.parts[1:], 1):
-            squares[model] += _squares(_sample(part, start, count, arena) - base_P)
+        sample_RP = torch.stack([_sample(part, start, count, arena) for part in item.parts])
+        sample_RP[1:] -= sample_RP[0].clone()
+        found_R = sample_RP.nan_to_num_(0.0, 0.0, 0.0).square_().sum(dim=1)
+        squares = [sum_ + one for sum_, one in zip(squares, found_R.tolist(), strict=True)]
     return {
         label: math.sqrt(square / squares[0]) if squares[0] else math.inf if square else 0.0
         for label, square in zip(plan.labels[1:], squares[1:], strict=True)
@@ -50,10 +53,6 @@ def _sample(part: Part, start: int, count: int, arena: Arena) -> Tensor:
     raw = arena.one(count, part.dtype)
     part.read(start, raw)
     return raw.values_P.to(torch.float64, copy=True)
-
-
-def _squares(values_P: Tensor) -> float:
-    return float(values_P.nan_to_num(0.0, 0.0, 0.0).square().sum())
 
 
 def warnings_of(plan: Plan) -> list[str]:

@@ -258,7 +258,8 @@ def _sharded(label: str, index: Path) -> FileModel:
             raise DataError(f"{index} names {name}, which is missing; fetch the model again.")
         files[path] = read_header(path)[0]
     for path, entries in files.items():
-        listed = {name for name, file in where.items() if file == path.name}
+        file = path.name
+        listed = {name for name, at in where.items() if at == file}
         if listed != entries.keys():
             name = sorted(listed ^ entries.keys())[0]
             if name in listed:
