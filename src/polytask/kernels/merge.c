@@ -577,18 +577,10 @@ EXPORT(int, pool)(const void *const *rows, int count_rows, int64_t count, void *
 
 /* ---- inner products: angles.Angles ---- */
 
-/* Products of elements k, k + ACROSS, k + 2 ACROSS, ... are added one after another, from 0 on. A
-TILE holds a stretch of elements at PLACES that are ACROSS apart, copied together: where they lie,
-they would drive each other out of the cache. */
-enum { ACROSS = 1 << 11, PLACES = 8, TILE = 128, FEW = 4, PRODUCTS = 16 };
+/* Of a stretch of RUN elements, the products of elements k, k + ACROSS, k + 2 ACROSS, ... are added
+one after another, from 0 on, and the sums of the stretches one after another. */
+enum { ACROSS = 16, RUN = 512, FEW = 4, PRODUCTS = 16, PLACES = 8, VECTORS = ACROSS / LANES };
 
-typedef struct { uint32_t of[PRODUCTS + 1][PLACES][TILE]; } Tiles;
-
-INLINE void *tile(Tiles *tiles, int row, int place, int dtype) {
-    return (char *)tiles->of[0][0] + (row * PLACES + place) * TILE * width(dtype);
-}
-
-INLINE F half_of(Floats x, int half) { return half ? x.b : x.a; }
 INLINE D get(const double *from) { D x; memcpy(&x, from, sizeof x); return x; }
 INLINE void set(double *to, D x) { memcpy(to, &x, sizeof x); }
 
@@ -603,103 +595,91 @@ INLINE D product_and(D x, D y, D sum) {
 #endif
 }
 
-/* Of a few models: all in registers. The base, where there is one, is the last row. */
-INLINE void few_products(Tiles *tiles, int models, int with_base, int64_t k, int half, double *sums,
-                         int dtype) {
-    D found[FEW * (FEW + 1) / 2];
-    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
-        found[pair] = get(sums + pair * ACROSS);
-    for (int r = 0; r < PLACES; r++) {
-        D x[FEW];
-        F base = (F){0};
-        if (with_base) base = half_of(widened(tile(tiles, models, r, dtype), k, dtype), half);
-        for (int m = 0; m < models; m++) {
-            F tuned = half_of(widened(tile(tiles, m, r, dtype), k, dtype), half);
-            x[m] = wide(with_base ? tuned - base : tuned);
-        }
-        int pair = 0;
-        for (int i = 0; i < models; i++)
-            for (int j = i; j < models; j++, pair++)
-                found[pair] = product_and(x[i], x[j], found[pair]);
-    }
-    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
-        set(sums + pair * ACROSS, found[pair]);
-}
-
-/* Of any number: the vectors in memory, and four sums at a time. */
-INLINE void many_products(Tiles *tiles, int models, int with_base, int64_t k, int half,
-                          double *sums, int dtype) {
-    D x[PLACES][PRODUCTS];
-    for (int r = 0; r < PLACES; r++) {
-        F base = (F){0};
-        if (with_base) base = half_of(widened(tile(tiles, models, r, dtype), k, dtype), half);
-        for (int m = 0; m < models; m++) {
-            F tuned = half_of(widened(tile(tiles, m, r, dtype), k, dtype), half);
-            x[r][m] = wide(with_base ? tuned - base : tuned);
-        }
-    }
-    for (int i = 0; i < models; i++) {
-        for (int j = i; j < models; j += 4) {
-            D found[4];
-            int many = models - j < 4 ? models - j : 4;
-            for (int n = 0; n < many; n++) found[n] = get(sums + n * ACROSS);
-            if (many == 4)
-                for (int r = 0; r < PLACES; r++)
-                    for (int n = 0; n < 4; n++)
-                        found[n] = product_and(x[r][i], x[r][j + n], found[n]);
-            else
-                for (int n = 0; n < many; n++)
-                    for (int r = 0; r < PLACES; r++)
-                        found[n] = product_and(x[r][i], x[r][j + n], found[n]);
-            for (int n = 0; n < many; n++) set(sums + n * ACROSS, found[n]);
-            sums += many * ACROSS;
-        }
+/* STEP elements of each model, less those of the last row, the base, where there is one. */
+INLINE void take_step(const void *const *rows, int models, int with_base, int64_t at, int dtype,
+                      D *a, D *b) {
+    Floats base = {(F){0}, (F){0}};
+    if (with_base) base = widened(rows[models], at, dtype);
+    for (int m = 0; m < models; m++) {
+        Floats x = widened(rows[m], at, dtype);
+        if (with_base) x.a -= base.a, x.b -= base.b;
+        a[m] = wide(x.a), b[m] = wide(x.b);
     }
 }
 
-/* Asks for one of the PLACES of a later tile, little by little while there is work on this one: no
-processor foresees so many streams, and few can be waited for at once. */
 INLINE void ask_for(const void *const *rows, int count_rows, int64_t at, int dtype) {
-    for (int m = 0; m < count_rows; m++) {
-        const char *from = (const char *)rows[m] + at * width(dtype);
-        for (int line = 0; line < TILE * width(dtype); line += 64)
-            __builtin_prefetch(from + line, 0, 2);
+    for (int m = 0; m < count_rows; m++)
+        __builtin_prefetch((const char *)rows[m] + (at + AHEAD) * width(dtype), 0, 3);
+}
+
+/* A stretch of a few models: all in registers, where those are as long as ACROSS halves. */
+INLINE void few_products(const void *const *rows, int models, int with_base, int64_t start,
+                         double *sums, int dtype) {
+    D found[FEW * (FEW + 1) / 2][VECTORS];
+    for (int pair = 0; pair < models * (models + 1) / 2; pair++)
+        for (int v = 0; v < VECTORS; v++) found[pair][v] = (D){0};
+    for (int64_t at = start; at < start + RUN; at += ACROSS) {
+        ask_for(rows, models + with_base, at, dtype);
+        for (int v = 0; v < VECTORS; v += 2) {
+            D a[FEW], b[FEW];
+            take_step(rows, models, with_base, at + v * LANES, dtype, a, b);
+            for (int i = 0, pair = 0; i < models; i++) {
+                for (int j = i; j < models; j++, pair++) {
+                    found[pair][v] = product_and(a[i], a[j], found[pair][v]);
+                    found[pair][v + 1] = product_and(b[i], b[j], found[pair][v + 1]);
+                }
+            }
+        }
+    }
+    for (int pair = 0; pair < models * (models + 1) / 2; pair++) {
+        for (int v = 0; v < VECTORS; v++) {
+            double *to = sums + pair * ACROSS + v * LANES;
+            set(to, get(to) + found[pair][v]);
+        }
     }
 }
 
-INLINE void all_products(const void *const *rows, int models, int with_base, int64_t count,
-                         double *sums, int dtype) {
-    Tiles tiles;
-    for (int64_t at = 0; at < count; at += PLACES * ACROSS) {
-        for (int64_t first = 0; first < ACROSS && at + first < count; first += TILE) {
-            for (int m = 0; m < models + with_base; m++) {
-                for (int r = 0; r < PLACES; r++) {
-                    int64_t place = at + r * ACROSS + first, left = count - place;
-                    char *to = tile(&tiles, m, r, dtype);
-                    const char *from = (const char *)rows[m] + place * width(dtype);
-                    if (left >= TILE) {
-                        memcpy(to, from, (size_t)(TILE * width(dtype)));
-                    } else { /* 0, which adds nothing */
-                        memset(to, 0, (size_t)(TILE * width(dtype)));
-                        if (left > 0) memcpy(to, from, (size_t)(left * width(dtype)));
+/* A stretch of any number: the vectors of PLACES in memory, and four sums at a time. */
+INLINE void many_products(const void *const *rows, int models, int with_base, int64_t start,
+                          double *sums, int dtype) {
+    double run[PRODUCTS * (PRODUCTS + 1) / 2 * ACROSS] = {0};
+    const int all = models * (models + 1) / 2 * ACROSS;
+    for (int64_t at = start; at < start + RUN; at += PLACES * ACROSS) {
+        for (int v = 0; v < VECTORS; v += 2) {
+            D x[2][PLACES][PRODUCTS];
+            for (int r = 0; r < PLACES; r++) {
+                int64_t place = at + r * ACROSS + v * LANES;
+                ask_for(rows, models + with_base, place, dtype);
+                take_step(rows, models, with_base, place, dtype, x[0][r], x[1][r]);
+            }
+            for (int half = 0; half < 2; half++) {
+                double *to = run + (v + half) * LANES;
+                for (int i = 0; i < models; i++) {
+                    for (int j = i; j < models; j += 4) {
+                        D found[4];
+                        int many = models - j < 4 ? models - j : 4;
+                        for (int n = 0; n < many; n++) found[n] = get(to + n * ACROSS);
+                        for (int r = 0; r < PLACES; r++)
+                            for (int n = 0; n < many; n++)
+                                found[n] = product_and(x[half][r][i], x[half][r][j + n], found[n]);
+                        for (int n = 0; n < many; n++) set(to + n * ACROSS, found[n]);
+                        to += many * ACROSS;
                     }
                 }
             }
-            int64_t later = first + 2 * TILE;
-            later = later < ACROSS ? at + later : at + PLACES * ACROSS + later - ACROSS;
-            for (int64_t k = 0; k < TILE; k += STEP) {
-                if (k / STEP < PLACES)
-                    ask_for(rows, models + with_base, later + k / STEP * ACROSS, dtype);
-                for (int half = 0; half < 2; half++) {
-                    double *to = sums + first + k + half * LANES;
-#define FEW_OF(M) few_products(&tiles, M, with_base, k, half, to, dtype)
-                    if (models == 2) FEW_OF(2);
-                    else if (models == 3) FEW_OF(3);
-                    else if (models == 4) FEW_OF(4);
-                    else many_products(&tiles, models, with_base, k, half, to, dtype);
-                }
-            }
         }
+    }
+    for (int i = 0; i < all; i++) sums[i] += run[i];
+}
+
+/* `whole` is a multiple of RUN. */
+INLINE void all_products(const void *const *rows, int models, int with_base, int64_t whole,
+                         double *sums, int dtype) {
+    for (int64_t at = 0; at < whole; at += RUN) {
+        if (models == 2) few_products(rows, 2, with_base, at, sums, dtype);
+        else if (models == 3) few_products(rows, 3, with_base, at, sums, dtype);
+        else if (models == 4) few_products(rows, 4, with_base, at, sums, dtype);
+        else many_products(rows, models, with_base, at, sums, dtype);
     }
 }
 
@@ -720,10 +700,20 @@ INLINE void reordered(double *sums, int64_t count, int back) {
 each less the last row, the base, in float32, where there is one. */
 EXPORT(void, products)(const void *const *rows, int models, int with_base, int dtype, int64_t count,
                        double *sums) {
-    int64_t all = models * (models + 1) / 2 * ACROSS;
+    int64_t all = models * (models + 1) / 2 * ACROSS, whole = count / RUN * RUN;
+    const void *ends[PRODUCTS + 1];
+    uint32_t end[PRODUCTS + 1][RUN];
+    memset(end, 0, sizeof end); /* which adds nothing */
+    for (int m = 0; m < models + with_base; m++)
+        ends[m] = memcpy(end[m], (const char *)rows[m] + whole * width(dtype),
+                         (size_t)((count - whole) * width(dtype)));
     if (dtype != F32) reordered(sums, all, 0);
-    if (with_base) BY_DTYPE(dtype, all_products(rows, models, 1, count, sums, DTYPE))
-    else BY_DTYPE(dtype, all_products(rows, models, 0, count, sums, DTYPE))
+    for (int last = 0; last < 2; last++) {
+        const void *const *from = last ? ends : rows;
+        int64_t length = last ? whole < count ? RUN : 0 : whole;
+        if (with_base) BY_DTYPE(dtype, all_products(from, models, 1, length, sums, DTYPE))
+        else BY_DTYPE(dtype, all_products(from, models, 0, length, sums, DTYPE))
+    }
     if (dtype != F32) reordered(sums, all, 1);
 }
 

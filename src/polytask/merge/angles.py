@@ -14,6 +14,7 @@ from typing import final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.merge.base import (
@@ -28,8 +29,11 @@ from polytask.merge.base import (
 )
 from polytask.merge.rounding import all_finite
 
-ACROSS = 1 << 11
-"""Sums of a pair's products that are carried along; a divisor of GRAIN."""
+ACROSS = 16
+"""Sums of a pair's products that are carried along: as many as registers hold."""
+
+RUN = 512
+"""Elements whose products are added up from 0 on; a divisor of GRAIN."""
 
 AT_ONCE = 16
 """Rows of products that are formed together: 2 MiB."""
@@ -39,10 +43,11 @@ class Angles(Surveyor):
     """A mix of base and models, per tensor, by their inner products, in float64.
 
     The products are those of the models; where the base takes part, of how far they went from it,
-    in float32 as in other methods, so that products are exact. Of a pair of models, those at
-    elements k, k + ACROSS, k + 2 ACROSS, ... are added in this order, and in the end their sums by
-    halves. So a tensor gives the same to the last bit however it is cut, and on every machine; a
-    product of matrices would add in the order that suits it.
+    in float32 as in other methods, so that products are exact. Of RUN elements and a pair of
+    models, those at elements k, k + ACROSS, k + 2 ACROSS, ... are added in this order; then the
+    sums of each RUN, and in the end, by halves, those of a pair. So a tensor gives the same to the
+    last bit however it is cut, and on every machine; a product of matrices would add in the order
+    that suits it.
     """
 
     @abstractmethod
@@ -81,9 +86,7 @@ class Angles(Surveyor):
                 vectors_MG = _changes(base_P[block], vectors_MG)
             first = 0
             for products_JG in _products(vectors_MG.to(torch.float64)):
-                those_QA = sums_QA[first : first + len(products_JG)]
-                for products_JA in torch.split(products_JG.cpu(), ACROSS, dim=1):
-                    those_QA[:, : products_JA.shape[1]].add_(products_JA)
+                _add(products_JG.cpu().numpy(), sums_QA[first : first + len(products_JG)].numpy())
                 first += len(products_JG)
 
     @final
@@ -139,6 +142,20 @@ def _products(vectors_MG: Tensor) -> Iterator[Tensor]:
         torch.mul(vectors_MG[i:], vectors_MG[i], out=room_KG[filled : filled + models - i])
         filled += models - i
     yield room_KG[:filled]
+
+
+def _add(products_JG: NDArray[np.float64], sums_JA: NDArray[np.float64]) -> None:
+    """Add products, run by run; what is in them is lost."""
+    rows, length = products_JG.shape
+    if length % RUN:  # 0 adds nothing
+        products_JG = np.pad(products_JG, ((0, 0), (0, -length % RUN)))
+    steps_JNSA = products_JG.reshape(rows, -1, RUN // ACROSS, ACROSS)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so
+        sums_JNA = steps_JNSA[:, :, 0]
+        for step in range(1, RUN // ACROSS):
+            sums_JNA += steps_JNSA[:, :, step]
+        sums_JNA[:, 0] += sums_JA
+        sums_JA[:] = np.add.accumulate(sums_JNA, axis=1)[:, -1]
 
 
 def sums_of(sums: State, models: int) -> Tensor:
