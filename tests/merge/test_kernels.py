@@ -247,7 +247,9 @@ def test_short_fractions_round_as_float64_does(kind, models):
     scales = [top / 100 for top in range(-120, 121, 3)] + [0.7, 1 / 3, 3 / 128, 7.0, 100.0]
     mixtures = [Mixture((1.0,) * models, base=-float(models), scale=scale) for scale in scales]
     mixtures += [Mixture((2.0,) * models, base=-1.0, scale=scale) for scale in scales]
-    mixtures += [Mixture((1.0,) * models, over=float(over)) for over in (3, 5, 6, 7, 10, 100, 129, 0.3, 0.7)]
+    mixtures += [
+        Mixture((1.0,) * models, over=float(over)) for over in (3, 5, 6, 7, 10, 100, 129, 0.3, 0.7)
+    ]
     for mixture in mixtures:
         rows_RP = spread(kind, models, mixture.scale or 1.0, generator)
         rows_RP = rows_RP[: models + (mixture.base != 0)]

@@ -432,7 +432,7 @@ INLINE int digits(const Mixture *mix, Digits *out) {
 /* Returns whether no element's rows and result are too far apart, nor too small. */
 INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows, int64_t start,
                        int64_t stop, void *out, WideU *spoiled) {
-    const WideU size = in_both_halves(0x7fff), one = in_both_halves(1);
+    const WideU size = in_both_halves(0x7fff);
     const WideU apart = in_both_halves(of->rows), below = in_both_halves(of->result);
     const WideU small = in_both_halves((127 - 60) << 7); /* 2^-60 */
     const WideF low = of->low - (WideF){0}; /* -0 stays */
@@ -444,7 +444,7 @@ INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows
             __builtin_prefetch((const uint16_t *)rows[r] + at + AHEAD, 0, 3);
             memcpy(&words, (const uint16_t *)rows[r] + at, sizeof words);
             x_a = (WideF)(words << 16), x_b = (WideF)(words & 0xffff0000u);
-            words = BY_SHORTS(sub_epi16, words & size, one); /* no 0 is the least, nor the most */
+            words &= size;
             if (r == 0) {
                 a = x_a * of->factor[0], b = x_b * of->factor[0];
                 most = least = words;
@@ -462,7 +462,6 @@ INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows
         memcpy((uint16_t *)out + at, &result, sizeof result);
         result &= size;
         bad |= result + in_both_halves(0x0080);
-        result = BY_SHORTS(sub_epi16, result, one);
         far |= BY_SHORTS(subs_epu16, most, BY_SHORTS(adds_epu16, least, apart));
         far |= BY_SHORTS(subs_epu16, most, BY_SHORTS(adds_epu16, result, below));
         far |= BY_SHORTS(subs_epu16, small, most);

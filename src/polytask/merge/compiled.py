@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from polytask.merge.angles import sums_of
 from polytask.merge.base import (
     Changes,
@@ -33,6 +31,7 @@ from polytask.merge.pieces import Buffers, Pieces, pools
 from polytask.merge.plan import Item, Part
 from polytask.merge.ranks import Ranks
 from polytask.merge.rounding import all_finite
+from polytask.merge.window import Window
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Compiled:
         count: int,
         own: Buffers,
         seen: bool,
-    ) -> Tensor | None:
+    ) -> Window | None:
         """Return a merged piece, (P,), in the result's dtype and in the thread's memory.
 
         seen: whether what is not finite shows in the result, or was looked for before.
@@ -82,7 +81,8 @@ class Compiled:
         rows = _rows(parts, start, count, own)
         if not seen and not self.kernels.finite(rows):
             return None
-        out_P = own.raw.one(count, item.entry.dtype).values_P
+        out = own.raw.one(count, item.entry.dtype)
+        out_P = out.values_P
         if isinstance(form, Moved):
             draws = _draws(form.changes, item, len(rows) - 1, start, count)
             finite = self.kernels.move(form, rows, draws, out_P)
@@ -91,7 +91,7 @@ class Compiled:
         else:
             finite = self.kernels.mix(form, rows, out_P)
         self.used = True
-        return out_P if finite else None
+        return out if finite else None
 
     def look(
         self,

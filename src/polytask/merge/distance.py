@@ -17,7 +17,7 @@ FAR = 0.9
 """Distances from here on are warned of, in norms of the base. Two models that know nothing of each
 other are as good as orthogonal, hence more than 1 apart; tuned copies mostly lie below 0.1."""
 
-MATRICES = 64
+MATRICES = 16
 """Matrices that are looked at, spread over the model; norms and biases are alike in strangers."""
 
 

@@ -125,9 +125,7 @@ def _entry(path: Path, name: str, raw: Any, begin: int) -> Entry:
 
 def _counts(values: Any) -> bool:
     """Return whether this is a list of whole numbers that are not negative (true is none)."""
-    if not isinstance(values, list):
-        return False
-    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
+    return isinstance(values, list) and not [v for v in values if type(v) is not int or v < 0]
 
 
 def _in_order(path: Path, entries: Mapping[str, Entry], begin: int, size: int) -> dict[str, Entry]:

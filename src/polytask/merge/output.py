@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from polytask.errors import PolytaskError, RunError, UsageError
 from polytask.lock import LOCK, alone
 from polytask.merge import journal
 from polytask.merge.headers import Entry, header_of
-from polytask.merge.window import window
+from polytask.merge.window import Window
 from polytask.records import write_json
 
 SYNCED = 1 << 30
@@ -44,7 +43,7 @@ class Output(Protocol):
     def done(self, name: str) -> bool:
         """Return whether an earlier process has finished this tensor."""
 
-    def write(self, name: str, start: int, values_P: Tensor) -> None:
+    def write(self, name: str, start: int, piece: Window) -> None:
         """Take elements of the flattened tensor from `start` on, in the tensor's dtype."""
 
     def finish(self, name: str) -> None:
@@ -61,9 +60,9 @@ class Memory:
         """Return False: nothing was here before."""
         return False
 
-    def write(self, name: str, start: int, values_P: Tensor) -> None:
+    def write(self, name: str, start: int, piece: Window) -> None:
         """Take elements of the flattened tensor from `start` on."""
-        self.tensors[name].view(-1)[start : start + values_P.numel()] = values_P
+        self.tensors[name].view(-1)[start : start + piece.values_P.numel()] = piece.values_P
 
     def finish(self, name: str) -> None:
         """Do nothing."""
@@ -142,18 +141,12 @@ class Files:
         """Return whether an earlier process has finished this tensor."""
         return name in self._done
 
-    def write(self, name: str, start: int, values_P: Tensor) -> None:
+    def write(self, name: str, start: int, piece: Window) -> None:
         """Put elements in their place. Raises Unfinished, RunError."""
         entry = self._entries[name]
-        if values_P.numel() == 0:
-            return
-        view = window(values_P.contiguous()).bytes
+        at = entry.start + start * entry.dtype.itemsize
         with self._saying():
-            _write(
-                self._handles[self._shard_of[name]],
-                view,
-                entry.start + start * entry.dtype.itemsize,
-            )
+            _write(self._handles[self._shard_of[name]], piece.bytes, at)
 
     def finish(self, name: str) -> None:
         """Note that a tensor is whole, and now and then wait for the disk."""

@@ -29,6 +29,7 @@ from polytask.merge.pieces import Buffers, Pieces, is_wide
 from polytask.merge.plan import Item, Plan
 from polytask.merge.progress import Progress, Silent
 from polytask.merge.rounding import all_finite, check_range, nearest
+from polytask.merge.window import window
 
 SPAN = 64
 """Pieces of a tensor that one thread takes at a time."""
@@ -240,12 +241,12 @@ class Stream:
         """Merge a stretch by the compiled kernels, and what is not finite by torch."""
         seen = isinstance(form, Mixture) or self._shows(method)
         for at, size in _chunks(start, count, quick.room(item, form, self.need.chunk)):
-            values_P = quick.merged(item, method, form, at, size, own, seen)
-            if values_P is None:
+            piece = quick.merged(item, method, form, at, size, own, seen)
+            if piece is None:
                 mixture = form if isinstance(form, Mixture) else None
                 self._slow(item, method, state, mixture, at, size, own)
             else:
-                self.output.write(item.name, at, values_P)
+                self.output.write(item.name, at, piece)
                 self._advance(size)
 
     def _slow(
@@ -287,7 +288,7 @@ class Stream:
             merged_P = merged.reshape(-1).clone()  # out of the buffers, which are read into again
             finite = self._pieces.finite(item, method, start, count, own)
             check_range(merged_P, values_P, item.name, finite)
-        self.output.write(item.name, start, values_P)
+        self.output.write(item.name, start, window(values_P.contiguous()))
         self._advance(count)
 
     def _survey_tensor(self, item: Item, method: Surveyor, own: Buffers) -> State:
@@ -317,7 +318,7 @@ class Stream:
         for at, size in _chunks(start, count, self.need.chunk):
             out = own.pieces.one(size, item.entry.dtype)
             item.parts[0].read(at, out)
-            self.output.write(item.name, at, out.values_P)
+            self.output.write(item.name, at, out)
             self._advance(size)
 
     def _advance(self, elements: int) -> None:
