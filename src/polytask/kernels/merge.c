@@ -369,10 +369,10 @@ INLINE int nearly_steps(const Nearly *of, const void *const *rows, int count_row
 /* Sums of whole numbers of bfloat16 that are not far apart are exact in float32, and so is what
 lies on a tie; what does not is off it by a `bottom`-th of a last digit or more, when the factor is
 a fraction with that bottom: further than float32 errs. What is to be known of each element is how
-far apart its rows and the result are, by their bits, 128 to an octave.
+far apart its rows and the result are, by their bits, 128 to an octave; zeros are far from all.
 
 factor: whole numbers. high + low: what their sum is multiplied by, of one sign. rows, result: how
-far below the largest element the least that is not 0 may be, and the result. */
+far below the largest element the least may be, and the result. */
 typedef struct { float factor[MODELS], high, low; uint16_t rows, result; int moves; } Digits;
 
 #if defined(__AVX2__) && defined(__FMA__)
