@@ -4,22 +4,18 @@ They have requirements of their own, so each lives in an environment of its own,
 names its interpreter; without it they are looked for in this one:
 
     python -m venv mk && mk/bin/pip install mergekit==0.1.5
-    python -m venv fb && fb/bin/pip install fusion-bench==0.2.33
+    python -m venv fb && fb/bin/pip install fusion-bench==0.2.33 "transformers<5" "datasets<4.5"
     export POLYTASK_MERGEKIT=mk/bin/python POLYTASK_FUSIONBENCH=fb/bin/python
     export POLYTASK_PEFT=mk/bin/python    # mergekit brings it
-    pytest tests/merge/test_peers.py
+    pytest tests/merge/test_peers.py tests/merge/test_peers_with_data.py
 
 What differs on purpose is said where it is compared; docs/merge.md lists it.
 
 Shapes: M = tuned models, N = draws, P = elements.
 """
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,28 +39,9 @@ from polytask.merge import (
     read_recipe,
 )
 
-PACKAGES = {"MERGEKIT": "mergekit", "FUSIONBENCH": "fusion_bench", "PEFT": "peft"}
+from .peers import run
+
 DRAWS = 400
-
-
-def run(peer: str, code: str, *args: object) -> None:
-    """Run code where the peer is; skip the test where it is nowhere."""
-    variable, package = f"POLYTASK_{peer}", PACKAGES[peer]
-    python = os.environ.get(variable)
-    if not python and importlib.util.find_spec(package):
-        python = sys.executable
-    if not python:
-        pytest.skip(f"{package} is not installed; {variable} may name an interpreter that has it")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [python, "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 # mergekit: whole recipes on files ----------------------------------------------------------------

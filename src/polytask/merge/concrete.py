@@ -5,7 +5,7 @@
 Source: Tang et al., "Concrete Subspace Learning based Interference Elimination for Multi-task Model
     Fusion", 2023, https://arxiv.org/abs/2312.06173
 Differs from the source: the model that comes back has the mask without noise; the authors' code
-    draws once more.
+    draws once more. FusionBench's mask and rounds give the same logits, of the same draws.
 Shapes: T = tasks.
 """
 

@@ -6,6 +6,7 @@ Source: Yang et al., "Representation Surgery for Multi-Task Model Merging", ICML
     https://arxiv.org/abs/2402.02705
 Differs from the source: features are computed once, since neither model changes, and not anew in
     every step. W_up starts at 0, as in the authors' code, so that it begins as the merged model.
+    FusionBench's module, trained in the same rounds, corrects the same.
 Shapes: B = rows (with positions), F = channels of the features.
 """
 
