@@ -3,7 +3,8 @@
     python experiments/merge/eight.py --seed 0
     python experiments/merge/eight.py --seed 0 1 2 --backbone cnn vit --device cuda --jobs 12
 
-Takes up what an earlier call left in `runs/merge/`; writes `eight.json` here from all runs there.
+Takes up what an earlier call left in `runs/merge/`; writes `eight.json` here from all runs there, and
+beside each a record for `polytask report runs/merge/cnn-s0`.
 POLYTASK_DATA names the folder of the image sets.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import records
 import torch
 import training
 from ends import ends, made
@@ -181,6 +183,8 @@ def main() -> None:
     ]
     in_processes(works, options.jobs, options.threads)
     KEPT.write("eight", table())
+    for backbone, seed in starts:
+        records.write(backbone, seed)
 
 
 if __name__ == "__main__":
