@@ -3,9 +3,9 @@
     python experiments/merge/eight.py --seed 0
     python experiments/merge/eight.py --seed 0 1 2 --backbone cnn vit --device cuda --jobs 12
 
-Takes up what an earlier call left in `runs/merge/`; writes `eight.json` here from all runs there, and
-beside each a record for `polytask report runs/merge/cnn-s0`.
-POLYTASK_DATA names the folder of the image sets.
+Takes up what an earlier call left in `runs/merge/`; writes `eight.json` here from all runs there,
+and beside each a record for `polytask report runs/merge/cnn-s0`. POLYTASK_DATA names the folder of
+the image sets.
 """
 
 from __future__ import annotations
