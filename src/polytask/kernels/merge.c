@@ -438,8 +438,8 @@ INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows
     const WideF low = of->low - (WideF){0}; /* -0 stays */
     WideU far = {0}, bad = *spoiled;
     for (int64_t at = start; at < stop; at += 2 * STEP) {
-        WideU words, most, least, result;
-        WideF a, b, x_a, x_b;
+        WideU words, most = {0}, least = {0}, result;
+        WideF a = {0}, b = {0}, x_a = {0}, x_b = {0};
         for (int r = 0; r < count_rows; r++) {
             __builtin_prefetch((const uint16_t *)rows[r] + at + AHEAD, 0, 3);
             memcpy(&words, (const uint16_t *)rows[r] + at, sizeof words);
