@@ -1,11 +1,13 @@
 """The result's place: it appears whole or not at all, nothing else is touched, faults are named."""
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import stat
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +196,54 @@ def test_a_full_disk_keeps_what_is_done_and_the_merge_goes_on(three, tmp_path, m
     )
     assert totals[0] < sum(v.numel() for v in base().values())
     assert same(load(tmp_path / "out"), merge(start, models, Average()))
+
+
+@pytest.fixture
+def reserving(monkeypatch):
+    """Return a function that makes setting room aside end with an error number, and the calls."""
+    calls = []
+
+    def ends(number):
+        def fallocate(handle, mode, at, size):
+            calls.append((at.value, size.value))
+            ctypes.set_errno(number)
+            return -1
+
+        system = SimpleNamespace(fallocate64=fallocate)
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: system)
+        return calls
+
+    return ends
+
+
+def test_room_is_set_aside_before_anything_is_written(three, tmp_path, reserving):
+    start, models = three
+    sizes = [path.stat().st_size for path in start.glob("*.safetensors")]
+    calls = reserving(errno.ENOSPC)
+    with pytest.raises(RunError, match=r"is full. Free some space and give the same merge again"):
+        merge(start, models, Average(), out=tmp_path / "out")
+    ((at, size),) = calls
+    assert at == 0
+    assert size >= sum(sizes) - 1000  # all of it, but for headers
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "m1", "m2"}
+
+
+def test_a_disk_that_sets_no_room_aside_is_written_all_the_same(three, tmp_path, reserving):
+    start, models = three
+    expected = merge(start, models, Average())
+    calls = reserving(errno.EOPNOTSUPP)
+    merge(start, models, Average(), out=tmp_path / "out")
+    assert calls
+    assert same(load(tmp_path / "out"), expected)
+
+
+def test_tensors_begin_where_lines_of_the_cache_do(three, tmp_path):
+    start, models = three
+    out = tmp_path / "merged.safetensors"
+    merge(start, models, Average(), out=out)
+    with out.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    assert (8 + length) % 64 == 0
 
 
 def test_a_place_that_cannot_be_written_is_named(three, tmp_path):
