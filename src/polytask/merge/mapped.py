@@ -40,7 +40,7 @@ class Mapped:
 
         model, name: whose they are. Raises DataError where the file has become shorter.
         """
-        if os.fstat(self._handle).st_size < end:
+        if os.lseek(self._handle, 0, os.SEEK_END) < end:  # fstat takes five times as long
             raise cut_short(self._path, name)
         trail = trails.get(model)
         if (
