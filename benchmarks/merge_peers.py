@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -113,6 +114,7 @@ def run(
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        shutil.rmtree(out, ignore_errors=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             print(f"{peer} {name}: left out, it failed: {last}", file=sys.stderr)

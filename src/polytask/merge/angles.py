@@ -1,8 +1,8 @@
 """Methods that ask a tensor only for the lengths and angles of its models, and then mix them.
 
-Shapes: M = models, P = elements of one piece, A = ACROSS, Q = pairs of models,
-    each with itself and those after it, J = some of
-    them.
+Shapes: M = models, P = elements of one piece, G = some of them, Q = pairs of models, each with
+    itself and those after it, J, K = some of them, A = ACROSS, R = runs, S = steps of a
+    run, E = R * A.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from polytask.merge.base import (
     GRAIN,
@@ -35,8 +36,8 @@ ACROSS = 16
 RUN = 512
 """Elements whose products are added up from 0 on; a divisor of GRAIN."""
 
-AT_ONCE = 16
-"""Rows of products that are formed together: 2 MiB."""
+AT_ONCE = 1 << 18
+"""Products that are formed together, at most: 2 MiB."""
 
 
 class Angles(Surveyor):
@@ -78,16 +79,12 @@ class Angles(Surveyor):
     @final
     def look(self, base_P: Tensor, tuned_MP: Tensor, at: Place, state: State, sums: State) -> None:
         """Add the inner products of one piece."""
-        sums_QA = sums_of(sums, len(tuned_MP))
+        sums_QA = sums_of(sums, len(tuned_MP)).numpy()
         for start in range(0, tuned_MP.shape[1], GRAIN):
-            block = slice(start, start + GRAIN)
-            vectors_MG = tuned_MP[:, block]
+            vectors_MG = tuned_MP[:, start : start + GRAIN]
             if self.needs_base:
-                vectors_MG = _changes(base_P[block], vectors_MG)
-            first = 0
-            for products_JG in _products(vectors_MG.to(torch.float64)):
-                _add(products_JG.cpu().numpy(), sums_QA[first : first + len(products_JG)].numpy())
-                first += len(products_JG)
+                vectors_MG = _changes(base_P[start : start + GRAIN], vectors_MG)
+            _add(vectors_MG, sums_QA)
 
     @final
     def looks(self, state: State) -> Look:
@@ -126,36 +123,49 @@ def _changes(base_G: Tensor, tuned_MG: Tensor) -> Tensor:
     changes_MG = tuned_MG - base_G
     if all_finite(changes_MG):
         return changes_MG
-    return tuned_MG.to(torch.float64) - base_G.to(torch.float64)
+    return tuned_MG.double() - base_G.double()
 
 
-def _products(vectors_MG: Tensor) -> Iterator[Tensor]:
-    """Yield the products of each vector with itself and those after it, many at once, (J, G), in
-    memory that is used again."""
+def _add(vectors_MG: Tensor, sums_QA: NDArray[np.float64]) -> None:
+    """Add the products of each vector with itself and those after it, run by run."""
     models, length = vectors_MG.shape
-    room_KG = vectors_MG.new_empty(max(AT_ONCE, models), length)
+    runs, steps = -(-length // RUN), RUN // ACROSS
+    if length % RUN:  # 0 adds nothing
+        vectors_MG = functional.pad(vectors_MG, (0, runs * RUN - length))
+    # The steps of a run come first: what is added then lies in long stretches.
+    all_SMRA = vectors_MG.reshape(models, runs, steps, ACROSS).permute(2, 0, 1, 3).contiguous()
+    all_SME = all_SMRA.to(torch.float64).view(steps, models, runs * ACROSS)
+    first = 0
+    for products_SJE in _products(all_SME):
+        numbers_SJE = products_SJE.cpu().numpy()
+        sums_JE = numbers_SJE[0]
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so
+            for numbers_JE in numbers_SJE[1:]:
+                sums_JE += numbers_JE
+            sums_JRA = sums_JE.reshape(len(sums_JE), runs, ACROSS)
+            those_JA = sums_QA[first : first + len(sums_JE)]
+            sums_JRA[:, 0] += those_JA
+            those_JA[:] = np.add.accumulate(sums_JRA, axis=1)[:, -1]
+        first += len(those_JA)
+
+
+def _products(all_SME: Tensor) -> Iterator[Tensor]:
+    """Yield the products of each vector with itself and those after it, many at once, (S, J, E), in
+    memory that is used again."""
+    steps, models, length = all_SME.shape
+    most = max(1, min(models * (models + 1) // 2, AT_ONCE // (steps * length)))
+    room_SKE = all_SME.new_empty(steps, most, length)
     filled = 0
     for i in range(models):
-        if filled + models - i > len(room_KG):
-            yield room_KG[:filled]
-            filled = 0
-        torch.mul(vectors_MG[i:], vectors_MG[i], out=room_KG[filled : filled + models - i])
-        filled += models - i
-    yield room_KG[:filled]
-
-
-def _add(products_JG: NDArray[np.float64], sums_JA: NDArray[np.float64]) -> None:
-    """Add products, run by run; what is in them is lost."""
-    rows, length = products_JG.shape
-    if length % RUN:  # 0 adds nothing
-        products_JG = np.pad(products_JG, ((0, 0), (0, -length % RUN)))
-    steps_JNSA = products_JG.reshape(rows, -1, RUN // ACROSS, ACROSS)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so
-        sums_JNA = steps_JNSA[:, :, 0]
-        for step in range(1, RUN // ACROSS):
-            sums_JNA += steps_JNSA[:, :, step]
-        sums_JNA[:, 0] += sums_JA
-        sums_JA[:] = np.add.accumulate(sums_JNA, axis=1)[:, -1]
+        for begin in range(i, models, most):
+            end = min(models, begin + most)
+            if filled + end - begin > most:
+                yield room_SKE[:, :filled]
+                filled = 0
+            out_SJE = room_SKE[:, filled : filled + end - begin]
+            torch.mul(all_SME[:, begin:end], all_SME[:, i : i + 1], out=out_SJE)
+            filled += end - begin
+    yield room_SKE[:, :filled]
 
 
 def sums_of(sums: State, models: int) -> Tensor:
