@@ -300,11 +300,15 @@ typedef float WideF __attribute__((vector_size(VECTOR)));
 typedef uint32_t WideU __attribute__((vector_size(VECTOR)));
 typedef int16_t Shorts __attribute__((vector_size(VECTOR)));
 
-INLINE WideU larger(WideU x, WideU y) { /* of 16 bits each, none above 0x7fff */
 #if defined(__AVX512BW__)
-    return (WideU)_mm512_max_epi16((__m512i)x, (__m512i)y);
+#define BY_SHORTS(name, x, y) (WideU)_mm512_##name((__m512i)(x), (__m512i)(y))
 #elif defined(__AVX2__)
-    return (WideU)_mm256_max_epi16((__m256i)x, (__m256i)y);
+#define BY_SHORTS(name, x, y) (WideU)_mm256_##name((__m256i)(x), (__m256i)(y))
+#endif
+
+INLINE WideU larger(WideU x, WideU y) { /* of 16 bits each, none above 0x7fff */
+#ifdef BY_SHORTS
+    return BY_SHORTS(max_epi16, x, y);
 #else
     WideU is = (WideU)((Shorts)x > (Shorts)y);
     return (x & is) | (y & ~is);
@@ -375,15 +379,9 @@ factor: whole numbers. high + low: what their sum is multiplied by, of one sign.
 far below the largest element the least may be, and the result. */
 typedef struct { float factor[MODELS], high, low; uint16_t rows, result; int moves; } Digits;
 
-#if defined(__AVX2__) && defined(__FMA__)
+#if defined(BY_SHORTS) && defined(__FMA__)
 
 INLINE WideU in_both_halves(uint16_t x) { return (WideU){0} + (x | (uint32_t)x << 16); }
-
-#if defined(__AVX512BW__)
-#define BY_SHORTS(name, x, y) (WideU)_mm512_##name((__m512i)(x), (__m512i)(y))
-#else
-#define BY_SHORTS(name, x, y) (WideU)_mm256_##name((__m256i)(x), (__m256i)(y))
-#endif
 
 /* Puts it; returns whether it is so for the mixture. */
 INLINE int digits(const Mixture *mix, Digits *out) {
@@ -450,7 +448,7 @@ INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows
                 most = least = words;
             } else {
                 a = times_and(x_a, of->factor[r], a), b = times_and(x_b, of->factor[r], b);
-                most = BY_SHORTS(max_epi16, most, words);
+                most = larger(most, words);
                 least = BY_SHORTS(min_epu16, least, words);
             }
         }
@@ -482,8 +480,7 @@ INLINE int digit_steps(const Digits *of, const void *const *rows, int count_rows
 /* In blocks; those it does not settle are for float64. Where few are settled, so is the rest.
 Returns how far it came. of, by_digits: one of them, the other is null. */
 INLINE int64_t mix_nearly(const Mixture *mix, const Nearly *of, const Digits *by_digits,
-                          const void *const *rows, int64_t count, void *out, U *spoiled,
-                          int plain) {
+                          const void *const *rows, int64_t count, void *out, U *spoiled) {
     WideU bad = {0};
     const int block = by_digits ? 2 * STEP : BLOCK;
     int64_t at = 0, left = 32; /* blocks that may fail beyond those that are settled */
@@ -494,7 +491,7 @@ INLINE int64_t mix_nearly(const Mixture *mix, const Nearly *of, const Digits *by
             left++;
         } else {
             left--;
-            mix_block(mix, rows, at, stop, out, spoiled, plain, BF16, BF16);
+            mix_block(mix, rows, at, stop, out, spoiled, 0, BF16, BF16);
         }
     }
     /* Where only float32 left its range, torch finds what float64 gives. */
@@ -522,11 +519,9 @@ EXPORT(int, mix)(const void *const *rows, int count_rows, int dtype, const doubl
     if (dtype == BF16 && out_dtype == BF16) {
         int64_t most = count / (2 * STEP) * (2 * STEP);
         if (digits(&mix, &by))
-            done = plain ? mix_nearly(&mix, 0, &by, rows, most, out, &spoiled, 1)
-                         : mix_nearly(&mix, 0, &by, rows, most, out, &spoiled, 0);
+            done = mix_nearly(&mix, 0, &by, rows, most, out, &spoiled);
         else if (nearly(&mix, &of))
-            done = plain ? mix_nearly(&mix, &of, 0, rows, most, out, &spoiled, 1)
-                         : mix_nearly(&mix, &of, 0, rows, most, out, &spoiled, 0);
+            done = mix_nearly(&mix, &of, 0, rows, most, out, &spoiled);
     }
     if (plain) {
         BY_DTYPES(dtype, out_dtype,

@@ -20,7 +20,6 @@ other are as good as orthogonal, hence more than 1 apart; tuned copies mostly li
 MATRICES = 16
 """Matrices that are looked at, spread over the model; norms and biases are alike in strangers."""
 
-
 STRETCH = 1 << 12
 """Elements of a matrix that are looked at, in its middle."""
 
@@ -40,7 +39,7 @@ def distances(plan: Plan) -> dict[str, float]:
         count = min(STRETCH, item.entry.numel)
         start = (item.entry.numel - count) // 2
         sample_RP = torch.stack([_sample(part, start, count, arena) for part in item.parts])
-        sample_RP[1:] -= sample_RP[0].clone()
+        sample_RP[1:] -= sample_RP[0]
         found_R = sample_RP.nan_to_num_(0.0, 0.0, 0.0).square_().sum(dim=1)
         squares = [sum_ + one for sum_, one in zip(squares, found_R.tolist(), strict=True)]
     return {
