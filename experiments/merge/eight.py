@@ -121,11 +121,9 @@ def table() -> dict[str, Any]:
             individual = first["individual"]
             made_on.append(first["versions"])
             rows = {"individual": {"accuracy": individual}, "joint": {"accuracy": first["joint"]}}
-            for name in JOBS:
-                if (KEPT.runs / f"{backbone}-s{seed}" / f"{name}.json").exists():
-                    kept = KEPT.run(f"{backbone}-s{seed}/{name}", dict)
-                    made_on.append(kept["versions"])
-                    rows |= {name + added: row for added, row in kept["rows"].items()}
+            kept, versions_of = records.rows(f"{backbone}-s{seed}")
+            rows |= kept
+            made_on += versions_of
             for name, row in rows.items():
                 into = methods.setdefault(name, {"seeds": []})
                 into["seeds"].append(seed)

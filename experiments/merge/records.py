@@ -16,6 +16,18 @@ from polytask.merge.record import Learned, Measure, MergeRecord, MergeResult, no
 NAMES = {"cnn": "CNN", "vit": "ViT"}
 
 
+def rows(home: str) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """Return what is kept of all methods in a folder below `runs/merge/`, and what made each."""
+    found: dict[str, dict[str, Any]] = {}
+    made_on = []
+    for name in JOBS:
+        if (KEPT.runs / home / f"{name}.json").exists():
+            kept = KEPT.run(f"{home}/{name}", dict)
+            made_on.append(kept["versions"])
+            found |= {name + added: row for added, row in kept["rows"].items()}
+    return found, made_on
+
+
 def write(backbone: str, seed: int) -> Path:
     """Write `merge.json` beside what is kept of these merges; return it.
 
@@ -23,18 +35,15 @@ def write(backbone: str, seed: int) -> Path:
     """
     home = f"{backbone}-s{seed}"
     first = KEPT.run(f"{home}/ends", dict)
-    rows: dict[str, dict[str, Any]] = {}
-    for name in JOBS:
-        if not name.startswith("poisoned") and (KEPT.runs / home / f"{name}.json").exists():
-            kept = KEPT.run(f"{home}/{name}", dict)["rows"]
-            rows |= {name + added: row for added, row in kept.items()}
-    base = rows.pop("base", None)
+    found, _ = rows(home)
+    merges = {name: row for name, row in found.items() if not name.startswith("poisoned")}
+    base = merges.pop("base", None)
     family = ends(backbone, seed, "cpu", "cpu").family()
     record = MergeRecord(
         title=f"Eight image tasks, {NAMES[backbone]}, seed {seed}",
         measures={task: Measure("accuracy", "max", "fraction") for task in TASKS.names},
         individual=first["individual"],
-        merges={name: _result(row) for name, row in rows.items()},
+        merges={name: _result(row) for name, row in merges.items()},
         maps=maps(family.base, [family.shared(t) for t in TASKS.names], labels=TASKS.names),
         base={} if base is None else base["accuracy"],
         joint=first["joint"],

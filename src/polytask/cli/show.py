@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 from rich.console import Console
@@ -20,10 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from polytask.catalog import Method
-from polytask.evaluate import Claim
 from polytask.recipes import PHASES, SINGLE, TESTS, Job
 from polytask.records import Record, Values
 from polytask.suites import SuiteRow
+
+if TYPE_CHECKING:
+    from polytask.evaluate import Claim
 
 VERDICTS = {
     "gained": ("green", "▲ gained"),

@@ -1,6 +1,10 @@
-"""Numbers from outputs: gains, intervals over seeds, verdicts, reasons, cost, and claims."""
+"""Numbers from outputs: gains, intervals over seeds, verdicts, reasons, cost, and claims.
 
-from polytask.evaluate.claims import Claim, Effect, Outcome, decide, decide_against_all
+Claims and known truths are imported when they are first used (PEP 562).
+"""
+
+from typing import TYPE_CHECKING
+
 from polytask.evaluate.gain import delta_m, gains
 from polytask.evaluate.interval import LEVEL, interval
 from polytask.evaluate.paired import paired_error
@@ -15,8 +19,24 @@ from polytask.evaluate.result import (
     judge,
     reference,
 )
-from polytask.evaluate.truth import AgainstTruth, against_truth
 from polytask.evaluate.why import why
+from polytask.lazily import lazily
+
+if TYPE_CHECKING:
+    from polytask.evaluate.claims import Claim, Effect, Outcome, decide, decide_against_all
+    from polytask.evaluate.truth import AgainstTruth, against_truth
+
+_WHERE = {
+    "Claim": "claims",
+    "Effect": "claims",
+    "Outcome": "claims",
+    "decide": "claims",
+    "decide_against_all": "claims",
+    "AgainstTruth": "truth",
+    "against_truth": "truth",
+}
+
+__getattr__, __dir__ = lazily(__name__, _WHERE)
 
 __all__ = [
     "LEVEL",
